@@ -1,0 +1,46 @@
+"""Where numbers go while a run works: metrics.jsonl, TensorBoard events and the progress bar."""
+
+import json
+import pathlib
+from typing import Any
+
+import tqdm
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends scalars to `<workdir>/metrics.jsonl` and to TensorBoard event files beside it."""
+
+    def __init__(self, workdir: pathlib.Path):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.path = workdir / "metrics.jsonl"
+        self._events = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
+        """One line {"stage", "step", ...}; the same scalars as events named `stage/name`."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(f"{stage}/{name}", value, step)
+
+    def truncate(self, stage: str, after_step: int) -> None:
+        """Drops the lines of a stage later than the checkpoint that a run resumes from."""
+        if not self.path.exists():
+            return
+        lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= after_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def progress(total: int, start: int, title: str) -> tqdm.tqdm:
+    """A progress bar over steps, with rate and time left."""
+    return tqdm.tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+
+def show(bar: tqdm.tqdm, **scalars: Any) -> None:
+    """Advances the bar by one step and shows the scalars behind it."""
+    bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False)
+    bar.update()
