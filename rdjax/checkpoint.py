@@ -14,7 +14,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # Saves are synchronous: adapters are small, and a donated buffer must not change under a save.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
@@ -22,7 +23,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Saves a tree of arrays and a JSON-able record of progress, in the background."""
+        """Saves a tree of arrays and a JSON-able record of progress."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         self._manager.save(step, args=args)
 
@@ -34,6 +35,4 @@ class Checkpoints:
         return restored.state, restored.progress
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.wait_until_finished()
         self._manager.close()

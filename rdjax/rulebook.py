@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from ml_collections import config_dict, config_flags
 from transformers import PreTrainedTokenizerFast
 
+from rdjax import cli
 from rdjax.checkpoint import Checkpoints
 from rdjax.data.templates import ALPACA_INPUT, ALPACA_RESPONSE
-from rdjax.errors import exit_on_user_error
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.attention import shared_prefix_mask
 from rdjax.models.config import DecoderConfig
@@ -221,7 +221,6 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
     return folder
 
 
-@exit_on_user_error
 def main(argv: list[str]) -> None:
     del argv
     folder = train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
@@ -231,4 +230,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -70,7 +70,9 @@ def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
     """Translates the fields of a Hugging Face config; `where` names its source in errors."""
     model_type = fields.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
-        raise UserError(f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(SUPPORTED_MODEL_TYPES)}")
+        raise UserError(
+            f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
     # Fields that would change the result, with the only value that the decoder computes.
     required = {"hidden_act": "silu", "sliding_window": None, "quantization_config": None, "partial_rotary_factor": 1.0}
     for name, accepted in required.items():
@@ -96,7 +98,9 @@ def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
     except KeyError as error:
         raise UserError(f"{where}: the field {error.args[0]} is missing") from None
     if config.heads % config.kv_heads:
-        raise UserError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}")
+        raise UserError(
+            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}"
+        )
     return config
 
 

@@ -205,7 +205,9 @@ class Decoder(nnx.Module):
         kvs = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
         scanned = (nnx.to_pure_dict(layers), adapter, keys_L, kvs)
         unroll = self.config.layers <= CPU_UNROLLED_LAYERS and jax.default_backend() == "cpu"
-        x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, scanned, unroll=unroll)
+        x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(
+            jax.checkpoint(layer) if remat else layer, x_BTD, scanned, unroll=unroll
+        )
         if cache is not None:
             cache = Cache(*kvs, index + tokens_BT.shape[1])
         return Output(self.norm(x_BTD), inputs_LBQD, cache)

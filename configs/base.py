@@ -1,0 +1,80 @@
+"""Every field of a run, with its default. An experiment file starts from here and overrides a few."""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    # rule_distill_base, rule_distill_enhanced, inst_tune_without_rule or inst_tune_with_rule
+    config.method = "rule_distill_base"
+
+    config.model = config_dict.ConfigDict()
+    config.model.path = "rulebook"  # a folder, a hub id, or "rulebook": the embedded model
+    config.model.adapter = ""  # a PEFT adapter (folder or hub id) that teacher and student start from
+    config.model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPU, bfloat16 on accelerators
+    config.model.remat = False  # recompute every layer in the backward pass: slower, far less memory
+
+    config.task = config_dict.ConfigDict()
+    config.task.name = "arithmetic"  # arithmetic, sentiment, safety, or rule: a user's own folder
+    config.task.root = ""  # that task's own folder; arithmetic without one generates its data
+    config.task.k = 8  # training samples (a user's own folder: 0 takes all)
+    config.task.template = "alpaca"  # alpaca, or chat: the tokenizer's own
+    config.task.max_length = 1024  # tokens of prompt and response; longer is an error, never a cut
+    config.task.demos = True  # keep the demos that published rule prompts carry
+    config.task.one_wording = False  # give every row the first training row's rule (no wording gives a class away)
+    config.task.responses = "gold"  # gold: the rows' outputs; teacher: written by the rule-conditioned teacher
+    config.task.valid_seed = 1234  # which published validation file
+    # The rule and sizes of generated arithmetic (task.name = arithmetic without task.root).
+    config.task.generated = config_dict.ConfigDict()
+    config.task.generated.value = "sum"  # sum, difference, larger, smaller, first, second
+    config.task.generated.constant = 1
+    config.task.generated.symbol = "@@@"
+    config.task.generated.train_low = 1
+    config.task.generated.train_high = 99
+    config.task.generated.test_rows = 100  # of each test split and of retain
+
+    config.lora = config_dict.ConfigDict()
+    config.lora.rank = 16
+    config.lora.alpha = 16.0
+    config.lora.dropout = 0.05
+    config.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")  # also gate_proj, up_proj, down_proj
+
+    config.loss = config_dict.ConfigDict()
+    config.loss.logit = "kl"  # kl, entropy (same gradient), none
+    config.loss.temperature = 1.0
+    # The weight of mean_l ||u_t - u_s||^2, free of the width; 2.44 where neither it nor hidden_beta is given.
+    config.loss.hidden_weight = config_dict.placeholder(float)
+    config.loss.hidden_beta = config_dict.placeholder(float)  # the authors' beta instead: hidden_weight = beta / D
+    config.loss.hidden_positions = "response"  # response, or shared: everything after the rule
+    config.loss.reduction = "token"  # token: mean over the batch's tokens; sample: mean of each sample's mean
+    config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
+
+    config.optimizer = config_dict.ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 5
+    config.optimizer.schedule = "cosine"  # cosine, linear, constant
+    config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
+    config.optimizer.weight_decay = 0.0
+
+    config.train = config_dict.ConfigDict()
+    config.train.epochs = 20
+    config.train.batch_size = 4  # samples an update
+    config.train.accumulation = 1  # micro-batches an update
+    config.train.valid_every = 1  # epochs between validations; 0: never, and the last epoch is kept
+    config.train.checkpoint_every = 1  # epochs between checkpoints
+
+    config.eval = config_dict.ConfigDict()
+    # base, base_with_rule, student, student_with_rule, enhanced_with_rule, or a method: a baseline that the run
+    # then trains too. Empty: no evaluation.
+    config.eval.systems = ("base", "base_with_rule", "student", "student_with_rule")
+    config.eval.max_new_tokens = 64
+    config.eval.beams = 1  # greedy
+    config.eval.batch_size = 32
+    config.eval.limit = 0  # rows of each split; 0: all
+
+    config.mesh = config_dict.ConfigDict()
+    config.mesh.data = 1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config

@@ -1,0 +1,18 @@
+"""The paper's safety task from the published files, on any Llama checkpoint.
+
+    python -m rdjax.train --config=configs/safety.py --workdir=runs/safety \\
+        --config.model.path=<checkpoint> --config.task.root=<data>/jailbreak_experiments --config.task.k=16
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = base.get_config()
+    config.task.name = "safety"
+    config.task.root = "data/jailbreak_experiments"
+    config.task.k = 16
+    config.train.accumulation = 4
+    return config

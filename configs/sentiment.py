@@ -1,0 +1,21 @@
+"""The paper's sentiment steering task from the published files, on any Llama checkpoint.
+
+    python -m rdjax.train --config=configs/sentiment.py --workdir=runs/sentiment \\
+        --config.model.path=<checkpoint> --config.task.root=<data>/bob_sentiment_experiments --config.task.k=16
+
+In the files the wording of the rule gives the class of the input away; here every row carries the same one.
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = base.get_config()
+    config.task.name = "sentiment"
+    config.task.root = "data/bob_sentiment_experiments"
+    config.task.k = 16
+    config.task.one_wording = True
+    config.train.accumulation = 4
+    return config

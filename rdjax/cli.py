@@ -1,0 +1,36 @@
+"""What every command shares: absl flags, and errors in one line with exit status 2."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from rdjax.errors import UserError
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Parses the command line and calls `main` with the positional arguments.
+
+    Bad flags and `UserError` end with one line on standard error and exit status 2, without a traceback.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        # ml_collections raises the built-in ones for an unknown field or a wrong type in an override.
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            sys.exit(_fail(error))
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv[1:])
+        except UserError as error:
+            sys.exit(_fail(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(error: Exception) -> int:
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,116 @@
+"""Checks of a run's configuration, and its plain form for config.json."""
+
+import json
+from typing import Any
+
+from ml_collections import config_dict
+
+from rdjax.errors import UserError
+
+METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
+SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 4096
+
+CHOICES = {
+    "method": METHODS,
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "task.name": ("arithmetic", "sentiment", "safety", "rule"),
+    "task.template": ("alpaca", "chat"),
+    "task.responses": ("gold", "teacher"),
+    "task.generated.value": ("sum", "difference", "larger", "smaller", "first", "second"),
+    "loss.logit": ("kl", "entropy", "none"),
+    "loss.hidden_positions": ("response", "shared"),
+    "loss.reduction": ("token", "sample"),
+    "loss.variant": ("ours", "published"),
+    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "eval.beams": (1,),
+}
+
+AT_LEAST = {
+    "task.k": 0,
+    "task.max_length": 1,
+    "task.generated.test_rows": 1,
+    "lora.rank": 1,
+    "lora.dropout": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": 0,
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.accumulation": 1,
+    "train.valid_every": 0,
+    "train.checkpoint_every": 1,
+    "eval.max_new_tokens": 1,
+    "eval.batch_size": 1,
+    "eval.limit": 0,
+    "mesh.data": 1,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+}
+
+
+def _get(config: config_dict.ConfigDict, path: str) -> Any:
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def check_config(config: config_dict.ConfigDict) -> None:
+    """Checks values against each other and against what is accepted.
+
+    Raises:
+      UserError: names the field, its value and what would be accepted.
+    """
+    for path, accepted in CHOICES.items():
+        if _get(config, path) not in accepted:
+            known = ", ".join(str(choice) for choice in accepted)
+            raise UserError(f"config.{path} = {_get(config, path)!r} is unknown; accepted: {known}")
+    for path, least in AT_LEAST.items():
+        if _get(config, path) < least:
+            raise UserError(f"config.{path} = {_get(config, path)!r} is too small; accepted: {least} or more")
+    for path in ("loss.temperature", "optimizer.learning_rate", "lora.alpha"):
+        if _get(config, path) <= 0:
+            raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
+    if config.lora.dropout >= 1:
+        raise UserError(f"config.lora.dropout = {config.lora.dropout} is no probability below 1")
+    _check_names("lora.targets", config.lora.targets, TARGETS)
+    _check_names("eval.systems", config.eval.systems, SYSTEMS + METHODS)
+    if not config.lora.targets:
+        raise UserError("config.lora.targets is empty; accepted: any of " + ", ".join(TARGETS))
+    if config.loss.hidden_weight is not None and config.loss.hidden_beta is not None:
+        raise UserError("config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of the two")
+    if config.train.batch_size % config.train.accumulation:
+        raise UserError(
+            f"config.train.batch_size = {config.train.batch_size} is not a multiple of "
+            f"config.train.accumulation = {config.train.accumulation}"
+        )
+
+
+def _check_names(path: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"config.{path}: {name!r} is unknown; accepted: {', '.join(known)}")
+
+
+def hidden_weight(loss: config_dict.ConfigDict, width: int) -> float:
+    """The weight of mean_l ||u_t - u_s||^2, from `hidden_weight` or from the authors' `hidden_beta`."""
+    if loss.hidden_beta is not None:
+        return loss.hidden_beta / width
+    return DEFAULT_HIDDEN_WEIGHT if loss.hidden_weight is None else loss.hidden_weight
+
+
+def plain(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The configuration as JSON gives it back (tuples are lists)."""
+    return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two plain configurations differ, as "a.b: x, here y"."""
+    found: list[str] = []
+    for name in sorted({*ours, *theirs}):
+        left, right = ours.get(name), theirs.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, f"{prefix}{name}.")
+        elif left != right:
+            found.append(f"{prefix}{name}: {right!r} there, {left!r} here")
+    return found

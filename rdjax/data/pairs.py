@@ -1,0 +1,128 @@
+"""Pairs: the same response behind a prompt with the rule (teacher) and one without (student).
+
+Alignment is data. A pair says for both token sequences where the predictions of the response are read and
+where the shared tail lies, so that both forwards gather the same slots and the losses see aligned arrays.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rdjax.data.templates import alpaca_prompt, join_instruction
+from rdjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """A row's two prompts, as text and as ids.
+
+    Attributes:
+      teacher_text, student_text: with and without the rule.
+      teacher_ids, student_ids: their tokens.
+      shared: how many last tokens of the two prompts are the same text after the rule.
+      where: file and row, for messages.
+    """
+
+    teacher_text: str
+    student_text: str
+    teacher_ids: tuple[int, ...]
+    student_ids: tuple[int, ...]
+    shared: int
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Prompts with one response.
+
+    Attributes:
+      response_ids: the response, without end of sequence.
+      ended: whether the response ends there, so that end of sequence is to be predicted too.
+    """
+
+    prompts: Prompts
+    response_ids: tuple[int, ...]
+    ended: bool = True
+
+
+def render(template: str, tokenizer: PreTrainedTokenizerBase, rule: str, instruction: str, text: str) -> str:
+    """One prompt up to where the response begins; an empty `rule` gives the student's."""
+    if template == "alpaca":
+        return alpaca_prompt(join_instruction(rule, instruction), text)
+    messages = [{"role": "system", "content": rule}] if rule else []
+    messages.append({"role": "user", "content": join_instruction(instruction, text)})
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
+        raise UserError(f"config.task.template = chat: the tokenizer's chat template fails ({error})") from None
+
+
+def encode(template: str, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of a text and the character at which each begins; no end of sequence at the end.
+
+    The tokenizer's own call puts special tokens. A chat template writes them itself, so there none are added:
+    begin of sequence never stands twice.
+    """
+    encoded = tokenizer(text, add_special_tokens=template != "chat", return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+        ids.pop()
+    return tuple(ids), tuple(starts[: len(ids)])
+
+
+def make_prompts(template: str, tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> Prompts:
+    """Renders and tokenises a row of a rule task with and without its rule."""
+    own = (row["instruction"], row["input"])
+    teacher_text = render(template, tokenizer, row["rule"], *own)
+    student_text = render(template, tokenizer, "", *own)
+    teacher_ids, starts = encode(template, tokenizer, teacher_text)
+    student_ids, _ = encode(template, tokenizer, student_text)
+    # A chat template may trim the rule or the row's last blank; only text behind the rule is shared.
+    at = teacher_text.rfind(row["rule"].strip())
+    rule_end = at + len(row["rule"].strip()) if at >= 0 else len(teacher_text)
+    shared = 0
+    while (
+        shared < min(len(teacher_ids), len(student_ids))
+        and teacher_ids[-1 - shared] == student_ids[-1 - shared]
+        and starts[-1 - shared] >= rule_end
+    ):
+        shared += 1
+    return Prompts(teacher_text, student_text, teacher_ids, student_ids, shared, row["where"])
+
+
+def make_pair(template: str, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, response: str) -> Pair:
+    """Puts a response behind both prompts.
+
+    Raises:
+      UserError: the response is empty, or its tokens depend on the prompt before it.
+    """
+    if not response.strip():
+        raise UserError(f"{prompts.where}: the field output is empty; a response to learn from is needed")
+    sides = []
+    for text, ids in ((prompts.teacher_text, prompts.teacher_ids), (prompts.student_text, prompts.student_ids)):
+        both, _ = encode(template, tokenizer, text + response)
+        if both[: len(ids)] != ids:
+            raise UserError(
+                f"{prompts.where}: the output's first characters {response[:8]!r} melt into the prompt's last token; "
+                "an output must not begin with white space"
+            )
+        sides.append(both[len(ids) :])
+    if sides[0] != sides[1]:
+        raise UserError(f"{prompts.where}: the output has other tokens behind the rule prompt than without it")
+    return Pair(prompts, sides[0])
+
+
+def check_lengths(pairs: Sequence[Pair], limit: int, limit_name: str) -> int:
+    """The longest sequence in tokens, end of sequence included; one over the limit is an error."""
+    longest = 0
+    for pair in pairs:
+        length = max(len(pair.prompts.teacher_ids), len(pair.prompts.student_ids)) + len(pair.response_ids) + 1
+        if length > limit:
+            raise UserError(
+                f"{pair.prompts.where}: prompt and response take {length} tokens, over {limit_name} = {limit}; "
+                "nothing is cut: shorten the row or raise the limit"
+            )
+        longest = max(longest, length)
+    return longest

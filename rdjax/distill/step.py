@@ -1,0 +1,158 @@
+"""The training step: a gradient for the adapter alone, over one shared base."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from rdjax.data.batches import Batch
+from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy
+from rdjax.distill.teacher import Signals, logits, read_side
+from rdjax.models.decoder import Dropout
+from rdjax.models.lora import Adapter, effective
+
+LOGIT_LOSSES = {"kl": kl_divergence, "entropy": soft_cross_entropy}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a stage minimises.
+
+    Attributes:
+      kind: "distill", "tune_without_rule" or "tune_with_rule" (cross-entropy on the response).
+      logit: "kl", "entropy" or "none".
+      temperature: T of the logit loss.
+      hidden_weight: weight of mean_l ||u_t - u_s||^2.
+    """
+
+    kind: str
+    logit: str = "kl"
+    temperature: float = 1.0
+    hidden_weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """Static settings of the step: the adapters' scale, the student's dropout, rematerialisation."""
+
+    scale: float
+    dropout: float
+    remat: bool
+
+
+class TrainState(NamedTuple):
+    """What training changes: the adapter, the optimizer's moments, and the count of updates done."""
+
+    adapter: Adapter
+    moments: Any
+    step: jax.Array
+
+
+def init_state(adapter: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(adapter, optimizer.init(adapter), jnp.zeros((), jnp.int32))
+
+
+def batch_loss(
+    adapter: Adapter,
+    graph: nnx.GraphDef,
+    base: dict[str, Any],
+    batch: Batch,
+    signals: Signals | None,
+    objective: Objective,
+    options: StepOptions,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a (micro-)batch and its parts; weights hold the reduction, so micro-batches add up.
+
+    Args:
+      signals: the teacher's; None when tuning on the response.
+      dropout_key: None switches the adapter's dropout off.
+    """
+    side = batch.teacher if objective.kind == "tune_with_rule" else batch.student
+    drop = Dropout(options.dropout, dropout_key) if dropout_key is not None and options.dropout else None
+    student = read_side(graph, base, effective(adapter, options.scale), side, drop, options.remat)
+    student_BPV = logits(graph, base, student.final_BPD)
+    if objective.kind != "distill":
+        loss = jnp.sum(cross_entropy(student_BPV, batch.labels_BP) * batch.weight_BP)
+        return loss, {"cross_entropy": loss}
+    parts = {}
+    if objective.logit != "none":
+        teacher_BPV = logits(graph, base, signals.final_BPD)
+        losses_BP = LOGIT_LOSSES[objective.logit](teacher_BPV, student_BPV, objective.temperature)
+        parts["logit_loss"] = jnp.sum(losses_BP * batch.weight_BP)
+    if objective.hidden_weight:
+        distance_BQ = hidden_distance(signals.inputs_LBQD, student.inputs_LBQD)
+        parts["hidden_loss"] = objective.hidden_weight * jnp.sum(distance_BQ * batch.hidden_weight_BQ)
+    return sum(parts.values(), jnp.zeros(())), parts
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "scale"))
+def teacher_signals(graph, base, adapter: Adapter | None, batch: Batch, scale: float) -> Signals:
+    """What the teacher shows for the micro-batches [A, B, ...] of an update, [A, ...]."""
+    teacher = effective(adapter, scale)
+    return jax.lax.map(lambda side: read_side(graph, base, teacher, side), batch.teacher)
+
+
+def loss_and_gradient(graph, base, adapter, batch: Batch, signals, objective, options, dropout_key):
+    """((loss, parts), gradient of the adapter) of one update: micro-batches [A, B, ...] added up in turn."""
+
+    def micro(batch, signals, index):
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        return jax.value_and_grad(batch_loss, has_aux=True)(
+            adapter, graph, base, batch, signals, objective, options, key
+        )
+
+    def add(total, scanned):
+        return jax.tree.map(jnp.add, total, micro(*scanned)), None
+
+    scanned = (batch, signals, jnp.arange(batch.weight_BP.shape[0]))
+    shapes = jax.eval_shape(micro, *jax.tree.map(lambda leaf: leaf[0], scanned))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zero, scanned)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "optimizer", "objective", "options"), donate_argnames=("state",))
+def train_step(
+    state: TrainState,
+    base: dict[str, Any],
+    batch: Batch,
+    signals: Signals | None,
+    *,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    options: StepOptions,
+    seed: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update of the adapter.
+
+    Args:
+      state: donated.
+      base: the weights that teacher and student share; never written.
+      batch: micro-batches [A, B, ...].
+      signals: `teacher_signals` of the same batch, or None when tuning on the response.
+      graph, optimizer, objective, options: static.
+      seed: of dropout; the masks follow from it and the step alone.
+
+    Returns:
+      The new state, and the loss, its parts and the gradient's global norm.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step) if options.dropout else None
+    (loss, parts), gradient = loss_and_gradient(graph, base, state.adapter, batch, signals, objective, options, key)
+    updates, moments = optimizer.update(gradient, state.moments, state.adapter)
+    metrics = {"loss": loss, **parts, "gradient_norm": optax.global_norm(gradient)}
+    return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "objective", "options"))
+def evaluate_loss(adapter, base, batch: Batch, signals, *, graph, objective, options) -> jax.Array:
+    """The loss of micro-batches [A, B, ...] without dropout."""
+
+    def micro(scanned):
+        return batch_loss(adapter, graph, base, *scanned, objective, options, None)[0]
+
+    return jnp.sum(jax.lax.map(micro, (batch, signals)))

@@ -1,0 +1,105 @@
+"""Greedy generation in batches, with a key/value cache."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rdjax.models.decoder import Cache
+from rdjax.models.load import LanguageModel
+from rdjax.models.lora import Adapter, effective
+from rdjax.sharding import row_multiple, rows_sharding
+
+PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
+
+
+def generate(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    scale: float,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    ignore_eos: bool = False,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[tuple[list[int], bool]]:
+    """The most likely continuation of each prompt, token by token.
+
+    Args:
+      adapter, scale: applied on top of the base; None for the base alone.
+      prompts: token ids, of any lengths.
+      batch_size: rows at a time; prompts are sorted by length to waste little.
+      on_batch: told how many prompts were just answered.
+
+    Returns:
+      For each prompt the new ids without the end of sequence, and whether the end was reached.
+    """
+    rows = -(-min(batch_size, len(prompts)) // row_multiple(model.mesh)) * row_multiple(model.mesh)
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    answers: dict[int, tuple[list[int], bool]] = {}
+    eos = () if ignore_eos else model.eos_ids
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        width = -(-max(len(prompts[number]) for number in part) // PROMPT_BUCKET) * PROMPT_BUCKET
+        tokens_BT, lengths_B = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+        for row, number in enumerate(part):
+            lengths_B[row] = len(prompts[number])
+            tokens_BT[row, width - lengths_B[row] :] = prompts[number]
+        placed = jax.device_put((tokens_BT, lengths_B), rows_sharding(model.mesh))
+        new_BN = np.asarray(
+            _greedy(model.base, effective(adapter, scale), *placed, graph=model.graph, steps=max_new_tokens, eos=eos)
+        )
+        for row, number in enumerate(part):
+            answers[number] = _until_end(new_BN[row].tolist(), eos)
+        on_batch(len(part))
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
+    for at, token in enumerate(ids):
+        if token in eos:
+            return ids[:at], True
+    return ids, False
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "steps", "eos"))
+def _greedy(base, adapter, tokens_BT, lengths_B, *, graph: nnx.GraphDef, steps: int, eos: tuple[int, ...]):
+    """New tokens [B, steps] for prompts padded on the left; a row of length 0 is padding and ends at once."""
+    decoder = nnx.merge(graph, base)
+    c = decoder.config
+    B, T = tokens_BT.shape
+    start_B = T - lengths_B
+    slots_S = jnp.arange(T + steps)
+    shape = (c.layers, B, T + steps, c.kv_heads, c.head_width)
+    empty = jnp.zeros(shape, decoder.embed_tokens[...].dtype)
+
+    def forward(tokens, slots_T, cache):
+        """Final hidden state of the last of `tokens` and the cache; token t sits at slot slots_T[t]."""
+        positions_BT = jnp.maximum(slots_T - start_B[:, None], 0)
+        real_BS = slots_S >= start_B[:, None]
+        causal_TS = slots_S <= slots_T[:, None]
+        mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
+        out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache)
+        next_B = jnp.argmax(decoder.logits(out.final_BTD[:, -1:])[:, 0], axis=-1).astype(jnp.int32)
+        return next_B, out.cache
+
+    def ended(token_B):
+        return jnp.isin(token_B, jnp.array(eos, jnp.int32)) if eos else jnp.zeros(B, bool)
+
+    def unfinished(carry):
+        at, _, _, _, done_B = carry
+        return (at < steps) & ~jnp.all(done_B)
+
+    def one(carry):
+        at, token_B, cache, new_BN, done_B = carry
+        new_BN = new_BN.at[:, at].set(token_B)
+        done_B = done_B | ended(token_B)
+        token_B, cache = forward(token_B[:, None], (T + at)[None], cache)
+        return at + 1, token_B, cache, new_BN, done_B
+
+    token_B, cache = forward(tokens_BT, jnp.arange(T), Cache(empty, empty, jnp.zeros((), jnp.int32)))
+    first = (jnp.zeros((), jnp.int32), token_B, cache, jnp.zeros((B, steps), jnp.int32), lengths_B == 0)
+    return jax.lax.while_loop(unfinished, one, first)[3]

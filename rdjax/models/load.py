@@ -1,0 +1,108 @@
+"""A language model ready to run: decoder, weights on the mesh, tokenizer."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jax.sharding import Mesh
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rdjax.errors import UserError
+from rdjax.models.config import DecoderConfig, read_decoder_config
+from rdjax.models.weights import abstract_params, load_params
+from rdjax.sharding import check_mesh, param_shardings
+
+RULEBOOK = pathlib.Path(__file__).parent.parent / "assets" / "rulebook"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """What every command passes around; `base` is the only copy of the weights.
+
+    Attributes:
+      name: the path or hub id that it was asked for by.
+      config: of the decoder.
+      graph: NNX graph definition; with `base` it makes a `Decoder`.
+      base: parameters on the mesh.
+      tokenizer: a fast Hugging Face tokenizer.
+      eos_ids: the tokens at which generation ends.
+      mesh: of devices.
+    """
+
+    name: str
+    config: DecoderConfig
+    graph: nnx.GraphDef
+    base: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    mesh: Mesh
+
+
+def resolve_dtype(name: str):
+    """float32, bfloat16, or for "auto" the one that suits the platform."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+def resolve_folder(path: str, what: str) -> pathlib.Path:
+    """The folder of a model or adapter: a local one, the embedded model, or a download from the hub.
+
+    Raises:
+      UserError: there is no such folder and no such repository.
+    """
+    if path == "rulebook":
+        return RULEBOOK
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
+        raise UserError(
+            f"{what} {path!r} is neither a folder nor a repository that can be reached on the hub"
+        ) from None
+
+
+def load_model(path: str, dtype: str, mesh: Mesh) -> LanguageModel:
+    """Loads a Hugging Face checkpoint onto the mesh.
+
+    Raises:
+      UserError: the folder, a file or a field of it does not fit.
+    """
+    folder = resolve_folder(path, "model")
+    config = read_decoder_config(folder)
+    check_mesh(mesh, config)
+    tokenizer = load_tokenizer(folder, config)
+    graph, abstract = abstract_params(config, resolve_dtype(dtype))
+    base = load_params(folder, config, resolve_dtype(dtype), param_shardings(mesh, abstract))
+    return LanguageModel(path, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)
+
+
+def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, checked against the embedding."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare exceptions on unreadable files
+        raise UserError(f"{folder}: no readable tokenizer ({error})") from None
+    if len(tokenizer) > config.vocab:
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the embedding only {config.vocab} rows")
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: a fast tokenizer (tokenizer.json) is needed to align responses by character")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no end-of-sequence token; responses could not end")
+    return tokenizer
+
+
+def _eos_ids(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    listed = named if isinstance(named, list) else [named]
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *(number for number in listed if number is not None)]))

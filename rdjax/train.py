@@ -1,0 +1,278 @@
+"""Distils a rule: `python -m rdjax.train --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+Trains, exports and evaluates, in that order. Running the same command again goes on where it stopped.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import tqdm
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from rdjax import cli
+from rdjax.config import METHODS, check_config, hidden_weight
+from rdjax.data.batches import Slots
+from rdjax.data.pairs import Pair, check_lengths, make_pair, make_prompts
+from rdjax.data.tasks import RuleTask, load_task
+from rdjax.distill.stage import Stage, run_stage
+from rdjax.distill.step import Objective, StepOptions
+from rdjax.errors import UserError
+from rdjax.evaluation import GAP_NEAR_ZERO, EvalOptions, System, answer, evaluate, gap_to_close, prompts_of, table
+from rdjax.metrics import MetricsLog
+from rdjax.models.load import LanguageModel, load_model, resolve_folder
+from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
+from rdjax.sharding import make_mesh, replicated
+from rdjax.workdir import check_workdir, open_workdir, write_json
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment, e.g. configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, adapter and results.")
+
+GAP_ROWS = 32  # prompts on which the gap is measured before training
+TUNE_WITH_RULE = Objective("tune_with_rule")
+TUNE_WITHOUT_RULE = Objective("tune_without_rule")
+ENHANCED = "enhanced_teacher"
+FINISHED = "eval.json"  # written last
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    config: config_dict.ConfigDict
+    workdir: pathlib.Path
+    model: LanguageModel
+    task: RuleTask
+    spec: LoraSpec
+    start: Adapter | None
+    train: Sequence[Pair]
+    valid: Sequence[Pair]
+    log: MetricsLog
+
+
+def lora_spec(config: config_dict.ConfigDict, model: LanguageModel) -> tuple[LoraSpec, Adapter | None]:
+    """The adapter's form, and the existing adapter that teacher and student start from, if any."""
+    lora = config.lora
+    spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
+    if not config.model.adapter:
+        return spec, None
+    adapter, theirs = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config)
+    for name in ("rank", "alpha"):
+        if getattr(spec, name) != getattr(theirs, name):
+            raise UserError(
+                f"config.lora.{name} = {getattr(spec, name)} but the adapter {config.model.adapter} that the run "
+                f"starts from has {getattr(theirs, name)}; accepted: the adapter's"
+            )
+    if set(spec.targets) != set(theirs.targets):
+        raise UserError(
+            f"config.lora.targets = {spec.targets} but the adapter {config.model.adapter} has {theirs.targets}"
+        )
+    spec = dataclasses.replace(theirs, dropout=lora.dropout)
+    return spec, jax.device_put(adapter, replicated(model.mesh))
+
+
+def eval_options(config: config_dict.ConfigDict, spec: LoraSpec) -> EvalOptions:
+    return EvalOptions(
+        config.task.template, config.task.max_length, config.eval.max_new_tokens, config.eval.batch_size, spec.scale
+    )
+
+
+def gold_pairs(model: LanguageModel, rows, options: EvalOptions) -> list[Pair]:
+    """Rows with their own outputs."""
+    prompts = [make_prompts(options.template, model.tokenizer, row) for row in rows]
+    outputs = [row["output"] for row in rows]
+    return [make_pair(options.template, model.tokenizer, *both) for both in zip(prompts, outputs, strict=True)]
+
+
+def teacher_pairs(
+    model: LanguageModel, rows, start: Adapter | None, options: EvalOptions, path: pathlib.Path
+) -> list[Pair]:
+    """Rows with the rule-conditioned teacher's own greedy responses, which are kept in `path`.
+
+    A response that reached no end of sequence teaches no end.
+    """
+    prompts = prompts_of(model, rows, options)
+    if path.exists():
+        saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        made = answer(model, System(start, with_rule=True), prompts, options)
+        columns = zip(made.ids, made.ended, made.texts, strict=True)
+        saved = [{"ids": ids, "ended": ended, "response": text} for ids, ended, text in columns]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in saved), encoding="utf-8")
+    for prompt, line in zip(prompts, saved, strict=True):
+        if not line["ids"]:
+            raise UserError(
+                f"{prompt.where}: the teacher's own response is empty; give this row an output or leave it out"
+            )
+    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, saved, strict=True)]
+
+
+def show_sample(pair: Pair, model: LanguageModel) -> None:
+    """Prints both renderings of a sample, the response marked."""
+    response = model.tokenizer.decode(pair.response_ids)
+    end = model.tokenizer.eos_token if pair.ended else ""
+    for name, prompt in (("teacher, with the rule", pair.prompts.teacher_text), ("student", pair.prompts.student_text)):
+        print(f"--- {name} ---\n{prompt}>>>{response}{end}<<<")
+    shared, tokens = pair.prompts.shared + len(pair.response_ids), len(pair.response_ids)
+    print(f"--- the response (>>> <<<) is the same {tokens} tokens in both; the shared tail has {shared} ---")
+
+
+def report_start(run: Run) -> None:
+    """Prints what a user should see before the run takes its time."""
+    config, model = run.config, run.model
+    for note in run.task.notes:
+        print(f"note: {note}")
+    show_sample(run.train[0], model)
+    longest = check_lengths([*run.train, *run.valid], config.task.max_length, "task.max_length")
+    print(f"longest prompt with response: {longest} tokens of task.max_length = {config.task.max_length}")
+    weight = hidden_weight(config.loss, model.config.width)
+    given = "hidden_beta" if config.loss.hidden_beta is not None else "hidden_weight"
+    print(f"hidden loss: {weight:g} * mean_l ||u_t - u_s||^2 (from loss.{given}; beta {weight * model.config.width:g})")
+    held_out = run.valid or run.train
+    options = eval_options(config, run.spec)
+    prompts = [pair.prompts for pair in held_out[:GAP_ROWS]]
+    gap = gap_to_close(model, run.start, prompts, options)
+    run.log.write("gap", 0, {"kl": gap})
+    print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats a token over {len(prompts)} prompts")
+    if gap < GAP_NEAR_ZERO:
+        print(
+            "warning: the rule in context changes next to nothing in what this model says: there is nothing to distil"
+        )
+
+
+def make_stage(run: Run, name: str, method: str) -> Stage:
+    """The stage that trains one adapter by one method."""
+    loss = run.config.loss
+    published = loss.variant == "published"
+    slots = Slots(loss.variant, loss.hidden_positions, "sample" if published else loss.reduction)
+    options = StepOptions(run.spec.scale, run.spec.dropout, run.config.model.remat)
+    tuning = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
+    if method in tuning:
+        # Instruction tuning is the ordinary one whatever the variant of distillation.
+        return Stage(name, tuning[method], tuning[method], options, Slots("ours", "response", loss.reduction))
+    weight = hidden_weight(loss, run.model.config.width)
+    distill = Objective("distill", loss.logit, loss.temperature, weight)
+    gold = run.config.task.responses == "gold"
+    return Stage(name, distill, TUNE_WITHOUT_RULE if gold else distill, options, slots)
+
+
+def train_adapter(run: Run, name: str, method: str, teacher: Adapter | None) -> Adapter:
+    """Trains one adapter and exports it to `adapter/` (the student) or `adapters/<name>/`."""
+    initial = run.start if run.start is not None else init_adapter(run.model.config, run.spec, run.config.seed)
+    adapter = run_stage(
+        make_stage(run, name, method),
+        run.model,
+        initial,
+        teacher,
+        run.train,
+        run.valid,
+        run.config,
+        run.workdir / "checkpoints" / name,
+        run.log,
+    )
+    folder = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
+    save_adapter(folder, adapter, run.spec, run.model.name)
+    return adapter
+
+
+def train_all(run: Run) -> dict[str, Adapter]:
+    """Every adapter that the method and the evaluated systems need, by name."""
+    config = run.config
+    wanted = {"student": config.method}
+    wanted |= {name: name for name in config.eval.systems if name in METHODS and name != config.method}
+    needs_enhanced = "rule_distill_enhanced" in wanted.values() or "enhanced_with_rule" in config.eval.systems
+    adapters = {}
+    if needs_enhanced:
+        adapters[ENHANCED] = train_adapter(run, ENHANCED, "inst_tune_with_rule", None)
+    for name, method in wanted.items():
+        teacher = adapters[ENHANCED] if method == "rule_distill_enhanced" else run.start
+        adapters[name] = train_adapter(run, name, method, teacher)
+    return adapters
+
+
+def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
+    """The systems to evaluate, by name."""
+    known = {
+        "base": System(run.start, with_rule=False),
+        "base_with_rule": System(run.start, with_rule=True),
+        "student": System(adapters["student"], with_rule=False),
+        "student_with_rule": System(adapters["student"], with_rule=True),
+        "enhanced_with_rule": System(adapters.get(ENHANCED), with_rule=True),
+        run.config.method: System(adapters["student"], with_rule=False),
+    }
+    known |= {name: System(adapter, with_rule=False) for name, adapter in adapters.items() if name in METHODS}
+    return {name: known[name] for name in run.config.eval.systems}
+
+
+def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
+    """Scores every system on every test split and on retain."""
+    limit = run.config.eval.limit
+    splits = {name: part for name, part in run.task.splits.items() if is_test(name)}
+    splits = {name: part.select(range(min(limit or len(part), len(part)))) for name, part in splits.items()}
+    if not splits:
+        print("no test split: nothing to evaluate")
+        return {}
+    systems = systems_of(run, adapters)
+    total = sum(map(len, splits.values())) * len(systems)
+    with tqdm.tqdm(total=total, desc="answers", unit="row", dynamic_ncols=True) as bar:
+        options = eval_options(run.config, run.spec)
+        results = evaluate(run.model, splits, systems, run.start, options, run.workdir / "predictions", bar.update)
+    return results
+
+
+def prepare(config: config_dict.ConfigDict, path: str) -> Run:
+    """Reads and checks everything before the folder is made: a mistake leaves nothing behind."""
+    check_workdir(path, config)
+    mesh = make_mesh(config.mesh)
+    task = load_task(config.task, config.seed)
+    model = load_model(config.model.path, config.model.dtype, mesh)
+    spec, start = lora_spec(config, model)
+    options = eval_options(config, spec)
+    for name, rows in task.splits.items():
+        prompts_of(model, rows, options if is_test(name) else dataclasses.replace(options, max_new_tokens=1))
+    gold = config.task.responses == "gold"
+    pairs = {split: gold_pairs(model, task.splits.get(split, ()), options) for split in ("train", "valid") if gold}
+    for part in pairs.values():
+        check_lengths(part, config.task.max_length, "task.max_length")
+    workdir = open_workdir(path, config)
+    if not gold:
+        for split in ("train", "valid"):
+            saved = workdir / "responses" / f"{split}.jsonl"
+            pairs[split] = teacher_pairs(model, task.splits.get(split, ()), start, options, saved)
+    return Run(config, workdir, model, task, spec, start, pairs["train"], pairs["valid"], MetricsLog(workdir))
+
+
+def is_test(split: str) -> bool:
+    """Whether a split is evaluated at the end."""
+    return split.startswith("test") or split == "retain"
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = _CONFIG.value
+    if config is None:
+        raise UserError("--config is missing; e.g. --config=configs/quickstart.py")
+    check_config(config)
+    run = prepare(config, _WORKDIR.value)
+    finished = run.workdir / FINISHED
+    if finished.exists():
+        print(f"{run.workdir} is finished:")
+    else:
+        report_start(run)
+        adapters = train_all(run)
+        results = evaluate_all(run, adapters) if config.eval.systems else {}
+        write_json(finished, {"splits": results})
+        print(f"wrote {run.workdir / 'adapter'}, {finished}")
+    run.log.close()
+    results = json.loads(finished.read_text())["splits"]
+    if results:
+        print(table(results))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,67 @@
+"""A run's folder: who owns it, and what stands in config.json."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from rdjax.config import differences, plain
+from rdjax.errors import UserError
+
+RECORD = "config.json"
+PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_suffix(path.suffix + ".part")
+    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def check_workdir(path: str | None, config: config_dict.ConfigDict) -> None:
+    """Checks that a run of this config may work there; writes nothing.
+
+    Raises:
+      UserError: the path is missing or a file, or the folder holds another run or other files.
+    """
+    if not path:
+        raise UserError("--workdir is missing; a folder for checkpoints and results")
+    workdir = pathlib.Path(path)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir: {workdir} is a file; a folder is wanted")
+    record = workdir / RECORD
+    if record.exists():
+        try:
+            there = json.loads(record.read_text())["config"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"--workdir: {record} is not a run's config; take another folder") from None
+        changed = differences(plain(config), there)
+        if changed:
+            raise UserError(
+                f"--workdir: {workdir} holds a run with another config ({'; '.join(changed)}); take another folder"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"--workdir: {workdir} holds files of something else; take an empty folder")
+
+
+def open_workdir(path: str, config: config_dict.ConfigDict) -> pathlib.Path:
+    """Makes the folder with its config.json, or goes on in one that has it."""
+    workdir = pathlib.Path(path)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / RECORD).exists():
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        record = {
+            "config": plain(config),
+            "command": shlex.join(["python", "-m", "rdjax.train", *sys.argv[1:]]),
+            "versions": {"python": platform.python_version(), **versions},
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+        write_json(workdir / RECORD, record)
+    return workdir

@@ -1,0 +1,126 @@
+"""Attention, its masks and rotary positions against independent formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from rdjax.models.attention import attention, causal_mask, rope_angles, rope_frequencies_H, rotate, shared_prefix_mask
+from rdjax.models.config import RopeConfig, decoder_config_from_hf
+
+B, T, S, N, K, H = 2, 5, 7, 6, 2, 8
+
+
+@pytest.fixture
+def qkv():
+    random = np.random.RandomState(0)
+    return tuple(jnp.asarray(3 * random.standard_normal(s), jnp.float32) for s in [(B, T, N, H)] + 2 * [(B, S, K, H)])
+
+
+@pytest.fixture
+def mask_BTS():
+    mask = np.random.RandomState(1).random_sample((B, T, S)) < 0.5
+    mask[..., 0] = True  # every query sees a key
+    return jnp.asarray(mask)
+
+
+def softmax_attention(q_BTNH, k_BSNH, v_BSNH, mask_BTS):
+    """The textbook, one query head and key head each, in float64."""
+    scores = np.einsum("btnh,bsnh->bnts", *(np.asarray(x, np.float64) for x in (q_BTNH, k_BSNH))) / np.sqrt(H)
+    weights = np.where(np.asarray(mask_BTS)[:, None], np.exp(scores), 0)
+    return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), np.asarray(v_BSNH, np.float64))
+
+
+def test_grouped_queries_equal_repeated_key_heads(qkv, mask_BTS):
+    q, k, v = qkv
+    repeated = [jnp.repeat(x, N // K, axis=2) for x in (k, v)]
+    np.testing.assert_allclose(attention(q, k, v, mask_BTS), softmax_attention(q, *repeated, mask_BTS), atol=2e-5)
+
+
+def test_equals_jax_nn(qkv, mask_BTS):
+    q, k, v = qkv
+    expected = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None])
+    np.testing.assert_allclose(attention(q, k, v, mask_BTS), expected, atol=2e-5)
+
+
+def test_gradients_equal_jax_nn(qkv, mask_BTS):
+    """The softmax is written out by hand here, so its derivative is checked too."""
+    weight = jnp.asarray(np.random.RandomState(2).standard_normal((B, T, N, H)), jnp.float32)
+
+    def gradient(attend):
+        return jax.jit(jax.grad(lambda qkv: (attend(*qkv) * weight).sum()))(qkv)
+
+    mine = gradient(lambda q, k, v: attention(q, k, v, mask_BTS))
+    expected = gradient(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), mine, expected)
+
+
+def test_large_scores_stay_finite(qkv, mask_BTS):
+    q, k, v = qkv
+    out = attention(1e4 * q, k, v, mask_BTS)
+    assert jnp.isfinite(out).all()
+    assert jnp.abs(out).max() <= jnp.abs(v).max() + 1e-3
+
+
+def test_bfloat16_scores_keep_float32_resolution():
+    """Scores of 256 and 256.125 are one number in bfloat16, whose step is 2 there."""
+    q = jnp.asarray([32, 1, 0, 0], jnp.bfloat16).reshape(1, 1, 1, 4)
+    k = jnp.asarray([[16, 0, 0, 0], [16, 0.25, 0, 0]], jnp.bfloat16).reshape(1, 2, 1, 4)
+    v = jnp.asarray([[0] * 4, [1] * 4], jnp.bfloat16).reshape(1, 2, 1, 4)
+    out = attention(q, k, v, jnp.ones((1, 1, 2), bool))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), 1 / (1 + np.exp(-0.125)), rtol=2**-8)
+
+
+def test_causal_mask_by_hand():
+    segments = jnp.asarray([[1, 1, 2, 2, 0]])
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(causal_mask(segments)[0], np.array(expected, bool))
+
+
+def test_shared_prefix_mask_by_hand():
+    segments = jnp.asarray([[1, 1, 2, 3, 3, 0]])
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+    ]
+    mask = shared_prefix_mask(segments)[0]
+    np.testing.assert_array_equal(mask[:5], np.array(expected, bool))
+    assert mask[5].any()
+
+
+def rotated_as_complex(x_TH, positions_T, frequencies):
+    """Rotary embedding as multiplication by exp(i * position * frequency), in float64."""
+    half = x_TH.shape[-1] // 2
+    z = (x_TH[:, :half] + 1j * x_TH[:, half:]) * np.exp(1j * positions_T[:, None] * frequencies)
+    return np.concatenate([z.real, z.imag], -1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-3), (jnp.bfloat16, 2**-7)])
+def test_rotation_at_far_positions(dtype, tolerance):
+    """In bfloat16 too: position 4095 is not a bfloat16 number, nor would its angle be near."""
+    positions = np.array([0, 1, 63, 511, 2047, 4095])
+    x_TH = jnp.asarray(np.random.RandomState(0).uniform(-1, 1, (len(positions), 16)), dtype)
+    angles = rope_angles(RopeConfig(), 16, jnp.asarray(positions)[None])
+    turned = rotate(x_TH[None, :, None], *angles)
+    assert turned.dtype == dtype
+    expected = rotated_as_complex(np.asarray(x_TH, np.float64), positions, 10000.0 ** -(np.arange(8) / 8))
+    np.testing.assert_allclose(turned[0, :, 0].astype(jnp.float32), expected, atol=tolerance)
+
+
+def test_llama3_frequencies_in_three_bands():
+    rope = decoder_config_from_hf(tiny.LLAMA3, "here").rope
+    plain = 10000.0 ** -(np.arange(8) / 8)
+    wavelengths = 2 * np.pi / plain
+    scaled = rope_frequencies_H(rope, 16)
+    short, long = wavelengths < 32 / 4, wavelengths > 32 / 1
+    between = ~short & ~long
+    assert short.any() and long.any() and between.any()
+    np.testing.assert_allclose(scaled[short], plain[short], rtol=1e-6)
+    np.testing.assert_allclose(scaled[long], plain[long] / 8, rtol=1e-6)
+    smooth = (32 / wavelengths[between] - 1) / (4 - 1)
+    np.testing.assert_allclose(scaled[between], plain[between] * (smooth + (1 - smooth) / 8), rtol=1e-6)

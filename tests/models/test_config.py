@@ -1,0 +1,70 @@
+"""Reading `config.json`: both spellings of the rotary fields, defaults, and what is refused."""
+
+import json
+
+import pytest
+import tiny
+
+from rdjax.errors import UserError
+from rdjax.models.config import RopeConfig, decoder_config_from_hf, read_decoder_config
+
+
+def test_llama3_fields():
+    config = decoder_config_from_hf(tiny.LLAMA3, "here")
+    assert (config.heads, config.kv_heads, config.head_width, config.tied_embeddings) == (4, 2, 16, True)
+    assert config.rope == RopeConfig(10000.0, "llama3", 8.0, 1.0, 4.0, 32)
+
+
+@pytest.mark.parametrize("name", ["llama1", "llama3", "biased"])
+def test_both_spellings_of_rope_mean_the_same(name):
+    old = tiny.CONFIGS[name] | {"rope_theta": 777.0}
+    new = {key: value for key, value in old.items() if key not in ("rope_theta", "rope_scaling")}
+    new["rope_parameters"] = {"rope_type": "default", **old.get("rope_scaling", {}), "rope_theta": 777.0}
+    config = decoder_config_from_hf(new, "here")
+    assert config == decoder_config_from_hf(old, "here")
+    assert config.rope.theta == 777.0
+
+
+def test_null_means_default():
+    """Hugging Face writes null for what a model does not set."""
+    nulls = {"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "sliding_window": None}
+    config = decoder_config_from_hf(tiny.LLAMA2 | nulls, "here")
+    assert (config.kv_heads, config.head_width, config.rope.kind) == (4, 8, "default")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "gpt_neox"}, ["gpt_neox", "llama"]),
+        ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
+        ({"sliding_window": 128}, ["sliding_window", "128"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, ["num_attention_heads 3", "num_key_value_heads 2"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["yarn", "llama3"]),
+        ({"rope_scaling": {"rope_type": "linear"}}, ["factor", "missing"]),
+    ],
+)
+def test_what_the_decoder_cannot_compute_is_refused(change, named):
+    with pytest.raises(UserError) as error:
+        decoder_config_from_hf(tiny.LLAMA2 | change, "somewhere/config.json")
+    for part in ["somewhere/config.json", *named]:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"])
+def test_a_missing_field_is_named(field):
+    fields = {key: value for key, value in tiny.LLAMA2.items() if key != field}
+    with pytest.raises(UserError, match=field):
+        decoder_config_from_hf(fields, "here")
+
+
+def test_no_config_file(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json: not found"):
+        read_decoder_config(tmp_path)
+
+
+def test_invalid_json_names_the_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.LLAMA2, indent=2).replace(",", "", 1))
+    with pytest.raises(UserError, match="line 5"):
+        read_decoder_config(tmp_path)

@@ -1,0 +1,175 @@
+"""Properties of the forward pass: what each position depends on, and what it must not depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from rdjax.models import decoder as decoder_module
+from rdjax.models.attention import causal_mask, shared_prefix_mask
+from rdjax.models.decoder import Decoder, RMSNorm
+
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return tiny.random_decoder(tiny.LLAMA3)
+
+
+def dependence_TT(decoder, positions_T, mask_TT) -> np.ndarray:
+    """Which output depends on which input token, by gradient.
+
+    All tokens differ, so row i of the embedding's gradient is that of the i-th input alone.
+    """
+    graph, params = nnx.split(decoder)
+    params = nnx.to_pure_dict(params)
+    T = len(positions_T)
+    weights_D = jnp.linspace(1, 2, decoder.config.width)
+
+    @jax.jacrev
+    def outputs_T(embedding_VD):
+        model = nnx.merge(graph, params | {"embed_tokens": embedding_VD})
+        return model(jnp.arange(T)[None], positions_T[None], mask_TT[None]).final_BTD[0] @ weights_D
+
+    return np.asarray(jnp.abs(jax.jit(outputs_T)(params["embed_tokens"])[:, :T]).max(axis=-1)) > 0
+
+
+@pytest.mark.parametrize("make_mask", [causal_mask, shared_prefix_mask])
+@pytest.mark.parametrize("segments", [[1] * 8, [1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 2, 2, 2, 0, 0, 0]])
+def test_outputs_depend_on_exactly_what_the_mask_shows(decoder, make_mask, segments):
+    """Causality, segments and padding at once: the gradient is zero everywhere else, and only there."""
+    mask_TT = make_mask(np.array([segments]))[0]
+    np.testing.assert_array_equal(dependence_TT(decoder, np.arange(8), mask_TT), mask_TT)
+
+
+def test_padding_changes_nothing(decoder):
+    """Neither the length of the padding nor the tokens in it reach a real position."""
+    lengths = [3, 9]
+    short_BT, long_BT = tiny.random_tokens(2, 9), tiny.random_tokens(2, 14, seed=1)
+    for row, length in enumerate(lengths):
+        long_BT[row, :length] = short_BT[row, :length]
+    short, long = (tiny.forward(decoder, tokens_BT, lengths) for tokens_BT in (short_BT, long_BT))
+    assert np.isfinite(long.final_BTD).all()
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(long.final_BTD[row, :length], short.final_BTD[row, :length], atol=TOLERANCE)
+        np.testing.assert_allclose(
+            long.inputs_LBQD[:, row, :length], short.inputs_LBQD[:, row, :length], atol=TOLERANCE
+        )
+
+
+def test_packed_segments_equal_separate_sequences(decoder):
+    lengths = [4, 7, 2]
+    tokens_T = tiny.random_tokens(sum(lengths))
+    segments_T = np.repeat([1, 2, 3], lengths)
+    positions_T = np.concatenate([np.arange(n) for n in lengths])
+    mask_1TT = causal_mask(segments_T[None])
+    packed = tiny.compiled(decoder, Decoder.__call__, tokens_T[None], positions_T[None], mask_1TT)
+    own = [segments_T == segment for segment in (1, 2, 3)]
+    separate = tiny.forward(decoder, *tiny.pad_rows([tokens_T[mine] for mine in own]))
+    for row, mine in enumerate(own):
+        np.testing.assert_allclose(packed.final_BTD[0, mine], separate.final_BTD[row, : mine.sum()], atol=TOLERANCE)
+
+
+def test_shared_prefix_equals_separate_prompts(decoder):
+    """A prefix computed once for several prompts in one row is as good as repeating it before each."""
+    prefix, lengths = 6, [4, 3, 5]
+    tokens_T = tiny.random_tokens(prefix + sum(lengths))
+    segments_T = np.repeat([1, 2, 3, 4], [prefix, *lengths])
+    positions_T = np.concatenate([np.arange(prefix), *(prefix + np.arange(n) for n in lengths)])
+    mask_1TT = shared_prefix_mask(segments_T[None])
+    shared = tiny.compiled(decoder, Decoder.__call__, tokens_T[None], positions_T[None], mask_1TT)
+    seen = [(segments_T == 1) | (segments_T == segment) for segment in (2, 3, 4)]
+    separate = tiny.forward(decoder, *tiny.pad_rows([tokens_T[own] for own in seen]))
+    for row, own in enumerate(seen):
+        np.testing.assert_allclose(shared.final_BTD[0, own], separate.final_BTD[row, : own.sum()], atol=TOLERANCE)
+
+
+def test_only_distances_matter_to_rotary_attention(decoder):
+    here_T = np.arange(12)
+    positions_BT = np.stack([here_T, here_T + 100, 3 * here_T])
+    tokens_BT = np.broadcast_to(tiny.random_tokens(12), (3, 12))
+    mask_BTT = causal_mask(np.ones((3, 12), np.int32))
+    here, shifted, stretched = tiny.compiled(decoder, Decoder.__call__, tokens_BT, positions_BT, mask_BTT).final_BTD
+    np.testing.assert_allclose(shifted, here, atol=2e-4)
+    assert np.abs(stretched - here).max() > 0.05
+
+
+def test_inputs_are_gathered_at_the_wanted_positions(decoder):
+    """The first is the embedding, and each row of the batch has its own positions."""
+    tokens_BT = tiny.random_tokens(2, 9)
+    at_BQ = np.array([[8, 0, 3], [1, 1, 7]])
+    positions_BT = np.broadcast_to(np.arange(9), (2, 9))
+    mask_BTT = causal_mask(np.ones((2, 9), np.int32))
+
+    def chosen_inputs(decoder):
+        return decoder(tokens_BT, positions_BT, mask_BTT, inputs_at_BQ=at_BQ).inputs_LBQD
+
+    chosen, everywhere = tiny.compiled(decoder, chosen_inputs), tiny.forward(decoder, tokens_BT).inputs_LBQD
+    np.testing.assert_allclose(chosen, everywhere[:, [[0], [1]], at_BQ], atol=TOLERANCE)
+    np.testing.assert_array_equal(chosen[0, 1, 2], decoder.embed_tokens[...][tokens_BT[1, 7]])
+
+
+def loss_and_gradient(decoder, **options):
+    """A loss on final states and on block inputs, and its gradient for all parameters."""
+    graph, params = nnx.split(decoder)
+    tokens_BT = tiny.random_tokens(2, 10)
+
+    def loss(params):
+        out = tiny.apply(nnx.merge(graph, params), tokens_BT, [10, 6], **options)
+        return (out.final_BTD**2).mean() + jnp.sin(out.inputs_LBQD).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(nnx.to_pure_dict(params))
+
+
+def assert_trees_close(left, right, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
+
+
+@pytest.fixture(scope="module")
+def plain(decoder):
+    return loss_and_gradient(decoder)
+
+
+@pytest.mark.parametrize(("remat", "unrolled_layers"), [(True, 8), (False, 0), (True, 0)])
+def test_remat_and_rolled_scan_change_neither_loss_nor_gradient(decoder, plain, monkeypatch, remat, unrolled_layers):
+    """Accelerators and deep models take the rolled scan, which tiny models on CPU do not."""
+    monkeypatch.setattr(decoder_module, "CPU_UNROLLED_LAYERS", unrolled_layers)
+    changed = loss_and_gradient(decoder, remat=remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), changed, plain)
+
+
+def test_norm_of_bfloat16_is_computed_in_float32():
+    """Right to the last bit of bfloat16; a single bfloat16 step on the way would shift many of them."""
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((64, 128)), jnp.bfloat16)
+    x64 = np.asarray(x, np.float64)
+    exact = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6)
+    normed = RMSNorm((128,), jnp.bfloat16, 1e-6)(x)
+    assert normed.dtype == jnp.bfloat16
+    assert (np.asarray(normed) == exact.astype(np.float32).astype(jnp.bfloat16)).mean() > 0.999
+
+
+def test_bfloat16_model_follows_the_float32_model():
+    """Activations are bfloat16, logits float32 and not merely rounded to bfloat16."""
+    tokens_BT = tiny.random_tokens(2, 12)
+    half = tiny.random_decoder(tiny.LLAMA3, dtype=jnp.bfloat16)
+    graph, params = nnx.split(half)
+    full = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(params)))
+
+    def states_and_logits(decoder):
+        out = tiny.apply(decoder, tokens_BT)
+        return out, decoder.logits(out.final_BTD)
+
+    (out, logits), (_, expected) = (tiny.compiled(model, states_and_logits) for model in (half, full))
+    assert out.final_BTD.dtype == out.inputs_LBQD.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.9
+    assert np.sqrt(((logits - expected) ** 2).mean() / (expected**2).mean()) < 0.02
+
+
+def test_tied_head_is_the_embedding(decoder):
+    final_BPD = jnp.asarray(np.random.RandomState(0).standard_normal((1, 2, 32)), jnp.float32)
+    expected = np.asarray(final_BPD, np.float64) @ np.asarray(decoder.embed_tokens[...], np.float64).T
+    np.testing.assert_allclose(decoder.logits(final_BPD), expected, atol=TOLERANCE)

@@ -1,0 +1,184 @@
+"""Checkpoints: read and written through one table, onto one device or many, and refused when they do not fit."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
+
+from rdjax.errors import UserError
+from rdjax.models.config import decoder_config_from_hf, read_decoder_config
+from rdjax.models.weights import (
+    INDEX,
+    SINGLE,
+    TABLE,
+    abstract_params,
+    flatten,
+    load_params,
+    save_params,
+    tensor_names,
+    unflatten,
+)
+
+
+def load(folder, dtype=jnp.float32):
+    config = read_decoder_config(folder)
+    return load_params(folder, config, dtype, tiny.single_device(config, dtype))
+
+
+def refusal(folder) -> str:
+    """The message with which a folder is refused."""
+    with pytest.raises(UserError) as error:
+        load(folder)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("fields", tiny.CONFIGS.values(), ids=tiny.CONFIGS)
+def test_every_parameter_has_one_row(fields):
+    config = decoder_config_from_hf(fields, "here")
+    params = flatten(abstract_params(config, jnp.float32)[1])
+    rows = [row for row in TABLE if row.path in params]
+    assert sorted(row.path for row in rows) == sorted(params)
+    names = [name for row in rows for name in tensor_names(row, config.layers)]
+    assert sorted(names) == sorted(tiny.tensor_shapes(fields))
+
+
+def test_every_row_has_a_parameter():
+    configs = [decoder_config_from_hf(fields, "here") for fields in tiny.CONFIGS.values()]
+    paths = set().union(*(flatten(abstract_params(config, jnp.float32)[1]) for config in configs))
+    assert {row.path for row in TABLE} == paths
+
+
+def test_unflatten_is_the_inverse_of_flatten():
+    _, params = abstract_params(decoder_config_from_hf(tiny.BIASED, "here"), jnp.float32)
+    flat = flatten(params)
+    assert all(not isinstance(leaf, dict) for leaf in flat.values())
+    assert unflatten(flat) == params
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("fields", tiny.CONFIGS.values(), ids=tiny.CONFIGS)
+def test_saving_what_was_loaded_gives_the_same_tensors(tmp_path, fields, shards):
+    params = load(tiny.write_random_checkpoint(tmp_path / "in", fields, shards=shards))
+    (tmp_path / "out").mkdir()
+    save_params(tmp_path / "out", params, np.float32)
+    saved, expected = load_file(tmp_path / "out" / SINGLE), tiny.random_tensors(fields, 0)
+    assert set(saved) == set(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(saved[name], tensor)
+
+
+def test_kernels_are_stacked_and_turned(tmp_path):
+    """[out, in] in the file, [L, in, out] in memory."""
+    params = load(tiny.write_random_checkpoint(tmp_path, tiny.LLAMA3))
+    tensors = tiny.random_tensors(tiny.LLAMA3, 0)
+    kernel = params["layers"]["self_attn"]["k_proj"]["kernel"]
+    assert kernel.shape == (2, 32, 32)
+    np.testing.assert_array_equal(kernel[1], tensors["model.layers.1.self_attn.k_proj.weight"].T)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_files(tmp_path, dtype):
+    """Most published checkpoints are bfloat16: loaded exactly, widened, and written back unchanged."""
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2)
+    tensors = {name: tensor.astype(dtype) for name, tensor in tiny.random_tensors(tiny.LLAMA2, 0).items()}
+    tiny.write_tensors(tmp_path, tensors)
+    wide, kept = load(tmp_path), load(tmp_path, dtype)
+    assert wide["embed_tokens"].dtype == jnp.float32
+    assert kept["embed_tokens"].dtype == dtype
+    np.testing.assert_array_equal(wide["embed_tokens"], tensors["model.embed_tokens.weight"].astype(np.float32))
+    save_params(tmp_path, wide, dtype)
+    for name, tensor in load_file(tmp_path / SINGLE).items():
+        assert tensor.dtype == dtype
+        np.testing.assert_array_equal(tensor, tensors[name])
+
+
+def test_sharded_load_equals_single_device_load(tmp_path):
+    """Each device's slice is read by itself: over layers, inputs and outputs of the kernels."""
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2 | {"num_hidden_layers": 4}, shards=2)
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("layer", "row", "column"))
+    axes = {1: ("column",), 2: ("row", "column"), 3: ("layer", "row", "column")}
+    config = read_decoder_config(tmp_path)
+    _, abstract = abstract_params(config, jnp.float32)
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(*axes[leaf.ndim])), abstract)
+    spread = load_params(tmp_path, config, jnp.float32, shardings)
+    kernel = spread["layers"]["mlp"]["down_proj"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 24, 16)
+    jax.tree.map(np.testing.assert_array_equal, spread, load(tmp_path))
+
+
+def test_all_faults_are_reported_at_once(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2)
+    tensors = tiny.random_tensors(tiny.LLAMA2, 0)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((48, 32), np.float32)
+    tensors["model.layers.0.mlp.down_proj.weight"] = np.zeros((48, 32), np.float32)  # turned
+    tiny.write_tensors(tmp_path, tensors)
+    message = refusal(tmp_path)
+    assert str(tmp_path) in message
+    assert "model.layers.1.mlp.up_proj.weight is missing" in message
+    assert "model.layers.2.mlp.up_proj.weight is not a tensor" in message
+    assert "model.layers.0.mlp.down_proj.weight has shape [48, 32], config.json says [32, 48]" in message
+    assert message.count("model.layers.") == 3
+
+
+def test_what_the_config_determines_may_lie_in_the_file(tmp_path):
+    """Old checkpoints store rotary frequencies; tied ones may store the head as well."""
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA3)
+    tensors = tiny.random_tensors(tiny.LLAMA3, 0)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    tiny.write_tensors(tmp_path, tensors)
+    assert "lm_head" not in load(tmp_path)
+
+
+def test_an_untied_model_needs_its_head(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA3)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.LLAMA3 | {"tie_word_embeddings": False}))
+    assert "lm_head.weight is missing" in refusal(tmp_path)
+
+
+def test_truncated_file(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2)
+    path = tmp_path / SINGLE
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert f"{path}: not a readable safetensors file" in refusal(tmp_path)
+
+
+def test_a_web_page_instead_of_weights(tmp_path):
+    """What a download that was refused leaves behind."""
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2)
+    (tmp_path / SINGLE).write_text("<html>401 Unauthorized</html>")
+    assert "not a readable safetensors file" in refusal(tmp_path)
+
+
+def test_pickled_weights_are_refused_with_a_way_out(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2)
+    (tmp_path / SINGLE).rename(tmp_path / "pytorch_model.bin")
+    message = refusal(tmp_path)
+    assert "pytorch_model.bin" in message
+    assert "save_pretrained" in message
+
+
+def test_no_weights_at_all(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2)
+    (tmp_path / SINGLE).unlink()
+    assert f"{tmp_path / SINGLE}: not found" in refusal(tmp_path)
+
+
+def test_a_shard_that_was_not_downloaded(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2, shards=3)
+    gone = tmp_path / "model-00002-of-00003.safetensors"
+    gone.unlink()
+    assert f"{gone}: not found" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"weight_map": []}'])
+def test_broken_index(tmp_path, content):
+    tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2, shards=2)
+    (tmp_path / INDEX).write_text(content)
+    assert f"{tmp_path / INDEX}: not a safetensors index" in refusal(tmp_path)

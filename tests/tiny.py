@@ -1,0 +1,206 @@
+"""Tiny models and a tiny tokenizer for tests, made with numpy alone."""
+
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from rdjax.models.attention import causal_mask
+from rdjax.models.config import read_decoder_config
+from rdjax.models.decoder import Decoder, Output
+from rdjax.models.weights import abstract_params, load_params
+
+BOS, EOS = "<s>", "</s>"
+VOCAB = 258  # 256 bytes, BOS and EOS
+
+_COMMON = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+
+LLAMA1 = _COMMON | {"rms_norm_eps": 1e-6}
+LLAMA2 = _COMMON | {"num_key_value_heads": 2}
+# The rotary pairs of a head of 16 fall into all three bands of the scaling: kept, blended, divided.
+LLAMA3 = _COMMON | {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+BIASED = _COMMON | {
+    "num_key_value_heads": 1,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+}
+CONFIGS = {"llama1": LLAMA1, "llama2": LLAMA2, "llama3": LLAMA3, "biased": BIASED}
+
+
+def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a Llama checkpoint, as Hugging Face stores them."""
+    D, F, V = fields["hidden_size"], fields["intermediate_size"], fields["vocab_size"]
+    H = fields.get("head_dim") or D // fields["num_attention_heads"]
+    NH, KH = fields["num_attention_heads"] * H, fields["num_key_value_heads"] * H
+    attention = {"q_proj": (NH, D), "k_proj": (KH, D), "v_proj": (KH, D), "o_proj": (D, NH)}
+    mlp = {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+    if not fields["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (V, D)
+    for layer in range(fields["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}.{norm}.weight"] = (D,)
+        for room, projections, biased in (
+            ("self_attn", attention, fields.get("attention_bias")),
+            ("mlp", mlp, fields.get("mlp_bias")),
+        ):
+            for name, shape in projections.items():
+                shapes[f"{prefix}.{room}.{name}.weight"] = shape
+                if biased:
+                    shapes[f"{prefix}.{room}.{name}.bias"] = shape[:1]
+    return shapes
+
+
+def random_tensors(fields: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Float32 weights large enough that attention is far from uniform, yet activations stay near 1.
+
+    `RandomState` and not `default_rng`: its stream is frozen across numpy versions, and the golden files
+    depend on it.
+    """
+    random = np.random.RandomState(seed)
+
+    def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = random.standard_normal(shape)
+        if name.endswith(".bias"):
+            return 0.3 * noise
+        if "norm" in name:
+            return 1 + 0.3 * noise
+        return noise if "embed_tokens" in name else noise * shape[-1] ** -0.5
+
+    return {name: tensor(name, shape).astype(np.float32) for name, shape in tensor_shapes(fields).items()}
+
+
+def write_tensors(folder: pathlib.Path, tensors: dict[str, np.ndarray], shards: int = 1) -> None:
+    """Writes safetensors: one file, or several with an index (the tensors of a layer are spread over them)."""
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        save_file({name: tensors[name] for name in names[shard::shards]}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names[shard::shards], file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_random_checkpoint(
+    folder: pathlib.Path, fields: dict[str, Any], seed: int = 0, shards: int = 1
+) -> pathlib.Path:
+    """Makes `folder` a model folder of config.json and random weights; the same for the same seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    write_tensors(folder, random_tensors(fields, seed), shards)
+    return folder
+
+
+def single_device(config, dtype=jnp.float32) -> dict[str, Any]:
+    """A tree of shardings, like the parameters, that puts all on the first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: sharding, abstract_params(config, dtype)[1])
+
+
+def load_decoder(folder: pathlib.Path, dtype=jnp.float32) -> Decoder:
+    """A checkpoint folder as a decoder, on the first device."""
+    config = read_decoder_config(folder)
+    graph, _ = abstract_params(config, dtype)
+    return nnx.merge(graph, load_params(folder, config, dtype, single_device(config, dtype)))
+
+
+def random_decoder(fields: dict[str, Any], seed: int = 0, dtype=jnp.float32) -> Decoder:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_decoder(write_random_checkpoint(pathlib.Path(folder), fields, seed), dtype)
+
+
+def random_tokens(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, VOCAB, shape).astype(np.int32)
+
+
+def segments_of(lengths: list[int], T: int) -> np.ndarray:
+    """Segment 1 on the first `lengths[b]` tokens of row b, then right padding."""
+    return (np.arange(T) < np.array(lengths)[:, None]).astype(np.int32)
+
+
+def pad_rows(rows: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """Rows of tokens as one right-padded batch, and their lengths."""
+    lengths = [len(row) for row in rows]
+    tokens_BT = np.zeros((len(rows), max(lengths)), np.int32)
+    for row, tokens in zip(tokens_BT, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return tokens_BT, lengths
+
+
+def apply(decoder: Decoder, tokens_BT, lengths: list[int] | None = None, **options) -> Output:
+    """The decoder on right-padded rows, with the inputs of the blocks at every position."""
+    B, T = np.shape(tokens_BT)
+    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    mask_BTT = causal_mask(jnp.asarray(segments_of(lengths or [T] * B, T)))
+    return decoder(jnp.asarray(tokens_BT), positions_BT, mask_BTT, inputs_at_BQ=positions_BT, **options)
+
+
+def compiled(decoder: Decoder, function, *arguments):
+    """`function(decoder, *arguments)`, compiled, as numpy arrays: without jit, each little step compiles alone."""
+    graph, params = nnx.split(decoder)
+    return jax.device_get(jax.jit(lambda params, *rest: function(nnx.merge(graph, params), *rest))(params, *arguments))
+
+
+def forward(decoder: Decoder, tokens_BT, lengths: list[int] | None = None, **options) -> Output:
+    """`apply`, compiled, as numpy arrays."""
+    return compiled(decoder, lambda decoder: apply(decoder, tokens_BT, lengths, **options))
+
+
+def write_tokenizer(folder: pathlib.Path, chat_template: str | None = None) -> pathlib.Path:
+    """Adds a tokenizer to a model folder: one token a byte, BOS put first by its own call, no padding token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bytes_256 = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*bytes_256, BOS, EOS])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([BOS, EOS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, vocab[BOS])]
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+    if chat_template is not None:
+        wrapped.chat_template = chat_template
+    wrapped.save_pretrained(folder)
+    return folder
