@@ -9,4 +9,9 @@ Shape letters, used as suffixes of array names everywhere (`hidden_BTD`):
     R LoRA rank             A accumulation steps
 """
 
+import os
+
+# transformers serves tokenizers here; its advice to install PyTorch would only confuse.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 __version__ = "0.1.0"

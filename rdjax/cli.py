@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from rdjax.errors import UserError
 
@@ -22,6 +22,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             sys.exit(_fail(error))
 
     def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
         try:
             main(argv[1:])
         except UserError as error:

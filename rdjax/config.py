@@ -12,6 +12,8 @@ SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_w
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 4096
 
+MESH_OF_ONE = {"data": 1, "fsdp": 1, "tensor": 1}
+
 CHOICES = {
     "method": METHODS,
     "model.dtype": ("auto", "float32", "bfloat16"),

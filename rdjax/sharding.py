@@ -45,9 +45,13 @@ def check_mesh(mesh: Mesh, config: DecoderConfig) -> None:
     """The tensor axis splits heads, the others split widths; each must divide what it splits."""
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     splits = {
-        ("tensor", tensor): {"key-value heads": config.kv_heads, "feed-forward": config.feed_forward, "vocabulary": config.vocab},
-        ("fsdp", fsdp): {"width": config.width, "query width": config.heads * config.head_width},
-    }  # fmt: skip
+        ("tensor", tensor): {
+            "key-value heads": config.kv_heads,
+            "feed-forward": config.feed_forward,
+            "vocabulary": config.vocab,
+        },
+        ("fsdp", fsdp): {"width": config.width},
+    }
     for (axis, size), numbers in splits.items():
         for name, number in numbers.items():
             if number % size:

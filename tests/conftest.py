@@ -12,10 +12,6 @@ if "JAX_PLATFORMS" not in os.environ:
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "parity: compares with torch and transformers; needs the [parity] extra")
-
-
 @pytest.fixture
 def published_data() -> pathlib.Path:
     """The folder of the published task files, named by the environment variable RDJAX_PUBLISHED_DATA."""

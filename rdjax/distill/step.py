@@ -144,7 +144,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step) if options.dropout else None
     (loss, parts), gradient = loss_and_gradient(graph, base, state.adapter, batch, signals, objective, options, key)
     updates, moments = optimizer.update(gradient, state.moments, state.adapter)
-    metrics = {"loss": loss, **parts, "gradient_norm": optax.global_norm(gradient)}
+    metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradient)}
     return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
 
 

@@ -58,11 +58,13 @@ def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:
     """
     path = folder / "config.json"
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; a model folder holds config.json and *.safetensors") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: must hold a JSON object, as a Hugging Face config does")
     return decoder_config_from_hf(fields, where=str(path))
 
 
@@ -95,12 +97,14 @@ def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
             mlp_bias=fields.get("mlp_bias", False),
             rope=_rope_config(fields, where),
         )
+        uneven = config.heads % config.kv_heads
     except KeyError as error:
         raise UserError(f"{where}: the field {error.args[0]} is missing") from None
-    if config.heads % config.kv_heads:
-        raise UserError(
-            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}"
-        )
+    except TypeError as error:
+        raise UserError(f"{where}: a field has the wrong type ({error})") from None
+    if uneven:
+        counts = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}"
+        raise UserError(f"{where}: {counts}")
     return config
 
 

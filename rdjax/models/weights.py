@@ -101,7 +101,7 @@ def index_tensors(folder: pathlib.Path) -> dict[str, TensorFile]:
     if (folder / INDEX).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder / INDEX}: not a safetensors index ({error})") from None
     else:
         names = [SINGLE]

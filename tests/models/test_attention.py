@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from rdjax.models.attention import attention, causal_mask, rope_angles, rope_frequencies_H, rotate, shared_prefix_mask
 from rdjax.models.config import RopeConfig, decoder_config_from_hf
+from tests import tiny
 
 B, T, S, N, K, H = 2, 5, 7, 6, 2, 8
 
@@ -73,24 +73,21 @@ def test_bfloat16_scores_keep_float32_resolution():
     np.testing.assert_allclose(out.astype(jnp.float32), 1 / (1 + np.exp(-0.125)), rtol=2**-8)
 
 
-def test_causal_mask_by_hand():
-    segments = jnp.asarray([[1, 1, 2, 2, 0]])
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-    np.testing.assert_array_equal(causal_mask(segments)[0], np.array(expected, bool))
-
-
-def test_shared_prefix_mask_by_hand():
-    segments = jnp.asarray([[1, 1, 2, 3, 3, 0]])
-    expected = [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0],
-        [1, 1, 0, 1, 1, 0],
-    ]
-    mask = shared_prefix_mask(segments)[0]
-    np.testing.assert_array_equal(mask[:5], np.array(expected, bool))
-    assert mask[5].any()
+@pytest.mark.parametrize(
+    ("make_mask", "segments", "rows"),
+    [
+        (causal_mask, [1, 1, 2, 2, 0, 0], ["100000", "110000", "001000", "001100", "000010", "000001"]),
+        (causal_mask, [0, 0, 1, 1], ["1000", "0100", "0010", "0011"]),
+        (shared_prefix_mask, [1, 1, 2, 3, 3, 0], ["100000", "110000", "111000", "110100", "110110", None]),
+    ],
+)
+def test_masks_by_hand(make_mask, segments, rows):
+    mask_TT = np.asarray(make_mask(jnp.asarray([segments])))[0]
+    for seen, row in zip(mask_TT, rows, strict=True):
+        if row is None:  # padding: what it sees is of no interest, as long as it sees something
+            assert seen.any()
+        else:
+            assert "".join(map(str, seen.astype(int))) == row
 
 
 def rotated_as_complex(x_TH, positions_T, frequencies):

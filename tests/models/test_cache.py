@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from rdjax.models.decoder import Cache
+from tests import tiny
 
 TOLERANCE = 2e-5
 SLOTS = 16
@@ -58,8 +58,9 @@ def test_chunks_equal_one_pass(decoder):
     assert (cache.k_LBSKH[:, :, 12:] == 1e3).all()
 
 
-def test_left_padded_rows_equal_each_row_alone(decoder):
+def test_left_padded_rows_equal_each_row_alone():
     """Prompts of different lengths end at the same slot, and then grow together."""
+    decoder = tiny.random_decoder(tiny.LLAMA3)
     pads = [0, 3, 6]
     tokens_BT = tiny.random_tokens(3, 11)
     real_BT = np.arange(11) >= np.array(pads)[:, None]

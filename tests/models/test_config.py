@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import tiny
 
 from rdjax.errors import UserError
 from rdjax.models.config import RopeConfig, decoder_config_from_hf, read_decoder_config
+from tests import tiny
 
 
 def test_llama3_fields():
@@ -67,4 +67,10 @@ def test_no_config_file(tmp_path):
 def test_invalid_json_names_the_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny.LLAMA2, indent=2).replace(",", "", 1))
     with pytest.raises(UserError, match="line 5"):
+        read_decoder_config(tmp_path)
+
+
+def test_json_that_is_no_config(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json"):
         read_decoder_config(tmp_path)

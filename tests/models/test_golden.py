@@ -4,18 +4,15 @@ import pathlib
 
 import numpy as np
 import pytest
-import tiny
 
-from rdjax.models import decoder as decoder_module
+from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TOLERANCE = 2e-4
 
 
-@pytest.mark.parametrize("unrolled_layers", [8, 0], ids=["unrolled", "rolled"])
 @pytest.mark.parametrize("name", tiny.CONFIGS)
-def test_states_and_logits(name, unrolled_layers, monkeypatch):
-    monkeypatch.setattr(decoder_module, "CPU_UNROLLED_LAYERS", unrolled_layers)
+def test_states_and_logits(name):
     golden = np.load(GOLDEN / f"{name}.npz")
     decoder = tiny.random_decoder(tiny.CONFIGS[name], seed=int(golden["seed"]))
     out = tiny.forward(decoder, golden["tokens_BT"], golden["lengths_B"].tolist())

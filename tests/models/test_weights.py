@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
@@ -23,6 +22,7 @@ from rdjax.models.weights import (
     tensor_names,
     unflatten,
 )
+from tests import tiny
 
 
 def load(folder, dtype=jnp.float32):

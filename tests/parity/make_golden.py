@@ -1,14 +1,15 @@
 """Writes tests/golden/*.npz from transformers, for tests that run without torch.
 
-PYTHONPATH=.:tests:tests/parity python tests/parity/make_golden.py
+python -m tests.parity.make_golden
 """
 
 import pathlib
 import tempfile
 
 import numpy as np
-import reference
-import tiny
+
+from tests import tiny
+from tests.parity import reference
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SEED = 7

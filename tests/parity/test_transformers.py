@@ -5,14 +5,14 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from rdjax.models.config import read_decoder_config
 from rdjax.models.weights import abstract_params, load_params, save_params
+from tests import tiny
 
 torch = pytest.importorskip("torch")
-reference = pytest.importorskip("reference")
+from tests.parity import reference  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.parity
 

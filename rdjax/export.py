@@ -1,0 +1,48 @@
+"""Merges an adapter into its base: `python -m rdjax.export --model=<m> --adapter=<workdir>/adapter --out=<folder>`.
+
+The result is a Hugging Face folder that needs no PEFT. (The adapter itself already is in PEFT's format.)
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_dict
+
+from rdjax import cli
+from rdjax.config import MESH_OF_ONE
+from rdjax.errors import UserError
+from rdjax.models.load import load_model, resolve_folder
+from rdjax.models.lora import load_adapter, merge_adapter
+from rdjax.models.weights import save_params
+from rdjax.sharding import make_mesh
+
+_MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or rulebook.")
+_ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The new folder.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the weights written.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    out = pathlib.Path(_OUT.value)
+    if out.exists():
+        raise UserError(f"--out: {out} exists; a new folder is wanted")
+    model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(MESH_OF_ONE)))
+    adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
+    merged = merge_adapter(model.base, adapter, spec.scale)
+    out.mkdir(parents=True)
+    save_params(out, merged, jnp.dtype(_DTYPE.value))
+    for path in resolve_folder(_MODEL.value, "model").iterdir():
+        if path.suffix in (".json", ".model", ".jinja", ".txt") and not path.name.endswith(".index.json"):
+            shutil.copy(path, out / path.name)
+    fields = json.loads((out / "config.json").read_text())
+    fields.pop("torch_dtype", None)  # the older name of the same field
+    (out / "config.json").write_text(json.dumps({**fields, "dtype": _DTYPE.value}, indent=2) + "\n")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,66 @@
+"""Answers prompts: `python -m rdjax.generate --model=rulebook --rule=@rule.md "12 @@@ 30 = ?"`.
+
+Prompts are the positional arguments, or else the lines of standard input. Prints each response alone; a
+line break inside a response stays one.
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_dict
+
+from rdjax import cli
+from rdjax.config import MESH_OF_ONE
+from rdjax.data.pairs import encode, render
+from rdjax.errors import UserError
+from rdjax.generation import generate
+from rdjax.models.load import load_model, resolve_folder
+from rdjax.models.lora import load_adapter
+from rdjax.sharding import make_mesh, replicated
+
+_MODEL = flags.DEFINE_string("model", "rulebook", "A model folder, a hub id, or rulebook: the embedded model.")
+_ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
+_RULE = flags.DEFINE_string("rule", "", "A rule to read first: its text, or @file.")
+_TEMPLATE = flags.DEFINE_enum("template", "alpaca", ["alpaca", "chat"], "The prompt template.")
+_RAW = flags.DEFINE_bool("raw", False, "Take prompts as they are, without a template.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Tokens of a response at most.", lower_bound=1)
+_IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end of sequence, to max_new_tokens.")
+_DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Of weights and activations.")
+
+BATCH_SIZE = 32
+
+
+def read_rule(given: str) -> str:
+    """The rule's text, from the flag itself or from @file."""
+    if not given.startswith("@"):
+        return given
+    path = pathlib.Path(given[1:])
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UserError(f"--rule: {path} cannot be read ({error.strerror})") from None
+
+
+def main(argv: list[str]) -> None:
+    prompts = argv or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("no prompt; give prompts as arguments or as lines of standard input")
+    if _RAW.value and _RULE.value:
+        raise UserError("--rule needs a template to stand in; leave out --raw")
+    rule = read_rule(_RULE.value)
+    model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(MESH_OF_ONE)))
+    adapter, scale = None, 1.0
+    if _ADAPTER.value:
+        adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
+        adapter, scale = jax.device_put(adapter, replicated(model.mesh)), spec.scale
+    template = "raw" if _RAW.value else _TEMPLATE.value
+    texts = prompts if _RAW.value else [render(template, model.tokenizer, rule, "", prompt) for prompt in prompts]
+    ids = [encode(template, model.tokenizer, text)[0] for text in texts]
+    for made, _ in generate(model, adapter, scale, ids, _MAX_NEW_TOKENS.value, BATCH_SIZE, _IGNORE_EOS.value):
+        print(model.tokenizer.decode(made, skip_special_tokens=True))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,125 @@
+import json
+import pathlib
+
+import pytest
+from ml_collections import config_dict
+
+from rdjax.data.tasks import load_task
+from rdjax.errors import UserError
+
+ROWS = [{"input": "one", "output": "1"}, {"input": "two"}, {"input": "three", "output": "", "instruction": "Count."}]
+
+
+def write_jsonl(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def splits_of(root: pathlib.Path, k: int = 0, one_wording: bool = False):
+    fields = {"name": "rule", "root": str(root), "k": k, "demos": True, "one_wording": one_wording}
+    return load_task(config_dict.ConfigDict(fields), seed=0).splits
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "rule.md").write_text("  Answer in digits.\n\n")
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    return tmp_path
+
+
+def test_rule_and_train_are_enough(root):
+    splits = splits_of(root)
+    assert set(splits) == {"train"}
+    assert splits["train"]["rule"][:] == ["Answer in digits."] * 3
+
+
+def test_output_and_instruction_may_be_left_out(root):
+    train = splits_of(root)["train"]
+    assert train["output"][:] == ["1", "", ""]
+    assert train["instruction"][:] == ["", "", "Count."]
+
+
+def test_all_files_become_splits_of_their_name(root):
+    for name in ("valid", "retain", "test", "test_hard"):
+        write_jsonl(root / f"{name}.jsonl", [{"input": name}])
+    splits = splits_of(root)
+    assert set(splits) == {"train", "valid", "retain", "test", "test_hard"}
+    assert {splits[name]["input"][0] for name in set(splits) - {"train"}} == {"valid", "retain", "test", "test_hard"}
+
+
+def test_several_wordings_are_dealt_in_turn(root):
+    for name, text in (("b", "Second."), ("a", "First.")):
+        (root / f"rule.{name}.md").write_text(text)
+    write_jsonl(root / "test.jsonl", ROWS[:1])
+    splits = splits_of(root)
+    assert splits["train"]["rule"][:] == ["First.", "Second.", "First."]
+    assert splits["test"]["rule"][:] == ["First."]
+
+
+def test_one_wording_of_several(root):
+    for name, text in (("b", "Second."), ("a", "First.")):
+        (root / f"rule.{name}.md").write_text(text)
+    assert set(splits_of(root, one_wording=True)["train"]["rule"]) == {"First."}
+
+
+def test_k_takes_the_first_rows_of_train_alone(root):
+    write_jsonl(root / "valid.jsonl", ROWS)
+    splits = splits_of(root, k=2)
+    assert splits["train"]["input"][:] == ["one", "two"]
+    assert len(splits["valid"]) == 3
+
+
+def test_k_of_zero_takes_all(root):
+    assert len(splits_of(root, k=0)["train"]) == 3
+
+
+def test_k_beyond_the_rows_is_an_error(root):
+    with pytest.raises(UserError, match=r"config\.task\.k = 4: .*train\.jsonl has 3 rows"):
+        splits_of(root, k=4)
+
+
+def test_blank_lines_are_skipped_but_counted(root):
+    (root / "train.jsonl").write_text('{"input": "a"}\n\n   \n{"input": "b"}\n')
+    assert splits_of(root)["train"]["where"][:] == [f"{root / 'train.jsonl'}, line {line}" for line in (1, 4)]
+
+
+def test_text_is_utf8(root):
+    (root / "rule.md").write_text("Grüße, 世界", encoding="utf-8")
+    (root / "train.jsonl").write_text('{"input": "naïve 🎉"}\n', encoding="utf-8")
+    row = splits_of(root)["train"][0]
+    assert (row["rule"], row["input"]) == ("Grüße, 世界", "naïve 🎉")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"input": "b"', r"train\.jsonl, line 2: invalid JSON"),
+        ('{"output": "b"}', r"train\.jsonl, line 2: the field input is missing"),
+        ('{"input": 3}', r"train\.jsonl, line 2: the field input must be a string"),
+        ('{"input": "b", "output": ["c"]}', r"train\.jsonl, line 2: the field output must be a string"),
+        ('["b"]', r"train\.jsonl, line 2: must be an object with the fields input"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(root, line, message):
+    (root / "train.jsonl").write_text('{"input": "a"}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        splits_of(root)
+
+
+def test_missing_and_empty_files(root):
+    (root / "train.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"train\.jsonl: holds no rows"):
+        splits_of(root)
+    (root / "train.jsonl").unlink()
+    with pytest.raises(UserError, match=r"train\.jsonl: not found"):
+        splits_of(root)
+    (root / "rule.md").write_text(" \n")
+    with pytest.raises(UserError, match=r"rule\.md: is empty"):
+        splits_of(root)
+    (root / "rule.md").unlink()
+    with pytest.raises(UserError, match=r"rule\.md: not found; .* rule\.md and train\.jsonl"):
+        splits_of(root)
+
+
+def test_the_root_must_be_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"config\.task\.root: .*nowhere is not a folder"):
+        splits_of(tmp_path / "nowhere")

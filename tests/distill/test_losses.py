@@ -1,0 +1,77 @@
+"""Properties of the losses, per position."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy
+
+
+def normal(seed: int, *shape: int, scale: float = 1.0):
+    return jnp.asarray(scale * np.random.RandomState(seed).standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_kl_is_its_definition(temperature):
+    teacher, student = normal(0, 2, 3, 7, scale=3), normal(1, 2, 3, 7, scale=3)
+    p = np.exp(np.asarray(teacher, np.float64) / temperature)
+    q = np.exp(np.asarray(student, np.float64) / temperature)
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    expected = temperature**2 * (p * np.log(p / q)).sum(-1)
+    np.testing.assert_allclose(kl_divergence(teacher, student, temperature), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_kl_is_zero_with_zero_gradient_on_equal_logits():
+    logits = normal(0, 2, 3, 7, scale=5)
+    value, gradient = jax.value_and_grad(lambda s: kl_divergence(logits, s, 1.0).sum())(logits)
+    assert abs(float(value)) < 1e-6
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_entropy_and_kl_have_the_same_gradient():
+    teacher, student = normal(0, 2, 3, 7), normal(1, 2, 3, 7)
+    kl = jax.grad(lambda s: kl_divergence(teacher, s, 2.0).sum())(student)
+    entropy = jax.grad(lambda s: soft_cross_entropy(teacher, s, 2.0).sum())(student)
+    np.testing.assert_allclose(kl, entropy, atol=1e-6)
+
+
+def test_losses_are_float32_under_bfloat16_inputs():
+    """A difference of logits that bfloat16 arithmetic would round to a KL of zero."""
+    teacher = jnp.array([[[8.0, 8.0, 0.0]]], jnp.bfloat16)
+    student = jnp.array([[[8.0, 8.125, 0.0]]], jnp.bfloat16)
+    value = kl_divergence(teacher, student, 1.0)
+    assert value.dtype == jnp.float32
+    exact = kl_divergence(teacher.astype(jnp.float32), student.astype(jnp.float32), 1.0)
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    assert 1e-3 < float(value[0, 0]) < 3e-3
+    assert cross_entropy(student, jnp.zeros((1, 1), jnp.int32)).dtype == jnp.float32
+    assert hidden_distance(teacher[None], student[None]).dtype == jnp.float32
+
+
+def test_hidden_distance_is_two_times_one_minus_cosine():
+    teacher, student = normal(0, 3, 2, 4, 16), normal(1, 3, 2, 4, 16)
+    dot = (teacher * student).sum(-1)
+    cosine = dot / jnp.linalg.norm(teacher, axis=-1) / jnp.linalg.norm(student, axis=-1)
+    np.testing.assert_allclose(hidden_distance(teacher, student), 2 * (1 - cosine).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_hidden_distance_does_not_see_the_size_of_a_row():
+    teacher, student = normal(0, 3, 2, 4, 16), normal(1, 3, 2, 4, 16)
+    np.testing.assert_allclose(hidden_distance(teacher, 7 * student), hidden_distance(teacher, student), rtol=1e-5)
+
+
+def test_hidden_distance_is_finite_on_zero_rows():
+    teacher = normal(0, 2, 1, 3, 8).at[:, :, 0].set(0)
+    student = normal(1, 2, 1, 3, 8).at[:, :, :2].set(0)
+    value, gradient = jax.value_and_grad(lambda s: hidden_distance(teacher, s).sum())(student)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    # Both zero: no distance. One zero: the other's unit length.
+    np.testing.assert_allclose(hidden_distance(teacher, student)[0, :2], [0.0, 1.0], rtol=1e-6)
+
+
+def test_cross_entropy_is_minus_log_probability():
+    logits, labels = normal(0, 1, 2, 5), jnp.array([[3, 0]])
+    probabilities = jax.nn.softmax(logits)
+    expected = [-np.log(probabilities[0, 0, 3]), -np.log(probabilities[0, 1, 0])]
+    np.testing.assert_allclose(cross_entropy(logits, labels)[0], expected, rtol=1e-5)

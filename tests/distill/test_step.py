@@ -1,0 +1,197 @@
+"""The loss of a batch and the step: what they must not see, and what must not matter."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from rdjax.data.pairs import Pair, Prompts
+from rdjax.distill.step import Objective, init_state, train_step
+from rdjax.models.lora import effective, merge_adapter
+from tests import tiny
+from tests.distill.case import (
+    DISTILL,
+    OPTIONS,
+    OURS,
+    PUBLISHED,
+    SHARED,
+    SPEC,
+    assert_close,
+    loss_and_grad,
+    make_case,
+    make_update,
+    random_adapter,
+    random_pairs,
+)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_case()
+
+
+def same_prompts(pairs: list[Pair]) -> list[Pair]:
+    """Pairs whose teacher sees no rule."""
+    made = []
+    for pair in pairs:
+        ids = pair.prompts.student_ids
+        made.append(dataclasses.replace(pair, prompts=Prompts("", "", ids, ids, len(ids), pair.prompts.where)))
+    return made
+
+
+@pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
+def test_loss_and_gradient_are_zero_when_student_equals_teacher(case, slots):
+    adapter = random_adapter(case.config)
+    batch = make_update(same_prompts(random_pairs()), slots)
+    (loss, _), gradient = loss_and_grad(case, adapter, batch, teacher=adapter)
+    assert abs(float(loss)) < 1e-6
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+    assert largest < 1e-6
+    (loss, _), _ = loss_and_grad(case, adapter, batch, teacher=None)
+    assert float(loss) > 1e-3, "a teacher without the adapter differs"
+
+
+@pytest.mark.parametrize("kind", ["distill", "tune_with_rule", "tune_without_rule"])
+@pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
+def test_padding_changes_nothing(case, slots, kind):
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    objective = dataclasses.replace(DISTILL, kind=kind)
+    plain = loss_and_grad(case, adapter, make_update(pairs, slots), objective)
+    padded = loss_and_grad(case, adapter, make_update(pairs, slots, rows=6, wider=5), objective)
+    assert_close(padded, plain, 1e-5)
+
+
+@pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
+def test_accumulated_micro_batches_equal_the_whole_batch(case, slots):
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    whole = loss_and_grad(case, adapter, make_update(pairs, slots))
+    parts = loss_and_grad(case, adapter, make_update(pairs, slots, accumulation=4))
+    assert_close(parts, whole, 1e-5)
+
+
+def test_rematerialised_step_equals_the_plain_one(case):
+    adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)
+    plain = loss_and_grad(case, adapter, batch)
+    remat = loss_and_grad(case, adapter, batch, options=dataclasses.replace(OPTIONS, remat=True))
+    assert_close(remat, plain, 1e-5)
+
+
+def test_loss_is_a_direct_transcription_of_the_formula(case):
+    """Sample by sample with whole sequences: shifted positions, end of sequence, a mean over all tokens."""
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    (loss, _), _ = loss_and_grad(case, adapter, make_update(pairs, OURS))
+    kls, distances = [], []
+    for pair in pairs:
+        kl, distance = per_position(case, adapter, pair)
+        count = len(pair.response_ids) + 1
+        kls += list(kl[-count:])
+        distances += list(distance[-count:])
+    np.testing.assert_allclose(loss, np.mean(kls) + 2.44 * np.mean(distances), rtol=1e-5)
+
+
+def test_published_variant_is_a_direct_transcription_of_its_formula(case):
+    """Unshifted response positions, no end of sequence, the mean of each sample's own mean."""
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    (loss, _), _ = loss_and_grad(case, adapter, make_update(pairs, PUBLISHED))
+    means = []
+    for pair in pairs:
+        kl, distance = per_position(case, adapter, pair)
+        count = len(pair.response_ids)
+        means.append(np.mean(kl[-count:]) + 2.44 * np.mean(distance[-count:]))
+    np.testing.assert_allclose(loss, np.mean(means), rtol=1e-5)
+
+
+def test_shared_positions_add_the_tail_to_the_hidden_loss_alone(case):
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    (_, parts), _ = loss_and_grad(case, adapter, make_update(pairs, SHARED))
+    (_, response), _ = loss_and_grad(case, adapter, make_update(pairs, OURS))
+    np.testing.assert_allclose(parts["logit_loss"], response["logit_loss"], rtol=1e-5)
+    distances = [list(per_position(case, adapter, pair)[1][-(3 + len(pair.response_ids)) :]) for pair in pairs]
+    np.testing.assert_allclose(parts["hidden_loss"], 2.44 * np.mean(np.concatenate(distances)), rtol=1e-5)
+
+
+def per_position(case, adapter, pair: Pair):
+    """KL and hidden distance at the student's positions, aligned with the teacher's from the right, in numpy."""
+    decoder = nnx.merge(case.graph, case.base)
+    teacher_ids, student_ids = (p + pair.response_ids for p in (pair.prompts.teacher_ids, pair.prompts.student_ids))
+    sides = []
+    for ids, lora in ((teacher_ids, None), (student_ids, effective(adapter, SPEC.scale))):
+        out = tiny.apply(decoder, np.array([ids], np.int32), adapter=lora)
+        logits = np.asarray(decoder.logits(out.final_BTD), np.float64)[0]
+        probability = np.exp(logits - logits.max(-1, keepdims=True))
+        sides.append((probability / probability.sum(-1, keepdims=True), np.asarray(out.inputs_LBQD, np.float64)[:, 0]))
+    (p, h_t), (q, h_s) = sides
+    p, h_t = p[-len(q) :], h_t[:, -len(q) :]
+    unit = [h / np.linalg.norm(h, axis=-1, keepdims=True) for h in (h_t, h_s)]
+    return (p * np.log(p / q)).sum(-1), ((unit[0] - unit[1]) ** 2).sum(-1).mean(0)
+
+
+def test_hidden_beta_of_the_authors_is_a_mean_over_features(case):
+    """beta * mean over layers and features of (u_t - u_s)^2 is beta / D * mean_l ||u_t - u_s||^2."""
+    adapter, pairs = random_adapter(case.config), random_pairs(1)
+    beta, width = 100.0, case.config.width
+    objective = dataclasses.replace(DISTILL, hidden_weight=beta / width)
+    (_, parts), _ = loss_and_grad(case, adapter, make_update(pairs, OURS), objective)
+    distance = per_position(case, adapter, pairs[0])[1][-(len(pairs[0].response_ids) + 1) :]
+    np.testing.assert_allclose(parts["hidden_loss"], beta * np.mean(distance / width), rtol=1e-5)
+
+
+def test_adapter_equals_merged_weights(case):
+    adapter = random_adapter(case.config)
+    tokens = tiny.random_tokens(2, 9)
+    plain = nnx.merge(case.graph, case.base)
+    merged = nnx.merge(case.graph, merge_adapter(case.base, adapter, SPEC.scale))
+    ours = tiny.forward(plain, tokens, adapter=effective(adapter, SPEC.scale)).final_BTD
+    np.testing.assert_allclose(ours, tiny.forward(merged, tokens).final_BTD, atol=2e-5)
+    assert np.abs(ours - tiny.forward(plain, tokens).final_BTD).max() > 1e-2
+
+
+def step_twice(case, dropout: float, seed: int):
+    options = dataclasses.replace(OPTIONS, dropout=dropout)
+    optimizer = optax.adamw(1e-2)
+    state = init_state(random_adapter(case.config), optimizer)
+    batch = make_update(random_pairs(), OURS)
+    for _ in range(2):
+        state, metrics = train_step(
+            state,
+            case.base,
+            batch,
+            None,
+            graph=case.graph,
+            optimizer=optimizer,
+            objective=Objective("tune_without_rule"),
+            options=options,
+            seed=seed,
+        )
+    return state, metrics
+
+
+def test_step_counts_learns_and_leaves_the_base_alone(case):
+    before = jax.tree.map(np.array, case.base)
+    state, metrics = step_twice(case, 0.0, 0)
+    assert int(state.step) == 2
+    first = loss_and_grad(
+        case, random_adapter(case.config), make_update(random_pairs(), OURS), Objective("tune_without_rule")
+    )
+    assert float(metrics["loss"]) < float(first[0][0])
+    jax.tree.map(np.testing.assert_array_equal, before, case.base)
+
+
+def test_dropout_follows_from_the_seed():
+    case = make_case()
+    same = [step_twice(case, 0.5, 3)[1]["loss"] for _ in range(2)]
+    other = step_twice(case, 0.5, 4)[1]["loss"]
+    assert float(same[0]) == float(same[1]) != float(other)
+
+
+def test_signals_and_losses_stay_float32_in_a_bfloat16_model():
+    case = make_case(dtype=jnp.bfloat16)
+    (loss, _), gradient = loss_and_grad(case, random_adapter(case.config), make_update(random_pairs(), OURS))
+    assert loss.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    exact, _ = loss_and_grad(make_case(), random_adapter(case.config), make_update(random_pairs(), OURS))
+    np.testing.assert_allclose(loss, exact[0], rtol=0.1)
