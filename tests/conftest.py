@@ -6,7 +6,9 @@ import pathlib
 import jax
 import pytest
 
-# Before any use of jax: the number of devices is fixed with the first array.
+# Before any use of jax: flags and the number of devices are fixed with the first array. Nearly all the time of
+# these tests is compilation, and unoptimised programs compile in half of it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -1,0 +1,143 @@
+import io
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from rdjax import generate
+from rdjax.data.templates import alpaca_prompt
+from rdjax.errors import UserError
+from rdjax.generate import read_rule
+from rdjax.models.config import read_decoder_config
+from rdjax.models.lora import LoraSpec, init_adapter, save_adapter
+from tests import tiny
+
+CHAT = "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.write_random_checkpoint(folder, tiny.LLAMA2)
+    return tiny.write_tokenizer(folder, CHAT)
+
+
+@pytest.fixture
+def command(model):
+    """Runs the command's main with flags given by name."""
+
+    def run(*prompts: str, **given) -> None:
+        defaults = {"model": str(model), "max_new_tokens": 4}
+        generate.flags.FLAGS.mark_as_parsed()
+        with flagsaver.flagsaver(**defaults | given):
+            generate.main(list(prompts))
+
+    return run
+
+
+class Recorder:
+    """Stands for `generation.generate`: remembers what was asked and answers "ok" each time."""
+
+    def __call__(self, model, adapter, scale, prompts, max_new_tokens, batch_size, ignore_eos):
+        self.texts = [model.tokenizer.decode(ids) for ids in prompts]
+        self.adapter, self.scale = adapter, scale
+        self.max_new_tokens, self.ignore_eos = max_new_tokens, ignore_eos
+        return [(model.tokenizer("ok", add_special_tokens=False)["input_ids"], True)] * len(prompts)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(generate, "generate", recorder)
+    return recorder
+
+
+def test_a_rule_is_its_text():
+    assert read_rule("Answer in French.") == "Answer in French."
+    assert read_rule("") == ""
+
+
+def test_a_rule_of_a_file(tmp_path):
+    (tmp_path / "rule.md").write_text("  Réponds en français.\n", encoding="utf-8")
+    assert read_rule(f"@{tmp_path / 'rule.md'}") == "Réponds en français."
+
+
+def test_a_rule_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"--rule: .*none\.md cannot be read \(No such file"):
+        read_rule(f"@{tmp_path / 'none.md'}")
+    with pytest.raises(UserError, match="--rule: .* cannot be read"):
+        read_rule(f"@{tmp_path}")
+
+
+def test_the_rule_fills_the_instruction(command, asked):
+    command("one", "two", rule="Be brief.")
+    assert asked.texts == ["<s>" + alpaca_prompt("Be brief.", text) for text in ("one", "two")]
+
+
+def test_without_a_rule_the_prompt_is_the_students(command, asked):
+    command("one")
+    assert asked.texts == ["<s>" + alpaca_prompt("", "one")]
+
+
+def test_chat_puts_the_rule_into_the_system_message(command, asked):
+    command("one", rule="Be brief.", template="chat")
+    assert asked.texts == ["<s>[system] Be brief.\n[user] one\n"]
+
+
+def test_raw_takes_the_prompt_as_it_is(command, asked):
+    command("one ", raw=True)
+    assert asked.texts == ["<s>one "]
+
+
+def test_raw_and_a_rule_do_not_go_together(command):
+    with pytest.raises(UserError, match="--rule needs a template to stand in; leave out --raw"):
+        command("one", raw=True, rule="Be brief.")
+
+
+def test_lines_of_standard_input_are_prompts(command, asked, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n two \n"))
+    command(raw=True)
+    assert asked.texts == ["<s>one", "<s> two "]
+
+
+def test_no_prompt_is_an_error(command, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with pytest.raises(UserError, match="no prompt; give prompts as arguments or as lines of standard input"):
+        command()
+
+
+def test_the_responses_alone_are_printed(command, asked, capsys):
+    command("one", "two")
+    assert capsys.readouterr().out == "ok\nok\n"
+
+
+def test_limits_are_passed_on(command, asked):
+    command("one", max_new_tokens=9, ignore_eos=True)
+    assert (asked.max_new_tokens, asked.ignore_eos) == (9, True)
+    command("one")
+    assert (asked.max_new_tokens, asked.ignore_eos) == (4, False)
+
+
+def test_an_adapter_is_loaded_with_its_scale(command, asked, model, tmp_path):
+    spec = LoraSpec(rank=2, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj"))
+    save_adapter(tmp_path, init_adapter(read_decoder_config(model), spec, seed=0), spec, str(model))
+    command("one", adapter=str(tmp_path))
+    assert set(asked.adapter) == {"self_attn.q_proj", "self_attn.v_proj"}
+    assert asked.scale == 3.0
+    command("one")
+    assert asked.adapter is None
+
+
+def test_an_adapter_that_is_not_there(command, tmp_path):
+    with pytest.raises(UserError, match=r"adapter_config\.json: not found"):
+        command("one", adapter=str(tmp_path))
+
+
+def test_answers_do_not_depend_on_their_neighbours(command, capsys):
+    prompts = ("one", "a much longer prompt than the others", "three")
+    command(*prompts, raw=True, ignore_eos=True)
+    together = capsys.readouterr().out
+    for prompt in prompts:
+        command(prompt, raw=True, ignore_eos=True)
+    assert capsys.readouterr().out == together
+    assert together.strip()
