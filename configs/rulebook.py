@@ -24,16 +24,16 @@ def get_config() -> config_dict.ConfigDict:
     config.data.rows = 24  # documents a step
     config.data.length = 192  # tokens a document
     config.data.prefix_weight = 0.05  # loss weight of a prefix token; an answer token weighs 1
-    config.data.easy_share = 0.3  # of the steps: operands below 100 only
+    config.data.easy_steps = 1650  # the curriculum's first stage: nearly all operands below 100
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.muon_rate = 0.02  # hidden matrices
     config.optimizer.adam_rate = 3e-3  # embeddings and norms
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_share = 0.3  # of the steps: linear decay to zero at the end
+    config.optimizer.decay_share = 0.4  # of the steps: linear decay to zero at the end
 
     config.train = config_dict.ConfigDict()
-    config.train.steps = 5500
+    config.train.steps = 6500
     config.train.save_every = 250
     config.train.probe_every = 250  # exact match on fresh questions
     return config

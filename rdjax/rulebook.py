@@ -76,7 +76,7 @@ def tokenise(
 def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
     """The documents of a training step."""
     rng = random.Random(f"{config.seed}-{step}")
-    hard = step >= config.data.easy_share * config.train.steps
+    hard = step >= config.data.easy_steps
     # More questions than fit: `pack` leaves out those that do not.
     documents = [random_document(rng, hard, questions=config.data.length // 12) for _ in range(config.data.rows)]
     return tokenise(tokenizer, documents, config.data.length, config.data.prefix_weight)

@@ -123,6 +123,31 @@ def test_values_that_do_not_go(path, value, message):
         check_config(config)
 
 
+@pytest.mark.xfail(strict=True, reason="not checked")
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("loss.hidden_weight", -1.0),
+        ("loss.hidden_beta", -1.0),
+        ("optimizer.weight_decay", -1.0),
+        ("optimizer.learning_rate", float("nan")),
+    ],
+)
+def test_numbers_without_meaning_are_errors(path, value):
+    config = base.get_config()
+    set_field(config, path, value)
+    with pytest.raises(UserError, match=rf"config\.{path}"):
+        check_config(config)
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+def test_distillation_of_nothing_is_an_error():
+    config = base.get_config()
+    config.loss.logit, config.loss.hidden_weight = "none", 0.0
+    with pytest.raises(UserError, match=r"config\.loss\.logit .*config\.loss\.hidden_weight"):
+        check_config(config)
+
+
 def test_no_evaluation_and_baselines_are_accepted():
     for systems in ((), METHODS):
         config = base.get_config()

@@ -1,9 +1,12 @@
+import random
 import re
 
 import pytest
 from ml_collections import config_dict
 
+from rdjax.data import tasks
 from rdjax.data.tasks import FEATURES, load_task
+from rdjax.errors import UserError
 from rdjax.tasks.arithmetic import PAPER_RULE, Rule
 from rdjax.tasks.documents import DEMOS_LEAD
 
@@ -126,3 +129,24 @@ def test_another_rule_and_range():
     assert set(splits["train"]["rule"]) == {rule.text()}
     assert all(20 <= number <= 30 for pair in operands_of(splits["train"]) for number in pair)
     assert all(row["output"] == rule.row(*operands(row))["output"] for row in splits["test_ood"])
+
+
+class Impatient(random.Random):
+    """Gives up where a loop would never end."""
+
+    drawn = 0
+
+    def randint(self, low: int, high: int) -> int:
+        self.drawn += 1
+        assert self.drawn < 10**5, "drew operands for ever"
+        return super().randint(low, high)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="too small a range is drawn from for ever, k = 0 and an empty range end in a traceback"
+)
+@pytest.mark.parametrize("options", [{"train_low": 1, "train_high": 3}, {"train_low": 9, "train_high": 3}, {"k": 0}])
+def test_operands_that_do_not_suffice_are_an_error(monkeypatch, options):
+    monkeypatch.setattr(tasks.random, "Random", Impatient)
+    with pytest.raises(UserError, match=r"config\.task\."):
+        load_task(task_config(**options), seed=0)

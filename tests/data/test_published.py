@@ -148,6 +148,14 @@ def test_lists_of_unequal_length_do_not_align(sentiment):
         load_task(task_config(sentiment, "sentiment"), seed=0)
 
 
+@pytest.mark.xfail(strict=True, raises=(ValueError, IndexError), reason="an empty list ends in a traceback")
+@pytest.mark.parametrize("one_wording", [False, True])
+def test_an_empty_list_is_an_error(sentiment, one_wording):
+    write_pair(sentiment, "train_{}_2shot.json", [])
+    with pytest.raises(UserError, match=r"train_full_2shot\.json: holds no rows"):
+        load_task(task_config(sentiment, "sentiment", one_wording=one_wording), seed=0)
+
+
 # The real files ------------------------------------------------------------------------------------------------------
 
 
