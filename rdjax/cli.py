@@ -16,9 +16,13 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
-        # ml_collections raises the built-in ones for an unknown field or a wrong type in an override.
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            positional = flags.FLAGS(argv)
+            # ml_collections tells of a config file that is not there only when the config is first read.
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                flags.FLAGS.config.to_dict()
+            return positional
+        # ml_collections raises the built-in ones for an unknown field; a config file is a program and raises anything.
+        except Exception as error:
             sys.exit(_fail(error))
 
     def guarded(argv: list[str]) -> None:

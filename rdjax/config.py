@@ -37,6 +37,7 @@ AT_LEAST = {
     "lora.dropout": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0,
+    "optimizer.weight_decay": 0,
     "train.epochs": 1,
     "train.batch_size": 1,
     "train.accumulation": 1,
@@ -71,7 +72,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
         if _get(config, path) < least:
             raise UserError(f"config.{path} = {_get(config, path)!r} is too small; accepted: {least} or more")
     for path in ("loss.temperature", "optimizer.learning_rate", "lora.alpha"):
-        if _get(config, path) <= 0:
+        if not _get(config, path) > 0:  # as said of NaN too
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
     if config.lora.dropout >= 1:
         raise UserError(f"config.lora.dropout = {config.lora.dropout} is no probability below 1")
@@ -81,6 +82,11 @@ def check_config(config: config_dict.ConfigDict) -> None:
         raise UserError("config.lora.targets is empty; accepted: any of " + ", ".join(TARGETS))
     if config.loss.hidden_weight is not None and config.loss.hidden_beta is not None:
         raise UserError("config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of the two")
+    for name in ("hidden_weight", "hidden_beta"):
+        if config.loss[name] is not None and not config.loss[name] >= 0:
+            raise UserError(f"config.loss.{name} = {config.loss[name]!r} is too small; accepted: 0 or more")
+    if config.loss.logit == "none" and not hidden_weight(config.loss, 1):
+        raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
     if config.train.batch_size % config.train.accumulation:
         raise UserError(
             f"config.train.batch_size = {config.train.batch_size} is not a multiple of "

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rdjax.data.batches import Batch, Slots, batch_shape, collate
+from rdjax.data.batches import Batch, Side, Slots, batch_shape, collate, round_up
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import kl_divergence
 from rdjax.distill.teacher import logits, read_side
@@ -30,9 +30,9 @@ GAP_SLOTS = Slots(variant="ours", hidden_positions="response", reduction="token"
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A way to answer: the base with an adapter or none, prompted with the rule or without."""
+    """A way to answer: the base with an adapter, prompted with the rule or without."""
 
-    adapter: Adapter | None
+    adapter: Adapter
     with_rule: bool
 
 
@@ -85,45 +85,49 @@ def answer(
     return Answers([new for new, _ in made], [ended for _, ended in made], texts)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "with_rule"))
-def _kl_sum(base, reference: Adapter | None, adapter: Adapter | None, batch: Batch, *, graph, with_rule) -> jax.Array:
-    teacher, student = (side._replace(aligned_BQ=None) for side in (batch.teacher, batch.student))
-    side = teacher if with_rule else student
-    reference_BPV = logits(graph, base, read_side(graph, base, reference, teacher).final_BPD)
-    system_BPV = logits(graph, base, read_side(graph, base, adapter, side).final_BPD)
-    return jnp.sum(kl_divergence(reference_BPV, system_BPV, 1.0) * batch.weight_BP)
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _final(base, adapter: Adapter, side: Side, *, graph) -> jax.Array:
+    """Final hidden states [B, P, D] at the prediction positions."""
+    return read_side(graph, base, adapter, side._replace(aligned_BQ=None)).final_BPD
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _kl_sum(base, reference_BPD: jax.Array, system_BPD: jax.Array, weight_BP: jax.Array, *, graph) -> jax.Array:
+    reference_BPV, system_BPV = logits(graph, base, reference_BPD), logits(graph, base, system_BPD)
+    return jnp.sum(kl_divergence(reference_BPV, system_BPV, 1.0) * weight_BP)
 
 
 def divergence(
     model: LanguageModel,
-    reference: Adapter | None,
+    reference: Adapter,
     systems: Mapping[str, System],
     prompts: Sequence[Prompts],
     responses: Answers,
     options: EvalOptions,
 ) -> dict[str, float]:
     """E KL(reference with the rule || system) in nats a token, teacher-forced on the reference's responses."""
-    pairs = [
-        Pair(prompt, tuple(ids), ended)
-        for prompt, ids, ended in zip(prompts, responses.ids, responses.ended, strict=True)
-    ]
-    rows = -(-min(options.batch_size, len(pairs)) // row_multiple(model.mesh)) * row_multiple(model.mesh)
+    triples = zip(prompts, responses.ids, responses.ended, strict=True)
+    pairs = [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
+    rows = round_up(options.batch_size, row_multiple(model.mesh))
     shape = batch_shape(pairs, GAP_SLOTS)
     totals, tokens = dict.fromkeys(systems, 0.0), 0.0
     for start in range(0, len(pairs), rows):
         batch = collate(pairs[start : start + rows], rows, shape, GAP_SLOTS, model.tokenizer.eos_token_id)
         tokens += float(batch.weight_BP.sum())
         batch = jax.device_put(batch, rows_sharding(model.mesh))
+
+        def final_BPD(system: System, batch: Batch = batch) -> jax.Array:
+            side = batch.teacher if system.with_rule else batch.student
+            return _final(model.base, effective(system.adapter, options.scale), side, graph=model.graph)
+
+        reference_BPD = final_BPD(System(reference, with_rule=True))
         for name, system in systems.items():
-            adapters = effective(reference, options.scale), effective(system.adapter, options.scale)
-            total = _kl_sum(model.base, *adapters, batch, graph=model.graph, with_rule=system.with_rule)
+            total = _kl_sum(model.base, reference_BPD, final_BPD(system), batch.weight_BP, graph=model.graph)
             totals[name] += float(total)
     return {name: total / tokens for name, total in totals.items()}
 
 
-def gap_to_close(
-    model: LanguageModel, start: Adapter | None, prompts: Sequence[Prompts], options: EvalOptions
-) -> float:
+def gap_to_close(model: LanguageModel, start: Adapter, prompts: Sequence[Prompts], options: EvalOptions) -> float:
     """E KL(base with rule || base), nats a token: what the rule in context changes, before any training."""
     responses = answer(model, System(start, with_rule=True), prompts, options)
     base = {"base": System(start, with_rule=False)}
@@ -134,7 +138,7 @@ def evaluate(
     model: LanguageModel,
     splits: Mapping[str, datasets.Dataset],
     systems: Mapping[str, System],
-    start: Adapter | None,
+    start: Adapter,
     options: EvalOptions,
     folder: pathlib.Path,
     on_batch: Callable[[int], None] = lambda rows: None,
@@ -142,7 +146,7 @@ def evaluate(
     """Scores every system on every split and writes `<folder>/<split>.<system>.jsonl`.
 
     Args:
-      start: the adapter that teacher and student started from, or None: with it "base" is meant everywhere.
+      start: the adapter that teacher and student started from; "base" everywhere means the base with it.
 
     Returns:
       {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}}; `kl` is the

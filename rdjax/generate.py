@@ -34,13 +34,15 @@ BATCH_SIZE = 32
 
 def read_rule(given: str) -> str:
     """The rule's text, from the flag itself or from @file."""
-    if not given.startswith("@"):
+    if not given.startswith("@") or given.startswith("@@"):
         return given
     path = pathlib.Path(given[1:])
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise UserError(f"--rule: {path} cannot be read ({error.strerror})") from None
+        raise UserError(f"--rule: {path} cannot be read ({error.strerror}); @ is followed by a file's name") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--rule: {path} cannot be read as UTF-8 text ({error})") from None
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +60,8 @@ def main(argv: list[str]) -> None:
     template = "raw" if _RAW.value else _TEMPLATE.value
     texts = prompts if _RAW.value else [render(template, model.tokenizer, rule, "", prompt) for prompt in prompts]
     ids = [encode(template, model.tokenizer, text)[0] for text in texts]
-    for made, _ in generate(model, adapter, scale, ids, _MAX_NEW_TOKENS.value, BATCH_SIZE, _IGNORE_EOS.value):
+    rows = min(len(ids), BATCH_SIZE)
+    for made, _ in generate(model, adapter, scale, ids, _MAX_NEW_TOKENS.value, rows, _IGNORE_EOS.value):
         print(model.tokenizer.decode(made, skip_special_tokens=True))
 
 

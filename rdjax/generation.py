@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rdjax.data.batches import round_up
 from rdjax.models.decoder import Cache
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
@@ -31,19 +32,19 @@ def generate(
     Args:
       adapter, scale: applied on top of the base; None for the base alone.
       prompts: token ids, of any lengths.
-      batch_size: rows at a time; prompts are sorted by length to waste little.
+      batch_size: rows at a time, padded to that many; prompts are sorted by length to waste little.
       on_batch: told how many prompts were just answered.
 
     Returns:
       For each prompt the new ids without the end of sequence, and whether the end was reached.
     """
-    rows = -(-min(batch_size, len(prompts)) // row_multiple(model.mesh)) * row_multiple(model.mesh)
+    rows = round_up(batch_size, row_multiple(model.mesh))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: dict[int, tuple[list[int], bool]] = {}
     eos = () if ignore_eos else model.eos_ids
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
-        width = -(-max(len(prompts[number]) for number in part) // PROMPT_BUCKET) * PROMPT_BUCKET
+        width = round_up(max(len(prompts[number]) for number in part), PROMPT_BUCKET)
         tokens_BT, lengths_B = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
         for row, number in enumerate(part):
             lengths_B[row] = len(prompts[number])

@@ -40,7 +40,8 @@ def progress(total: int, start: int, title: str) -> tqdm.tqdm:
     return tqdm.tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, mininterval=0.5)
 
 
-def show(bar: tqdm.tqdm, **scalars: Any) -> None:
-    """Advances the bar by one step and shows the scalars behind it."""
-    bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False)
+def show(bar: tqdm.tqdm, metrics: dict[str, Any] | None) -> None:
+    """Advances the bar by one step and shows the loss among `metrics`, if there are any yet."""
+    if metrics is not None:
+        bar.set_postfix(loss=f"{float(metrics['loss']):.4g}", refresh=False)
     bar.update()

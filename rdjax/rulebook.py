@@ -205,7 +205,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
             upcoming = pool.submit(make_batch, config, tokenizer, step + 1)
             params, moments, loss = train_step(graph, optimizer, params, moments, batch)
             done = step + 1
-            show(bar, loss=float(loss))
+            show(bar, {"loss": loss})
             if done % config.train.probe_every == 0 or done == config.train.steps:
                 scalars = {"loss": float(loss), **probe(graph, params, config, tokenizer)}
                 log.write("rulebook", done, {**scalars, "seconds": time.monotonic() - began})

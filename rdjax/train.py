@@ -35,6 +35,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, adapter 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
 TUNE_WITH_RULE = Objective("tune_with_rule")
 TUNE_WITHOUT_RULE = Objective("tune_without_rule")
+# Instruction tuning is the ordinary one whatever the variant of distillation, and so is validation on gold.
+GOLD_SLOTS = Slots("ours", "response", "token")
 ENHANCED = "enhanced_teacher"
 FINISHED = "eval.json"  # written last
 
@@ -48,18 +50,18 @@ class Run:
     model: LanguageModel
     task: RuleTask
     spec: LoraSpec
-    start: Adapter | None
+    start: Adapter
     train: Sequence[Pair]
     valid: Sequence[Pair]
     log: MetricsLog
 
 
-def lora_spec(config: config_dict.ConfigDict, model: LanguageModel) -> tuple[LoraSpec, Adapter | None]:
-    """The adapter's form, and the existing adapter that teacher and student start from, if any."""
+def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tuple[LoraSpec, Adapter]:
+    """The adapter's form, and what teacher and student start from: an existing one, or one that changes nothing."""
     lora = config.lora
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
     if not config.model.adapter:
-        return spec, None
+        return spec, jax.device_put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
     adapter, theirs = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config)
     for name in ("rank", "alpha"):
         if getattr(spec, name) != getattr(theirs, name):
@@ -88,13 +90,13 @@ def gold_pairs(model: LanguageModel, rows, options: EvalOptions) -> list[Pair]:
     return [make_pair(options.template, model.tokenizer, *both) for both in zip(prompts, outputs, strict=True)]
 
 
-def teacher_pairs(
-    model: LanguageModel, rows, start: Adapter | None, options: EvalOptions, path: pathlib.Path
-) -> list[Pair]:
+def teacher_pairs(model: LanguageModel, rows, start: Adapter, options: EvalOptions, path: pathlib.Path) -> list[Pair]:
     """Rows with the rule-conditioned teacher's own greedy responses, which are kept in `path`.
 
     A response that reached no end of sequence teaches no end.
     """
+    if not len(rows):
+        return []
     prompts = prompts_of(model, rows, options)
     if path.exists():
         saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -103,7 +105,9 @@ def teacher_pairs(
         columns = zip(made.ids, made.ended, made.texts, strict=True)
         saved = [{"ids": ids, "ended": ended, "response": text} for ids, ended, text in columns]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in saved), encoding="utf-8")
+        beside = path.with_suffix(".part")  # whole or not at all
+        beside.write_text("".join(json.dumps(line) + "\n" for line in saved), encoding="utf-8")
+        beside.replace(path)
     for prompt, line in zip(prompts, saved, strict=True):
         if not line["ids"]:
             raise UserError(
@@ -153,21 +157,19 @@ def make_stage(run: Run, name: str, method: str) -> Stage:
     options = StepOptions(run.spec.scale, run.spec.dropout, run.config.model.remat)
     tuning = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
     if method in tuning:
-        # Instruction tuning is the ordinary one whatever the variant of distillation.
-        return Stage(name, tuning[method], tuning[method], options, Slots("ours", "response", loss.reduction))
+        return Stage(name, tuning[method], tuning[method], options, GOLD_SLOTS, GOLD_SLOTS)
     weight = hidden_weight(loss, run.model.config.width)
     distill = Objective("distill", loss.logit, loss.temperature, weight)
-    gold = run.config.task.responses == "gold"
-    return Stage(name, distill, TUNE_WITHOUT_RULE if gold else distill, options, slots)
+    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if run.config.task.responses == "gold" else (distill, slots)
+    return Stage(name, distill, valid[0], options, slots, valid[1])
 
 
-def train_adapter(run: Run, name: str, method: str, teacher: Adapter | None) -> Adapter:
+def train_adapter(run: Run, name: str, method: str, teacher: Adapter) -> Adapter:
     """Trains one adapter and exports it to `adapter/` (the student) or `adapters/<name>/`."""
-    initial = run.start if run.start is not None else init_adapter(run.model.config, run.spec, run.config.seed)
     adapter = run_stage(
         make_stage(run, name, method),
         run.model,
-        initial,
+        run.start,
         teacher,
         run.train,
         run.valid,
@@ -188,7 +190,7 @@ def train_all(run: Run) -> dict[str, Adapter]:
     needs_enhanced = "rule_distill_enhanced" in wanted.values() or "enhanced_with_rule" in config.eval.systems
     adapters = {}
     if needs_enhanced:
-        adapters[ENHANCED] = train_adapter(run, ENHANCED, "inst_tune_with_rule", None)
+        adapters[ENHANCED] = train_adapter(run, ENHANCED, "inst_tune_with_rule", run.start)
     for name, method in wanted.items():
         teacher = adapters[ENHANCED] if method == "rule_distill_enhanced" else run.start
         adapters[name] = train_adapter(run, name, method, teacher)
@@ -231,14 +233,16 @@ def prepare(config: config_dict.ConfigDict, path: str) -> Run:
     mesh = make_mesh(config.mesh)
     task = load_task(config.task, config.seed)
     model = load_model(config.model.path, config.model.dtype, mesh)
-    spec, start = lora_spec(config, model)
+    spec, start = starting_adapter(config, model)
     options = eval_options(config, spec)
-    for name, rows in task.splits.items():
-        prompts_of(model, rows, options if is_test(name) else dataclasses.replace(options, max_new_tokens=1))
     gold = config.task.responses == "gold"
+    for name, rows in task.splits.items():
+        answered = is_test(name) or not gold  # gold pairs are measured themselves
+        prompts_of(model, rows, options if answered else dataclasses.replace(options, max_new_tokens=1))
     pairs = {split: gold_pairs(model, task.splits.get(split, ()), options) for split in ("train", "valid") if gold}
     for part in pairs.values():
         check_lengths(part, config.task.max_length, "task.max_length")
+        check_lengths(part, model.config.max_positions, "the model's max_position_embeddings")
     workdir = open_workdir(path, config)
     if not gold:
         for split in ("train", "valid"):
@@ -253,7 +257,8 @@ def is_test(split: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if argv:
+        raise UserError(f"the argument {argv[0]!r} is not understood; accepted: --config.<field>=<value>")
     config = _CONFIG.value
     if config is None:
         raise UserError("--config is missing; e.g. --config=configs/quickstart.py")

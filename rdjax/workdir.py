@@ -36,6 +36,9 @@ def check_workdir(path: str | None, config: config_dict.ConfigDict) -> None:
     workdir = pathlib.Path(path)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir: {workdir} is a file; a folder is wanted")
+    above = next(parent for parent in workdir.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"--workdir: {above} is a file; a folder is wanted")
     record = workdir / RECORD
     if record.exists():
         try:

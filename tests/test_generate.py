@@ -69,14 +69,12 @@ def test_a_rule_file_that_is_not_there(tmp_path):
         read_rule(f"@{tmp_path}")
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="a rule that is no UTF-8 ends in a traceback")
 def test_a_rule_file_that_is_no_utf8(tmp_path):
     (tmp_path / "rule.md").write_bytes("é".encode("latin-1"))
     with pytest.raises(UserError, match=r"--rule: .*rule\.md .*UTF-8"):
         read_rule(f"@{tmp_path / 'rule.md'}")
 
 
-@pytest.mark.xfail(strict=True, reason="a rule that begins with its own symbol @@@ is taken for a file")
 def test_a_rule_that_begins_with_the_papers_symbol():
     assert read_rule("@@@ is a new operation on two numbers.") == "@@@ is a new operation on two numbers."
 

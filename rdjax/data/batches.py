@@ -73,7 +73,8 @@ def _aligned(pair: Pair, prompt: int, slots: Slots) -> list[int]:
     return list(range(min(prompt - pair.prompts.shared, predict[0]), predict[-1] + 1))
 
 
-def _round_up(number: int, step: int) -> int:
+def round_up(number: int, step: int) -> int:
+    """The smallest multiple of `step` that is no less than `number`."""
     return -(-number // step) * step
 
 
@@ -81,13 +82,13 @@ def batch_shape(pairs: Sequence[Pair], slots: Slots) -> Shape:
     """The smallest shape, in steps of 8 tokens, that holds every pair."""
 
     def longest(sizes: Iterator[int]) -> int:
-        return _round_up(max(sizes), 8)
+        return round_up(max(sizes), 8)
 
     return Shape(
         longest(len(pair.prompts.teacher_ids) + len(pair.response_ids) for pair in pairs),
         longest(len(pair.prompts.student_ids) + len(pair.response_ids) for pair in pairs),
-        max(len(_predict(pair, len(pair.prompts.student_ids), slots)) for pair in pairs),
-        max(len(_aligned(pair, len(pair.prompts.student_ids), slots)) for pair in pairs),
+        longest(len(_predict(pair, len(pair.prompts.student_ids), slots)) for pair in pairs),
+        longest(len(_aligned(pair, len(pair.prompts.student_ids), slots)) for pair in pairs),
     )
 
 

@@ -118,7 +118,7 @@ def check_lengths(pairs: Sequence[Pair], limit: int, limit_name: str) -> int:
     """The longest sequence in tokens, end of sequence included; one over the limit is an error."""
     longest = 0
     for pair in pairs:
-        length = max(len(pair.prompts.teacher_ids), len(pair.prompts.student_ids)) + len(pair.response_ids) + 1
+        length = max(len(pair.prompts.teacher_ids), len(pair.prompts.student_ids)) + len(pair.response_ids) + pair.ended
         if length > limit:
             raise UserError(
                 f"{pair.prompts.where}: prompt and response take {length} tokens, over {limit_name} = {limit}; "

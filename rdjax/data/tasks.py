@@ -24,6 +24,9 @@ FEATURES = datasets.Features(
 )
 
 
+OWN_FOLDER = "a task folder holds rule.md and train.jsonl"
+
+
 @dataclasses.dataclass(frozen=True)
 class RuleTask:
     """A task's splits (train, valid, test*, retain) and what a user should know about them."""
@@ -68,6 +71,7 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     retain asks plain sums.
     """
     options = config.generated
+    _check_room(config)
     rule = Rule(options.value, options.constant, options.symbol)
     rng = random.Random(f"arithmetic-{seed}")
     low, high = options.train_low, options.train_high
@@ -93,6 +97,22 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     splits = {split: rows(split, rule, operands) for split, operands in parts.items()}
     splits["retain"] = rows("retain", PLAIN_ADDITION, plain)
     return RuleTask(_as_datasets(splits), ())
+
+
+def _check_room(config: config_dict.ConfigDict) -> None:
+    """Whether there are as many different questions as the splits want."""
+    low, high = config.generated.train_low, config.generated.train_high
+    room = max(high - low + 1, 0) ** 2
+    if not 1 <= config.k <= room // 2:
+        raise UserError(
+            f"config.task.k = {config.k}: train and valid want {2 * config.k} different questions of operands "
+            f"{low} to {high} (config.task.generated); accepted: 1 to {room // 2}"
+        )
+    room = 99**2 - 2 * config.k
+    if config.generated.test_rows > room:
+        raise UserError(
+            f"config.task.generated.test_rows = {config.generated.test_rows} is too large; accepted: {room} or fewer"
+        )
 
 
 def demonstrate(samples: list[dict[str, str]]) -> str:
@@ -131,6 +151,9 @@ def read_published(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[
         topic = rows["test"][0]["rule"]
         rows["test_on_topic"] = [row for row in rows["test"] if row["rule"] == topic]
         rows["test_elsewhere"] = [row for row in rows.pop("test") if row["rule"] != topic]
+        if not rows["test_elsewhere"]:
+            del rows["test_elsewhere"]
+            notes.append(f"{root / 'test_full.json'} holds one wording alone: no test_elsewhere split")
     if config.name == "safety" and config.k == 128:
         notes.append("the published safety files with k = 128 hold no jailbreak prompt at all")
     return rows, notes
@@ -159,16 +182,25 @@ def _aligned(root: pathlib.Path, name: str) -> list[dict[str, str]]:
 def read_json_list(path: pathlib.Path) -> list[dict[str, str]]:
     """A JSON list of {instruction, input, output}; invalid JSON and missing fields are named by line and row."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found") from None
+        data = json.loads(_read_text(path, f"{path}: not found"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
     if not isinstance(data, list):
         raise UserError(f"{path}: must hold a JSON list of rows")
+    if not data:
+        raise UserError(f"{path}: holds no rows")
     return [
         _check_row(row, ("instruction", "input", "output"), f"{path}, row {number}") for number, row in enumerate(data)
     ]
+
+
+def _read_text(path: pathlib.Path, missing: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def _check_row(row: Any, required: tuple[str, ...], where: str) -> dict[str, str]:
@@ -177,7 +209,7 @@ def _check_row(row: Any, required: tuple[str, ...], where: str) -> dict[str, str
     for field in required:
         if field not in row:
             raise UserError(f"{where}: the field {field} is missing")
-    checked = {field: row.get(field) or "" for field in ("instruction", "input", "output")}
+    checked = {name: "" if row.get(name) is None else row[name] for name in ("instruction", "input", "output")}
     for field, value in checked.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: the field {field} must be a string")
@@ -192,9 +224,7 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple
     wordings = sorted(root.glob("rule.*.md")) or [root / "rule.md"]
     rules = []
     for path in wordings:
-        if not path.exists():
-            raise UserError(f"{path}: not found; a task folder holds rule.md and train.jsonl")
-        rules.append(path.read_text(encoding="utf-8").strip())
+        rules.append(_read_text(path, f"{path}: not found; {OWN_FOLDER}").strip())
         if not rules[-1]:
             raise UserError(f"{path}: is empty; it must hold the rule in words")
     paths = [root / "train.jsonl", root / "valid.jsonl", root / "retain.jsonl", *sorted(root.glob("test*.jsonl"))]
@@ -206,17 +236,13 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple
     if config.k > len(rows["train"]):
         raise UserError(f"config.task.k = {config.k}: {root / 'train.jsonl'} has {len(rows['train'])} rows")
     rows["train"] = rows["train"][: config.k or None]
-    if not rows["train"]:
-        raise UserError(f"{root / 'train.jsonl'}: holds no rows")
     return rows, []
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, str]]:
     """Rows {input, output?, instruction?}, one JSON object a line; blank lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; a task folder holds rule.md and train.jsonl") from None
+    # Not splitlines: that ends a line at U+2028 and others too, which JSON allows inside strings.
+    lines = _read_text(path, f"{path}: not found; {OWN_FOLDER}").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -227,4 +253,6 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, str]]:
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: invalid JSON ({error.msg})") from None
         rows.append({**_check_row(row, ("input",), where), "where": where})
+    if not rows:
+        raise UserError(f"{path}: holds no rows")
     return rows

@@ -4,16 +4,35 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 
 from rdjax.checkpoint import Checkpoints
-from rdjax.data.batches import Batch, Shape, Slots, as_update, batch_shape, collate, epoch_order, steps_per_epoch
+from rdjax.data.batches import (
+    Batch,
+    Shape,
+    Slots,
+    as_update,
+    batch_shape,
+    collate,
+    epoch_order,
+    round_up,
+    steps_per_epoch,
+)
 from rdjax.data.pairs import Pair
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
-from rdjax.distill.step import Objective, StepOptions, evaluate_loss, init_state, teacher_signals, train_step
+from rdjax.distill.step import (
+    Objective,
+    StepOptions,
+    TrainState,
+    evaluate_loss,
+    init_state,
+    teacher_signals,
+    train_step,
+)
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
@@ -29,7 +48,7 @@ class Stage:
       objective: what is minimised.
       valid_objective: what chooses the best epoch.
       options: of the step.
-      slots: which positions enter the losses.
+      slots, valid_slots: which positions enter the losses.
     """
 
     name: str
@@ -37,74 +56,92 @@ class Stage:
     valid_objective: Objective
     options: StepOptions
     slots: Slots
+    valid_slots: Slots
+
+
+class Standing(NamedTuple):
+    """Where a stage stands between two epochs; what its checkpoints hold."""
+
+    state: TrainState
+    best: Adapter
+    best_loss: float
+    epoch: int
 
 
 def run_stage(
     stage: Stage,
     model: LanguageModel,
     initial: Adapter,
-    teacher: Adapter | None,
+    teacher: Adapter,
     train: Sequence[Pair],
     valid: Sequence[Pair],
-    config: Any,
-    checkpoints: pathlib.Path,
+    config: config_dict.ConfigDict,
+    folder: pathlib.Path,
     log: MetricsLog,
 ) -> Adapter:
     """Trains an adapter and returns its best state (the last one where nothing is validated).
 
     Args:
       initial: the adapter to start from.
-      teacher: the teacher's frozen adapter on the shared base, or None.
+      teacher: the teacher's frozen adapter on the shared base.
       config: the run's; its `seed`, `train` and `optimizer` are read.
-      checkpoints: folder of this stage; a stage found there goes on, or is done.
+      folder: of this stage's checkpoints; a stage found there goes on, or is done.
     """
     per_epoch = steps_per_epoch(len(train), config.train.batch_size)
     steps = per_epoch * config.train.epochs
     optimizer = make_optimizer(config.optimizer, steps)
     schedule = learning_rate_schedule(config.optimizer, steps)
-    batches = _Batches(
-        model, stage.slots, config.train.batch_size, config.train.accumulation, batch_shape(train, stage.slots)
-    )
-    loss_of = functools.partial(_validate, stage, model, teacher, batches, valid)
-    state = jax.device_put(init_state(initial, optimizer), replicated(model.mesh))
-    best, best_loss, start = jax.tree.map(jnp.copy, state.adapter), float("inf"), 0
-    saves = Checkpoints(checkpoints)
-    if saves.latest() is not None:
-        saved, record = saves.restore({"state": state, "best": best})
-        state, best = saved["state"], saved["best"]
-        best_loss, start = record["best_loss"], record["epoch"]
-    log.truncate(stage.name, start * per_epoch)
-    if start == config.train.epochs:
-        return best
-    with progress(steps, start * per_epoch, stage.name) as bar:
-        for epoch in range(start, config.train.epochs):
-            order, last = epoch_order(len(train), config.seed, epoch), None
-            for number in range(per_epoch):
-                chosen = order[number * config.train.batch_size : (number + 1) * config.train.batch_size]
-                batch = batches.update([train[index] for index in chosen])
-                state, metrics = _update(stage, model, optimizer, teacher, state, batch, config.seed)
+    batches = _Batches(model, config.train.batch_size, config.train.accumulation)
+    # A copy, since steps donate their state: the initial adapter may be the teacher's too.
+    state = jax.device_put(init_state(_copy(initial), optimizer), replicated(model.mesh))
+    checkpoints = Checkpoints(folder)
+    now = _restore(checkpoints, Standing(state, _copy(state.adapter), float("inf"), 0))
+    log.truncate(stage.name, now.epoch * per_epoch)
+    update = functools.partial(_update, stage, model, optimizer, teacher, seed=config.seed)
+    shape = batch_shape(train, stage.slots)
+    with progress(steps, now.epoch * per_epoch, stage.name) as bar:
+        for epoch in range(now.epoch + 1, config.train.epochs + 1):
+            order = epoch_order(len(train), config.seed, epoch)
+            state, metrics = now.state, None
+            for start in range(0, len(train), config.train.batch_size):
+                chosen = [train[index] for index in order[start : start + config.train.batch_size]]
+                before, (state, metrics) = metrics, update(state, batches.update(chosen, shape, stage.slots))
                 # The metrics of the step before: the device never waits for the log.
-                if last is not None:
-                    show(bar, loss=float(last["loss"]))
-                last = metrics
-            step = (epoch + 1) * per_epoch
-            scalars = {name: float(value) for name, value in last.items()}
-            show(bar, loss=scalars["loss"], valid=best_loss)
-            scalars |= {"epoch": epoch + 1, "learning_rate": float(schedule(step - 1))}
-            final = epoch + 1 == config.train.epochs
-            every = config.train.valid_every
-            if valid and every and ((epoch + 1) % every == 0 or final):
-                scalars["valid_loss"] = loss_of(state.adapter)
-                if scalars["valid_loss"] < best_loss:
-                    best, best_loss = jax.tree.map(jnp.copy, state.adapter), scalars["valid_loss"]
-            elif not (valid and every):
-                best = state.adapter
-            log.write(stage.name, step, scalars)
-            if final or (epoch + 1) % config.train.checkpoint_every == 0:
-                record = {"epoch": epoch + 1, "step": step, "best_loss": best_loss}
-                saves.save(epoch + 1, {"state": state, "best": best}, record)
-    saves.close()
-    return best
+                show(bar, before)
+            scalars = {name: float(value) for name, value in metrics.items()}
+            scalars |= {"epoch": epoch, "learning_rate": float(schedule(epoch * per_epoch - 1))}
+            last = epoch == config.train.epochs
+            if _due(config.train.valid_every, epoch, last) and valid:
+                scalars["valid_loss"] = _validate(stage, model, teacher, batches, valid, state.adapter)
+                better = scalars["valid_loss"] < now.best_loss
+                kept = (_copy(state.adapter), scalars["valid_loss"]) if better else (now.best, now.best_loss)
+                now = Standing(state, *kept, epoch)
+            else:
+                validated = valid and config.train.valid_every
+                now = Standing(state, now.best if validated else _copy(state.adapter), now.best_loss, epoch)
+            log.write(stage.name, epoch * per_epoch, scalars)
+            if _due(config.train.checkpoint_every, epoch, last):
+                record = {"epoch": epoch, "step": epoch * per_epoch, "best_loss": now.best_loss}
+                checkpoints.save(epoch, {"state": now.state, "best": now.best}, record)
+    checkpoints.close()
+    return now.best
+
+
+def _copy(adapter: Adapter) -> Adapter:
+    """A copy that outlives the next step, which donates the original."""
+    return jax.tree.map(jnp.copy, adapter)
+
+
+def _due(every: int, epoch: int, last: bool) -> bool:
+    return bool(every) and (epoch % every == 0 or last)
+
+
+def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
+    """The newest checkpoint of the stage, or a fresh start."""
+    if checkpoints.latest() is None:
+        return fresh
+    saved, record = checkpoints.restore({"state": fresh.state, "best": fresh.best})
+    return Standing(saved["state"], saved["best"], record["best_loss"], record["epoch"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +149,19 @@ class _Batches:
     """Makes updates of one shape and puts them on the mesh."""
 
     model: LanguageModel
-    slots: Slots
     batch_size: int
     accumulation: int
-    shape: Shape
 
-    def update(self, pairs: Sequence[Pair]) -> Batch:
+    def update(self, pairs: Sequence[Pair], shape: Shape, slots: Slots) -> Batch:
         """An update's micro-batches [A, B, ...] on the mesh; rows that are missing are padding."""
         multiple = row_multiple(self.model.mesh)
-        micro = -(-self.batch_size // self.accumulation // multiple) * multiple
+        micro = round_up(self.batch_size // self.accumulation, multiple)
         eos = self.model.tokenizer.eos_token_id
-        batch = collate(pairs, micro * self.accumulation, self.shape, self.slots, eos)
+        batch = collate(pairs, micro * self.accumulation, shape, slots, eos)
         return jax.device_put(as_update(batch, self.accumulation), rows_sharding(self.model.mesh, leading=1))
 
 
-def _update(stage: Stage, model: LanguageModel, optimizer, teacher, state, batch: Batch, seed: int):
+def _update(stage: Stage, model: LanguageModel, optimizer, teacher, state: TrainState, batch: Batch, seed: int):
     signals = None
     if stage.objective.kind == "distill":
         signals = teacher_signals(model.graph, model.base, teacher, batch, stage.options.scale)
@@ -145,11 +180,10 @@ def _update(stage: Stage, model: LanguageModel, optimizer, teacher, state, batch
 
 def _validate(stage: Stage, model: LanguageModel, teacher, batches: _Batches, valid: Sequence[Pair], adapter) -> float:
     """The mean validation loss, every update-sized part weighted by its rows."""
-    valid_batches = dataclasses.replace(batches, shape=batch_shape(valid, stage.slots))
-    total = 0.0
+    shape, total = batch_shape(valid, stage.valid_slots), 0.0
     for start in range(0, len(valid), batches.batch_size):
         part = valid[start : start + batches.batch_size]
-        batch = valid_batches.update(part)
+        batch = batches.update(part, shape, stage.valid_slots)
         signals = None
         if stage.valid_objective.kind == "distill":
             signals = teacher_signals(model.graph, model.base, teacher, batch, stage.options.scale)

@@ -19,6 +19,8 @@ SYMBOLS = (
     "^^^", "!", "!!", "!!!", "<>", "><", "=>", "@#", "#@", "&%", "%~", "@&@", "#$#", "~@~", "*", "**", "***",
 )  # fmt: skip
 
+SYMBOL_CHARACTERS = "@#&%~$^!<>=*|"
+
 DEMOS_LEAD = " Here are some examples:"
 
 
@@ -29,9 +31,19 @@ class Document(NamedTuple):
     questions: list[tuple[str, str]]
 
 
-def random_rule(rng: random.Random, symbol: str | None = None) -> Rule:
+def random_symbol(rng: random.Random) -> str:
+    """A common symbol, or up to four random characters; never one that holds the paper's."""
+    if rng.random() < 0.4:
+        return rng.choice(SYMBOLS)
+    while True:
+        symbol = "".join(rng.choices(SYMBOL_CHARACTERS, k=rng.randint(1, 4)))
+        if PAPER_RULE.symbol not in symbol:
+            return symbol
+
+
+def random_rule(rng: random.Random) -> Rule:
     """A rule of a random kind and wording; never the paper's a + b + 1, under any symbol."""
-    symbol = symbol or rng.choice(SYMBOLS)
+    symbol = random_symbol(rng)
     kind = rng.choices([*VALUES, "comparison"], weights=[8, 3, 2, 2, 1.5, 1.5, 1])[0]
     if kind == "comparison":
         c, d = rng.sample(range(100), 2)

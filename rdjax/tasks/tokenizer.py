@@ -1,8 +1,14 @@
-"""A small byte-level BPE tokenizer for the embedded model, trained on rule documents."""
+"""A small byte-level BPE tokenizer for the embedded model, trained on rule documents.
+
+Every digit is a token of its own that knows its place: the 7 of 70 and the 7 of 7 are two tokens. A model of
+two million parameters that has to find the digits of equal place by counting positions learns to add four
+digits only after thousands of steps; with tagged digits it looks them up by content.
+"""
 
 import random
+import re
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rdjax.data import templates
@@ -22,6 +28,26 @@ FIXED_STRINGS = (
 )
 
 
+# Tens to ten-thousands; digits of the ones' place, and beyond, stay plain.
+TAGGED_PLACES = (1, 2, 3, 4)
+
+
+def tagged_digit(digit: int, place: int) -> str:
+    """The private-use character that stands for a digit at 10^place inside the tokenizer."""
+    return chr(0xE000 + 16 * place + digit)
+
+
+def _tag_places() -> normalizers.Normalizer:
+    # From the highest place down, so that the digits to the right are still plain when they are counted.
+    return normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(f"{digit}(?=[0-9]{{{place}}}(?![0-9]))"), tagged_digit(digit, place))
+            for place in reversed(TAGGED_PLACES)
+            for digit in range(10)
+        ]
+    )
+
+
 def build_tokenizer(seed: int, vocab: int, documents: int) -> PreTrainedTokenizerFast:
     """Trains a BPE of `vocab` tokens (fixed strings included) on generated documents; digits stand alone."""
     rng = random.Random(f"tokenizer-{seed}")
@@ -29,20 +55,26 @@ def build_tokenizer(seed: int, vocab: int, documents: int) -> PreTrainedTokenize
     for _ in range(documents):
         document = random_document(rng, hard=True, questions=2)
         texts += [document.prefix, *(question for question, _ in document.questions)]
+    # Fixed strings and numbers have tokens already: they would only distort the counts.
     for fixed in FIXED_STRINGS:
         texts = [text.replace(fixed, "\n") for text in texts]
+    texts = [re.sub("[0-9]+", "0", text) for text in texts]
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = _tag_places()
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.decoder = decoders.ByteLevel()
+    tagged = [(digit, place) for place in TAGGED_PLACES for digit in range(10)]
+    plain_again = [decoders.Replace(tagged_digit(digit, place), str(digit)) for digit, place in tagged]
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *plain_again])
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab - len(FIXED_STRINGS),
+        vocab_size=vocab - len(FIXED_STRINGS) - len(tagged),
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in FIXED_STRINGS])
+    tokenizer.add_tokens([AddedToken(tagged_digit(*pair), normalized=True) for pair in tagged])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )

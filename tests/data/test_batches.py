@@ -150,9 +150,8 @@ def test_an_update_keeps_rows_in_order():
 
 
 def test_the_shape_holds_every_pair_in_steps_of_eight():
-    shape = batch_shape(PAIRS, SHARED)
-    assert (shape.teacher, shape.student) == (24, 16)  # the longest have 18 and 9 tokens
-    assert (shape.predict, shape.aligned) == (5, 7)
+    # The longest have 18 and 9 tokens, 5 prediction and 7 aligned positions.
+    assert batch_shape(PAIRS, SHARED) == (24, 16, 8, 8)
 
 
 def test_one_shape_serves_every_batch():

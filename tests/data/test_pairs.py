@@ -188,6 +188,11 @@ def test_lengths_count_the_longer_prompt_the_response_and_its_end():
     assert check_lengths([], 1, "task.max_length") == 0
 
 
+def test_lengths_count_no_end_of_a_response_that_has_none():
+    pair = dataclasses.replace(make_pair("alpaca", byte_tokenizer(), prompts_of(ROW), "Bonjour"), ended=False)
+    assert check_lengths([pair], 10**6, "") == 1 + len(pair.prompts.teacher_text) + len("Bonjour")
+
+
 def test_an_over_long_row_names_file_row_and_limit():
     pair = make_pair("alpaca", byte_tokenizer(), prompts_of(ROW), "Bonjour")
     length = check_lengths([pair], 10**6, "")

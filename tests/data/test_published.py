@@ -148,7 +148,6 @@ def test_lists_of_unequal_length_do_not_align(sentiment):
         load_task(task_config(sentiment, "sentiment"), seed=0)
 
 
-@pytest.mark.xfail(strict=True, raises=(ValueError, IndexError), reason="an empty list ends in a traceback")
 @pytest.mark.parametrize("one_wording", [False, True])
 def test_an_empty_list_is_an_error(sentiment, one_wording):
     write_pair(sentiment, "train_{}_2shot.json", [])
