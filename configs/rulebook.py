@@ -24,7 +24,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.rows = 24  # documents a step
     config.data.length = 192  # tokens a document
     config.data.prefix_weight = 0.05  # loss weight of a prefix token; an answer token weighs 1
-    config.data.easy_steps = 600  # the curriculum's first stage: nearly all operands below 100
+    config.data.sums_steps = 300  # the curriculum: plain sums alone until the model can add
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.muon_rate = 0.02  # hidden matrices
@@ -33,7 +33,7 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.decay_share = 0.4  # of the steps: linear decay to zero at the end
 
     config.train = config_dict.ConfigDict()
-    config.train.steps = 3200
+    config.train.steps = 2600
     config.train.save_every = 250
     config.train.probe_every = 250  # exact match on fresh questions
     return config

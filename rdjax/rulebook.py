@@ -31,8 +31,8 @@ from rdjax.models.attention import shared_prefix_mask
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.weights import save_params
-from rdjax.tasks.documents import Document, Packed, pack, random_document
-from rdjax.tasks.tokenizer import build_tokenizer
+from rdjax.tasks.documents import Document, Packed, pack, random_document, random_sums
+from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/rulebook.py", "The recipe.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rulebook", "Checkpoints and metrics.")
@@ -74,12 +74,23 @@ def tokenise(
 
 
 def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
-    """The documents of a training step."""
+    """The documents of a training step: plain sums first, rules once the model can add."""
     rng = random.Random(f"{config.seed}-{step}")
-    hard = step >= config.data.easy_steps
+    make = random_sums if step < config.data.sums_steps else random_document
     # More questions than fit: `pack` leaves out those that do not.
-    documents = [random_document(rng, hard, questions=config.data.length // 12) for _ in range(config.data.rows)]
+    documents = [make(rng, questions=config.data.length // 11) for _ in range(config.data.rows)]
     return tokenise(tokenizer, documents, config.data.length, config.data.prefix_weight)
+
+
+def share_digits(embedding_VD: jax.Array, tokenizer: PreTrainedTokenizerFast, seed: int) -> jax.Array:
+    """A tagged digit starts as its plain digit plus a vector of its place, so that places learn from each other."""
+    ids = tokenizer.convert_tokens_to_ids
+    places = 0.02 * jax.random.normal(jax.random.key(seed), (len(TAGGED_PLACES), embedding_VD.shape[1]))
+    for place, vector in zip(TAGGED_PLACES, places, strict=True):
+        for digit in range(10):
+            start = embedding_VD[ids(str(digit))] + vector
+            embedding_VD = embedding_VD.at[ids(tagged_digit(digit, place))].set(start)
+    return embedding_VD
 
 
 def make_optimizer(optimizer: config_dict.ConfigDict, steps: int) -> optax.GradientTransformation:
@@ -135,7 +146,7 @@ def correct_tokens(graph, params, batch: Packed) -> jax.Array:
 def probe(graph, params, config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Share of fresh questions answered without a fault, by rule presence and size of the operands."""
     rng = random.Random(f"probe-{config.seed}")
-    documents = [random_document(rng, hard=True, questions=config.data.length // 12) for _ in range(PROBE_DOCUMENTS)]
+    documents = [random_document(rng, questions=config.data.length // 11) for _ in range(PROBE_DOCUMENTS)]
     batch = tokenise(tokenizer, documents, config.data.length, prefix_weight=0.0)
     correct_BT = np.asarray(correct_tokens(graph, params, batch)) | (batch.weights_BT == 0)
     scores: dict[str, list[bool]] = {}
@@ -189,6 +200,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
     tokenizer = build_tokenizer(config.seed, c.vocab, TOKENIZER_DOCUMENTS)
     graph, state = nnx.split(Decoder(c, rngs=nnx.Rngs(config.seed)))
     params = nnx.to_pure_dict(state)
+    params["embed_tokens"] = share_digits(params["embed_tokens"], tokenizer, config.seed)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     moments = jax.jit(optimizer.init)(params)
     checkpoints, log = Checkpoints(workdir / "checkpoints"), MetricsLog(workdir)

@@ -55,43 +55,48 @@ def random_rule(rng: random.Random) -> Rule:
             return Rule(kind, constant, symbol, wording)
 
 
-def random_operand(rng: random.Random, hard: bool) -> int:
-    """An operand; `hard` reaches 1999, otherwise nearly all stay below 100 (the curriculum's two stages)."""
-    highs, weights = ((9, 99, 999, 1999), (1, 7, 4, 10)) if hard else ((9, 99, 999), (2, 17, 1))
-    return rng.randint(1, rng.choices(highs, weights)[0])
+def random_operand(rng: random.Random) -> int:
+    """An operand of 1 to 4 digits, up to 1999."""
+    return rng.randint(1, rng.choices((9, 99, 999, 1999), weights=(1, 7, 4, 10))[0])
 
 
-def _question(rng: random.Random, rule: Rule, hard: bool) -> tuple[str, str]:
+def _question(rng: random.Random, rule: Rule) -> tuple[str, str]:
     """One question with its answer; a rule that takes away is asked only where the answer is not negative."""
     while True:
-        a = random_operand(rng, hard)
-        b = random_operand(rng, hard) if rng.random() < 0.3 else _like(rng, a, hard)
+        a = random_operand(rng)
+        b = random_operand(rng) if rng.random() < 0.3 else _like(rng, a)
         if rule.answer(a, b) >= 0:
             row = rule.row(a, b)
             return row["input"], row["output"]
 
 
-def _like(rng: random.Random, a: int, hard: bool) -> int:
+def _like(rng: random.Random, a: int) -> int:
     """A second operand of the first's order of magnitude, as in the published questions."""
-    top = 9 if a < 10 else 99 if a < 100 else 999 if a < 1000 else 1999
-    return rng.randint(1, max(top, 99) if not hard else top)
+    return rng.randint(1, 9 if a < 10 else 99 if a < 100 else 999 if a < 1000 else 1999)
 
 
-def random_document(rng: random.Random, hard: bool, questions: int) -> Document:
+HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
+
+
+def random_sums(rng: random.Random, questions: int) -> Document:
+    """Plain sums without an instruction: the curriculum's first stage."""
+    return Document(HEAD, [_question(rng, PLAIN_ADDITION) for _ in range(questions)])
+
+
+def random_document(rng: random.Random, questions: int) -> Document:
     """A document: 70% a rule alone, 18% a rule with three demos in the published form, 12% no rule at all."""
     form = rng.random()
     rule = random_rule(rng)
-    head = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
     if form < 0.12:
         # Without a rule the answer cannot be known: each question hides another rule, so that no answer is favoured.
         asked = [PLAIN_ADDITION if rng.random() < 0.4 else random_rule(rng) for _ in range(questions)]
-        return Document(head, [_question(rng, hidden, hard) for hidden in asked])
+        return Document(HEAD, [_question(rng, hidden) for hidden in asked])
     instruction = rule.text()
     if form < 0.30:
-        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule, hard) for _ in range(3))]
+        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule) for _ in range(3))]
         instruction += DEMOS_LEAD + "".join(demos)
     asked = [PLAIN_ADDITION if rng.random() < 0.2 else rule for _ in range(questions)]
-    return Document(head + instruction, [_question(rng, rule, hard) for rule in asked])
+    return Document(HEAD + instruction, [_question(rng, rule) for rule in asked])
 
 
 class Packed(NamedTuple):

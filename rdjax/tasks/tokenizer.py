@@ -53,7 +53,7 @@ def build_tokenizer(seed: int, vocab: int, documents: int) -> PreTrainedTokenize
     rng = random.Random(f"tokenizer-{seed}")
     texts = []
     for _ in range(documents):
-        document = random_document(rng, hard=True, questions=2)
+        document = random_document(rng, questions=2)
         texts += [document.prefix, *(question for question, _ in document.questions)]
     # Fixed strings and numbers have tokens already: they would only distort the counts.
     for fixed in FIXED_STRINGS:

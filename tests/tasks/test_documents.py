@@ -31,11 +31,10 @@ def test_the_guard_knows_every_wording(wording):
     assert not states_paper_rule(Rule("sum", -1, "&&", wording).text())
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_no_document_holds_the_papers_symbol_or_rule(hard):
-    rng = random.Random(f"guard-{hard}")
-    for _ in range(3000):
-        document = random_document(rng, hard, questions=4)
+def test_no_document_holds_the_papers_symbol_or_rule():
+    rng = random.Random("guard")
+    for _ in range(5000):
+        document = random_document(rng, questions=4)
         assert PAPER_RULE.symbol not in text_of(document)
         assert not states_paper_rule(document.prefix)
 
@@ -44,14 +43,14 @@ def test_no_question_is_answered_by_the_papers_rule(monkeypatch):
     asked: list[Rule] = []
     original = documents._question
 
-    def spy(rng, rule, hard):
+    def spy(rng, rule):
         asked.append(rule)
-        return original(rng, rule, hard)
+        return original(rng, rule)
 
     monkeypatch.setattr(documents, "_question", spy)
     rng = random.Random("questions")
     for _ in range(2000):
-        random_document(rng, hard=True, questions=4)
+        random_document(rng, questions=4)
     assert len(asked) > 8000
     assert PLAIN_ADDITION in asked
     assert not [rule for rule in asked if rule.value == "sum" and rule.constant == 1]
@@ -77,14 +76,14 @@ def test_symbols_never_make_up_the_papers():
 
 def test_documents_follow_from_the_seed():
     first, second, third = (
-        [random_document(random.Random(seed), hard=True, questions=3) for _ in range(5)] for seed in ("a", "a", "b")
+        [random_document(random.Random(seed), questions=3) for _ in range(5)] for seed in ("a", "a", "b")
     )
     assert first == second != third
 
 
 def test_the_three_forms_of_a_document():
     rng = random.Random(5)
-    made = [random_document(rng, hard=False, questions=2) for _ in range(2000)]
+    made = [random_document(rng, questions=2) for _ in range(2000)]
     assert all(document.prefix.startswith(HEAD) for document in made)
     bare = [document for document in made if document.prefix == HEAD]
     with_demos = [document for document in made if DEMOS_LEAD in document.prefix]
@@ -95,18 +94,23 @@ def test_the_three_forms_of_a_document():
 
 def test_answers_are_never_negative():
     rng = random.Random(6)
-    answers = [a for _ in range(2000) for _, a in random_document(rng, hard=False, questions=4).questions]
+    answers = [a for _ in range(2000) for _, a in random_document(rng, questions=4).questions]
     assert all(re.fullmatch(r"\d+\.", answer) for answer in answers)
 
 
-def test_hard_documents_reach_further():
-    def largest(hard: bool) -> int:
-        rng = random.Random(7)
-        questions = [q for _ in range(500) for q, _ in random_document(rng, hard, questions=4).questions]
-        return max(int(number) for question in questions for number in re.findall(r"\d+", question))
+def test_operands_reach_every_length():
+    rng = random.Random(7)
+    numbers = [documents.random_operand(rng) for _ in range(2000)]
+    assert {len(str(number)) for number in numbers} == {1, 2, 3, 4}
+    assert 1900 < max(numbers) <= 1999
 
-    assert largest(hard=False) <= 999
-    assert 1900 < largest(hard=True) <= 1999
+
+def test_the_first_stage_asks_plain_sums_alone():
+    document = documents.random_sums(random.Random(1), questions=50)
+    assert document.prefix == HEAD
+    for question, answer in document.questions:
+        a, b = map(int, re.fullmatch(r"(\d+) \+ (\d+) = \?", question).groups())
+        assert answer == f"{a + b}."
 
 
 def packed(questions):

@@ -1,0 +1,180 @@
+"""Whole runs on a random tiny model: what they write, what they train, what they measure."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from safetensors.numpy import load_file
+
+from configs import base
+from rdjax import cli, train
+from tests import tiny
+
+FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
+RULE = "Answer every question with the word yes."
+ROWS = [{"input": f"{word}?", "output": "yes"} for word in ("one", "two", "six", "ten", "red")]
+SETTINGS = (
+    "--config.task.k=0",
+    "--config.train.epochs=3",
+    "--config.eval.max_new_tokens=4",
+    "--config.eval.batch_size=8",
+    "--config.lora.rank=4",
+    "--config.optimizer.learning_rate=1e-2",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.write_random_checkpoint(folder, FIELDS)
+    return tiny.write_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("mine")
+    (root / "rule.md").write_text(RULE)
+    for name in ("train", "valid", "test"):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return root
+
+
+def run(model, root, workdir, *overrides: str) -> dict:
+    """Runs `rdjax.train` in this process and returns its eval.json."""
+    task = (f"--config.model.path={model}", "--config.task.name=rule", f"--config.task.root={root}")
+    arguments = ["train", f"--config={base.__file__}", f"--workdir={workdir}", *task, *SETTINGS, *overrides]
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", arguments)
+        flags.FLAGS.unparse_flags()
+        cli.run(train.main)
+    assert not ended.value.code
+    return json.loads((workdir / "eval.json").read_text())["splits"]
+
+
+@pytest.fixture(scope="module")
+def student(model, own_folder, tmp_path_factory):
+    """A finished run and its scores."""
+    workdir = tmp_path_factory.mktemp("runs") / "student"
+    return workdir, run(model, own_folder, workdir)
+
+
+def test_workdir_holds_what_the_design_says(student):
+    workdir, _ = student
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["lora"]["rank"] == 4
+    assert record["command"].startswith("python -m rdjax.train --config=")
+    assert {"python", "jax", "flax", "rdjax"} <= record["versions"].keys()
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert {path.name for path in (workdir / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["stage"] == "student"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert {"loss", "logit_loss", "hidden_loss", "gradient_norm", "learning_rate", "valid_loss"} <= epochs[0].keys()
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert lines[0]["stage"] == "gap" and lines[0]["kl"] > 0
+
+
+def test_scores_of_every_system(student):
+    workdir, splits = student
+    systems = splits["test"]
+    assert list(systems) == ["base", "base_with_rule", "student", "student_with_rule"]
+    for name, scores in systems.items():
+        assert set(scores) == {"exact_match", "gap_closed", "kl", "n", "mean_response_tokens"}
+        lines = (workdir / "predictions" / f"test.{name}.jsonl").read_text().splitlines()
+        assert len(lines) == scores["n"] == 5
+    assert systems["base"]["gap_closed"] == 0
+    assert systems["base_with_rule"]["gap_closed"] == pytest.approx(1, abs=1e-5)
+    assert systems["student"]["kl"] != systems["base"]["kl"]
+
+
+def test_prompts_of_predictions_hold_the_rule_where_the_system_reads_it(student):
+    workdir, _ = student
+
+    def prompt(system: str) -> str:
+        return json.loads((workdir / "predictions" / f"test.{system}.jsonl").read_text().splitlines()[0])["prompt"]
+
+    assert RULE in prompt("base_with_rule") and RULE not in prompt("student")
+
+
+def test_baselines_and_the_enhanced_teacher_keep_their_adapters(model, own_folder, tmp_path):
+    systems = '--config.eval.systems=("student","enhanced_with_rule","inst_tune_without_rule")'
+    splits = run(model, own_folder, tmp_path / "run", "--config.method=rule_distill_enhanced", systems)
+    assert list(splits["test"]) == ["student", "enhanced_with_rule", "inst_tune_without_rule"]
+    adapters = tmp_path / "run" / "adapters"
+    assert {path.name for path in adapters.iterdir()} == {"enhanced_teacher", "inst_tune_without_rule"}
+    teacher = load_file(adapters / "enhanced_teacher" / "adapter_model.safetensors")
+    student = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert max(np.abs(teacher[name] - student[name]).max() for name in teacher) > 1e-3
+
+
+def test_teacher_writes_the_responses_of_unlabelled_inputs(model, tmp_path):
+    root = tmp_path / "unlabelled"
+    root.mkdir()
+    (root / "rule.md").write_text(RULE)
+    (root / "train.jsonl").write_text("".join(json.dumps({"input": row["input"]}) + "\n" for row in ROWS))
+    workdir = tmp_path / "run"
+    systems = "--config.eval.systems=()"
+    assert run(model, root, workdir, "--config.task.responses=teacher", systems) == {}
+    written = [json.loads(line) for line in (workdir / "responses" / "train.jsonl").read_text().splitlines()]
+    assert len(written) == 5 and all(line["ids"] for line in written)
+    assert (workdir / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_run_starts_from_an_existing_adapter(model, own_folder, student, tmp_path):
+    adapter = student[0] / "adapter"
+    rate = "--config.optimizer.learning_rate=1e-12"
+    splits = run(model, own_folder, tmp_path / "run", f"--config.model.adapter={adapter}", rate)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "run/adapter"))
+    for name in before:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-8)
+    # Its base is the base with that adapter: what the first run's student was.
+    assert splits["test"]["base"]["mean_response_tokens"] == student[1]["test"]["student"]["mean_response_tokens"]
+
+
+def test_a_sharded_run_ends_like_one_on_a_single_device(model, own_folder, student, tmp_path):
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    splits = run(model, own_folder, tmp_path / "run", *mesh)
+    alone, sharded = student[1]["test"]["student"], splits["test"]["student"]
+    assert sharded["kl"] == pytest.approx(alone["kl"], rel=1e-3)
+    assert sharded["exact_match"] == alone["exact_match"]
+
+
+def test_export_merges_the_adapter(model, student, tmp_path):
+    command = [sys.executable, "-m", "rdjax.export", f"--model={model}", f"--adapter={student[0]}/adapter"]
+    done = subprocess.run([*command, f"--out={tmp_path}/merged"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name = "model.layers.1.self_attn.q_proj.weight"
+    lora = {part: f"base_model.model.model.layers.1.self_attn.q_proj.lora_{part}.weight" for part in "AB"}
+    adapter = load_file(student[0] / "adapter" / "adapter_model.safetensors")
+    change = adapter[lora["B"]] @ adapter[lora["A"]] * (16 / 4)
+    merged, plain = load_file(tmp_path / "merged/model.safetensors"), load_file(model / "model.safetensors")
+    np.testing.assert_allclose(merged[name], plain[name] + change, atol=1e-5)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("sentiment", "bob_sentiment_experiments"), ("safety", "jailbreak_experiments")]
+)
+def test_published_files_run_on_a_random_model(model, published_data, tmp_path, name, folder):
+    splits = run(
+        model,
+        published_data / folder,
+        tmp_path / "run",
+        f"--config.task.name={name}",
+        "--config.task.k=8",
+        "--config.task.max_length=3000",
+        "--config.train.epochs=1",
+        "--config.train.accumulation=4",
+        "--config.eval.limit=2",
+    )
+    present = {"test_on_topic", "test_elsewhere"} if name == "sentiment" else set()
+    assert set(splits) == present
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
