@@ -24,7 +24,9 @@ def get_config() -> config_dict.ConfigDict:
     config.data.rows = 24  # documents a step
     config.data.length = 192  # tokens a document
     config.data.prefix_weight = 0.05  # loss weight of a prefix token; an answer token weighs 1
-    config.data.sums_steps = 300  # the curriculum: plain sums alone until the model can add
+    # The curriculum: plain sums alone until the model can add, then mostly rules about sums, then all kinds.
+    config.data.rules_from = 300
+    config.data.all_kinds_from = 1500
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.muon_rate = 0.02  # hidden matrices
@@ -33,7 +35,7 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.decay_share = 0.4  # of the steps: linear decay to zero at the end
 
     config.train = config_dict.ConfigDict()
-    config.train.steps = 2600
+    config.train.steps = 3300
     config.train.save_every = 250
     config.train.probe_every = 250  # exact match on fresh questions
     return config

@@ -31,7 +31,7 @@ from rdjax.models.attention import shared_prefix_mask
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.weights import save_params
-from rdjax.tasks.documents import Document, Packed, pack, random_document, random_sums
+from rdjax.tasks.documents import ALL_KINDS, MOSTLY_SUMS, Document, Packed, pack, random_document, random_sums
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/rulebook.py", "The recipe.")
@@ -74,11 +74,15 @@ def tokenise(
 
 
 def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
-    """The documents of a training step: plain sums first, rules once the model can add."""
+    """The documents of a training step: plain sums first, then mostly rules about sums, then all kinds."""
     rng = random.Random(f"{config.seed}-{step}")
-    make = random_sums if step < config.data.sums_steps else random_document
     # More questions than fit: `pack` leaves out those that do not.
-    documents = [make(rng, questions=config.data.length // 11) for _ in range(config.data.rows)]
+    questions = config.data.length // 11
+    kinds = MOSTLY_SUMS if step < config.data.all_kinds_from else ALL_KINDS
+    if step < config.data.rules_from:
+        documents = [random_sums(rng, questions) for _ in range(config.data.rows)]
+    else:
+        documents = [random_document(rng, questions, kinds) for _ in range(config.data.rows)]
     return tokenise(tokenizer, documents, config.data.length, config.data.prefix_weight)
 
 
@@ -146,7 +150,7 @@ def correct_tokens(graph, params, batch: Packed) -> jax.Array:
 def probe(graph, params, config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Share of fresh questions answered without a fault, by rule presence and size of the operands."""
     rng = random.Random(f"probe-{config.seed}")
-    documents = [random_document(rng, questions=config.data.length // 11) for _ in range(PROBE_DOCUMENTS)]
+    documents = [random_document(rng, config.data.length // 11, ALL_KINDS) for _ in range(PROBE_DOCUMENTS)]
     batch = tokenise(tokenizer, documents, config.data.length, prefix_weight=0.0)
     correct_BT = np.asarray(correct_tokens(graph, params, batch)) | (batch.weights_BT == 0)
     scores: dict[str, list[bool]] = {}

@@ -24,6 +24,17 @@ SYMBOL_CHARACTERS = "@#&%~$^!<>=*|"
 DEMOS_LEAD = " Here are some examples:"
 
 
+class Kinds(NamedTuple):
+    """Which rules documents hold: weights of each of `VALUES` and of comparison, and the share with demos."""
+
+    weights: tuple[float, ...]
+    demos: float
+
+
+MOSTLY_SUMS = Kinds((8, 3, 2, 2, 1.5, 1.5, 1), demos=0.18)
+ALL_KINDS = Kinds((5, 3, 4, 3, 2, 2, 1), demos=0.25)
+
+
 class Document(NamedTuple):
     """One document in text: a prefix and (question, answer) pairs, each to be read right after the prefix."""
 
@@ -41,10 +52,10 @@ def random_symbol(rng: random.Random) -> str:
             return symbol
 
 
-def random_rule(rng: random.Random) -> Rule:
+def random_rule(rng: random.Random, kinds: Kinds) -> Rule:
     """A rule of a random kind and wording; never the paper's a + b + 1, under any symbol."""
     symbol = random_symbol(rng)
-    kind = rng.choices([*VALUES, "comparison"], weights=[8, 3, 2, 2, 1.5, 1.5, 1])[0]
+    kind = rng.choices([*VALUES, "comparison"], weights=kinds.weights)[0]
     if kind == "comparison":
         c, d = rng.sample(range(100), 2)
         return Rule(kind, c, symbol, rng.randrange(len(COMPARISON_WORDINGS)), d)
@@ -83,16 +94,16 @@ def random_sums(rng: random.Random, questions: int) -> Document:
     return Document(HEAD, [_question(rng, PLAIN_ADDITION) for _ in range(questions)])
 
 
-def random_document(rng: random.Random, questions: int) -> Document:
-    """A document: 70% a rule alone, 18% a rule with three demos in the published form, 12% no rule at all."""
+def random_document(rng: random.Random, questions: int, kinds: Kinds) -> Document:
+    """A document: 12% no rule, a share with a rule and three demos in the published form, the rest a rule alone."""
     form = rng.random()
-    rule = random_rule(rng)
+    rule = random_rule(rng, kinds)
     if form < 0.12:
         # Without a rule the answer cannot be known: each question hides another rule, so that no answer is favoured.
-        asked = [PLAIN_ADDITION if rng.random() < 0.4 else random_rule(rng) for _ in range(questions)]
+        asked = [PLAIN_ADDITION if rng.random() < 0.4 else random_rule(rng, kinds) for _ in range(questions)]
         return Document(HEAD, [_question(rng, hidden) for hidden in asked])
     instruction = rule.text()
-    if form < 0.30:
+    if form < 0.12 + kinds.demos:
         demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule) for _ in range(3))]
         instruction += DEMOS_LEAD + "".join(demos)
     asked = [PLAIN_ADDITION if rng.random() < 0.2 else rule for _ in range(questions)]
