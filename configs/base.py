@@ -77,4 +77,4 @@ def get_config() -> config_dict.ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
-    return config
+    return config.lock()  # a misspelt field is an error

@@ -35,6 +35,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def no_arguments(argv: list[str]) -> None:
+    """Refuses positional arguments, which are most often flags that lack their dashes."""
+    if argv:
+        raise UserError(f"the argument {argv[0]!r} is not understood; accepted: --flag=value, --config.<field>=<value>")
+
+
 def _fail(error: Exception) -> int:
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)

@@ -54,6 +54,8 @@ AT_LEAST = {
 
 def _get(config: config_dict.ConfigDict, path: str) -> Any:
     for name in path.split("."):
+        if name not in config:
+            raise UserError(f"config.{path} is missing; a config starts from configs/base.py")
         config = config[name]
     return config
 
@@ -87,6 +89,12 @@ def check_config(config: config_dict.ConfigDict) -> None:
             raise UserError(f"config.loss.{name} = {config.loss[name]!r} is too small; accepted: 0 or more")
     if config.loss.logit == "none" and not hidden_weight(config.loss, 1):
         raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
+    enhanced = {config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"}
+    if enhanced and config.task.responses == "teacher":
+        raise UserError(
+            "config.task.responses = 'teacher' does not go with an enhanced teacher, which is tuned on gold outputs; "
+            "accepted: gold"
+        )
     if config.train.batch_size % config.train.accumulation:
         raise UserError(
             f"config.train.batch_size = {config.train.batch_size} is not a multiple of "

@@ -56,15 +56,22 @@ class Answers:
     texts: list[str]
 
 
+def length_limit(model: LanguageModel, max_length: int) -> tuple[int, str]:
+    """The tokens that a sequence may have, and what sets that limit."""
+    limits = (max_length, "task.max_length"), (model.config.max_positions, "the model's max_position_embeddings")
+    return min(limits)
+
+
 def prompts_of(model: LanguageModel, rows: Iterable[Mapping[str, str]], options: EvalOptions) -> list[Prompts]:
     """Both prompts of every row; one that leaves no room for an answer is an error."""
     made = [make_prompts(options.template, model.tokenizer, row) for row in rows]
+    limit, name = length_limit(model, options.max_length)
     for prompts in made:
         length = max(len(prompts.teacher_ids), len(prompts.student_ids)) + options.max_new_tokens
-        if length > options.max_length:
+        if length > limit:
             raise UserError(
-                f"{prompts.where}: prompt and eval.max_new_tokens take {length} tokens, over task.max_length = "
-                f"{options.max_length}; nothing is cut: shorten the row or raise the limit"
+                f"{prompts.where}: prompt and eval.max_new_tokens take {length} tokens, over {name} = {limit}; "
+                "nothing is cut: shorten the row or raise the limit"
             )
     return made
 

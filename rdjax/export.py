@@ -26,7 +26,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    cli.no_arguments(argv)
     out = pathlib.Path(_OUT.value)
     if out.exists():
         raise UserError(f"--out: {out} exists; a new folder is wanted")

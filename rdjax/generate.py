@@ -60,6 +60,12 @@ def main(argv: list[str]) -> None:
     template = "raw" if _RAW.value else _TEMPLATE.value
     texts = prompts if _RAW.value else [render(template, model.tokenizer, rule, "", prompt) for prompt in prompts]
     ids = [encode(template, model.tokenizer, text)[0] for text in texts]
+    for number, prompt in enumerate(ids, start=1):
+        if len(prompt) + _MAX_NEW_TOKENS.value > model.config.max_positions:
+            raise UserError(
+                f"prompt {number}: {len(prompt)} tokens and --max_new_tokens = {_MAX_NEW_TOKENS.value} are over the "
+                f"model's max_position_embeddings = {model.config.max_positions}"
+            )
     rows = min(len(ids), BATCH_SIZE)
     for made, _ in generate(model, adapter, scale, ids, _MAX_NEW_TOKENS.value, rows, _IGNORE_EOS.value):
         print(model.tokenizer.decode(made, skip_special_tokens=True))

@@ -29,7 +29,9 @@ class MetricsLog:
             return
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= after_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        beside = self.path.with_suffix(".part")  # whole or not at all
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        beside.replace(self.path)
 
     def close(self) -> None:
         self._events.close()

@@ -33,6 +33,7 @@ from rdjax.models.decoder import Decoder
 from rdjax.models.weights import save_params
 from rdjax.tasks.documents import ALL_KINDS, MOSTLY_SUMS, Document, Packed, pack, random_document, random_sums
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
+from rdjax.workdir import check_workdir, open_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/rulebook.py", "The recipe.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rulebook", "Checkpoints and metrics.")
@@ -200,6 +201,8 @@ def write_model(folder: pathlib.Path, c: DecoderConfig, tokenizer: PreTrainedTok
 
 def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Trains (or goes on training) the model; returns the folder it was written to."""
+    check_workdir(str(workdir), config)
+    open_workdir(str(workdir), config, "rdjax.rulebook")
     c = decoder_config(config.model)
     tokenizer = build_tokenizer(config.seed, c.vocab, TOKENIZER_DOCUMENTS)
     graph, state = nnx.split(Decoder(c, rngs=nnx.Rngs(config.seed)))
@@ -238,7 +241,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    cli.no_arguments(argv)
     folder = train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
     if _OUT.value:
         shutil.copytree(folder, _OUT.value, dirs_exist_ok=True)

@@ -4,6 +4,7 @@ Trains, exports and evaluates, in that order. Running the same command again goe
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -22,7 +23,17 @@ from rdjax.data.tasks import RuleTask, load_task
 from rdjax.distill.stage import Stage, run_stage
 from rdjax.distill.step import Objective, StepOptions
 from rdjax.errors import UserError
-from rdjax.evaluation import GAP_NEAR_ZERO, EvalOptions, System, answer, evaluate, gap_to_close, prompts_of, table
+from rdjax.evaluation import (
+    GAP_NEAR_ZERO,
+    EvalOptions,
+    System,
+    answer,
+    evaluate,
+    gap_to_close,
+    length_limit,
+    prompts_of,
+    table,
+)
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
@@ -53,6 +64,7 @@ class Run:
     start: Adapter
     train: Sequence[Pair]
     valid: Sequence[Pair]
+    valid_is_gold: bool
     log: MetricsLog
 
 
@@ -95,24 +107,19 @@ def teacher_pairs(model: LanguageModel, rows, start: Adapter, options: EvalOptio
 
     A response that reached no end of sequence teaches no end.
     """
-    if not len(rows):
-        return []
     prompts = prompts_of(model, rows, options)
-    if path.exists():
-        saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    else:
+    if not path.exists():
         made = answer(model, System(start, with_rule=True), prompts, options)
+        for prompt, ids in zip(prompts, made.ids, strict=True):
+            if not ids:
+                raise UserError(f"{prompt.where}: the teacher's own response is empty; leave this row out")
         columns = zip(made.ids, made.ended, made.texts, strict=True)
-        saved = [{"ids": ids, "ended": ended, "response": text} for ids, ended, text in columns]
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")  # whole or not at all
-        beside.write_text("".join(json.dumps(line) + "\n" for line in saved), encoding="utf-8")
+        lines = [{"ids": ids, "ended": ended, "response": text} for ids, ended, text in columns]
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         beside.replace(path)
-    for prompt, line in zip(prompts, saved, strict=True):
-        if not line["ids"]:
-            raise UserError(
-                f"{prompt.where}: the teacher's own response is empty; give this row an output or leave it out"
-            )
+    saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, saved, strict=True)]
 
 
@@ -132,8 +139,9 @@ def report_start(run: Run) -> None:
     for note in run.task.notes:
         print(f"note: {note}")
     show_sample(run.train[0], model)
-    longest = check_lengths([*run.train, *run.valid], config.task.max_length, "task.max_length")
-    print(f"longest prompt with response: {longest} tokens of task.max_length = {config.task.max_length}")
+    limit, limit_name = length_limit(model, config.task.max_length)
+    longest = check_lengths([*run.train, *run.valid], limit, limit_name)
+    print(f"longest prompt with response: {longest} tokens of {limit_name} = {limit}")
     weight = hidden_weight(config.loss, model.config.width)
     given = "hidden_beta" if config.loss.hidden_beta is not None else "hidden_weight"
     print(f"hidden loss: {weight:g} * mean_l ||u_t - u_s||^2 (from loss.{given}; beta {weight * model.config.width:g})")
@@ -141,6 +149,7 @@ def report_start(run: Run) -> None:
     options = eval_options(config, run.spec)
     prompts = [pair.prompts for pair in held_out[:GAP_ROWS]]
     gap = gap_to_close(model, run.start, prompts, options)
+    run.log.truncate("gap", -1)
     run.log.write("gap", 0, {"kl": gap})
     print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats a token over {len(prompts)} prompts")
     if gap < GAP_NEAR_ZERO:
@@ -160,7 +169,7 @@ def make_stage(run: Run, name: str, method: str) -> Stage:
         return Stage(name, tuning[method], tuning[method], options, GOLD_SLOTS, GOLD_SLOTS)
     weight = hidden_weight(loss, run.model.config.width)
     distill = Objective("distill", loss.logit, loss.temperature, weight)
-    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if run.config.task.responses == "gold" else (distill, slots)
+    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if run.valid_is_gold else (distill, slots)
     return Stage(name, distill, valid[0], options, slots, valid[1])
 
 
@@ -192,6 +201,9 @@ def train_all(run: Run) -> dict[str, Adapter]:
     if needs_enhanced:
         adapters[ENHANCED] = train_adapter(run, ENHANCED, "inst_tune_with_rule", run.start)
     for name, method in wanted.items():
+        if method == "inst_tune_with_rule" and ENHANCED in adapters:
+            adapters[name] = adapters[ENHANCED]  # the same training under another name
+            continue
         teacher = adapters[ENHANCED] if method == "rule_distill_enhanced" else run.start
         adapters[name] = train_adapter(run, name, method, teacher)
     return adapters
@@ -227,6 +239,17 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
     return results
 
 
+def fingerprint(task: RuleTask, folders: Sequence[pathlib.Path]) -> str:
+    """A hash of all rows, and of the size and first mebibyte of every weights file in `folders`."""
+    digest = hashlib.sha256()
+    for split, rows in task.splits.items():
+        digest.update(json.dumps([split, list(rows)], sort_keys=True).encode())
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
+    return digest.hexdigest()
+
+
 def prepare(config: config_dict.ConfigDict, path: str) -> Run:
     """Reads and checks everything before the folder is made: a mistake leaves nothing behind."""
     check_workdir(path, config)
@@ -235,20 +258,22 @@ def prepare(config: config_dict.ConfigDict, path: str) -> Run:
     model = load_model(config.model.path, config.model.dtype, mesh)
     spec, start = starting_adapter(config, model)
     options = eval_options(config, spec)
-    gold = config.task.responses == "gold"
+    parts = {split: task.splits[split] for split in ("train", "valid") if split in task.splits}
+    # Validation takes gold responses where there are any; training takes what the config says.
+    gold = {"train": config.task.responses == "gold", "valid": "valid" in parts and all(parts["valid"]["output"])}
     for name, rows in task.splits.items():
-        answered = is_test(name) or not gold  # gold pairs are measured themselves
+        answered = is_test(name) or not gold.get(name)  # gold pairs are measured themselves
         prompts_of(model, rows, options if answered else dataclasses.replace(options, max_new_tokens=1))
-    pairs = {split: gold_pairs(model, task.splits.get(split, ()), options) for split in ("train", "valid") if gold}
+    pairs = {"valid": [], **{split: gold_pairs(model, rows, options) for split, rows in parts.items() if gold[split]}}
     for part in pairs.values():
-        check_lengths(part, config.task.max_length, "task.max_length")
-        check_lengths(part, model.config.max_positions, "the model's max_position_embeddings")
-    workdir = open_workdir(path, config)
-    if not gold:
-        for split in ("train", "valid"):
-            saved = workdir / "responses" / f"{split}.jsonl"
-            pairs[split] = teacher_pairs(model, task.splits.get(split, ()), start, options, saved)
-    return Run(config, workdir, model, task, spec, start, pairs["train"], pairs["valid"], MetricsLog(workdir))
+        check_lengths(part, *length_limit(model, config.task.max_length))
+    folders = [resolve_folder(name, "model") for name in (config.model.path, config.model.adapter) if name]
+    workdir = open_workdir(path, config, "rdjax.train", fingerprint(task, folders))
+    for split in parts:
+        if not gold[split]:
+            pairs[split] = teacher_pairs(model, parts[split], start, options, workdir / "responses" / f"{split}.jsonl")
+    log = MetricsLog(workdir)
+    return Run(config, workdir, model, task, spec, start, pairs["train"], pairs["valid"], gold["valid"], log)
 
 
 def is_test(split: str) -> bool:
@@ -257,8 +282,7 @@ def is_test(split: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    if argv:
-        raise UserError(f"the argument {argv[0]!r} is not understood; accepted: --config.<field>=<value>")
+    cli.no_arguments(argv)
     config = _CONFIG.value
     if config is None:
         raise UserError("--config is missing; e.g. --config=configs/quickstart.py")

@@ -54,17 +54,31 @@ def check_workdir(path: str | None, config: config_dict.ConfigDict) -> None:
         raise UserError(f"--workdir: {workdir} holds files of something else; take an empty folder")
 
 
-def open_workdir(path: str, config: config_dict.ConfigDict) -> pathlib.Path:
-    """Makes the folder with its config.json, or goes on in one that has it."""
+def open_workdir(path: str, config: config_dict.ConfigDict, module: str, fingerprint: str = "") -> pathlib.Path:
+    """Makes the folder with its config.json, or goes on in one that has it.
+
+    Args:
+      module: the command, as `python -m` takes it.
+      fingerprint: of the data and weights that the run reads.
+
+    Raises:
+      UserError: the folder's run read other data or weights.
+    """
     workdir = pathlib.Path(path)
     workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / RECORD).exists():
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        record = {
+    record = workdir / RECORD
+    if not record.exists():
+        content = {
             "config": plain(config),
-            "command": shlex.join(["python", "-m", "rdjax.train", *sys.argv[1:]]),
-            "versions": {"python": platform.python_version(), **versions},
+            "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+            "fingerprint": fingerprint,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in PACKAGES},
+            },
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
-        write_json(workdir / RECORD, record)
+        write_json(record, content)
+    elif json.loads(record.read_text()).get("fingerprint") != fingerprint:
+        raise UserError(f"--workdir: {workdir} holds a run on other data or weights; take another folder")
     return workdir

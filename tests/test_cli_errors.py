@@ -162,16 +162,16 @@ def test_an_empty_output_names_file_and_line(fails_on, own_folder):
 
 def test_a_long_prompt_names_row_and_limit(fails_on, own_folder):
     (own_folder / "rule.md").write_text("very " * 200 + RULE)
-    error = fails_on("rule", own_folder, "--config.task.max_length=600")
-    assert f"{own_folder / 'train.jsonl'}, line 1: " in error and "tokens, over task.max_length = 600" in error
+    error = fails_on("rule", own_folder, "--config.task.max_length=400")
+    assert f"{own_folder / 'train.jsonl'}, line 1: " in error and "tokens, over task.max_length = 400" in error
     assert "nothing is cut" in error
 
 
 def test_a_response_that_the_limit_would_cut_is_an_error(fails_on, own_folder):
     path = own_folder / "train.jsonl"
     path.write_text(path.read_text().replace('"2"', f'"{"2" * 500}"'))
-    error = fails_on("rule", own_folder, "--config.task.max_length=600")
-    assert f"{path}, line 2: prompt and response take" in error and "task.max_length = 600" in error
+    error = fails_on("rule", own_folder, "--config.task.max_length=400")
+    assert f"{path}, line 2: prompt and response take" in error and "task.max_length = 400" in error
 
 
 def test_no_room_for_the_teachers_responses_is_found_at_once(fails_on, own_folder):
@@ -184,7 +184,8 @@ def test_no_room_for_the_teachers_responses_is_found_at_once(fails_on, own_folde
 def test_a_long_test_row_is_found_before_training(fails_on, own_folder):
     (own_folder / "test.jsonl").write_text(json.dumps({"input": "long " * 200}) + "\n")
     error = fails_on("rule", own_folder)
-    assert f"{own_folder / 'test.jsonl'}, line 1: " in error and "task.max_length = 1024" in error
+    assert f"{own_folder / 'test.jsonl'}, line 1: " in error
+    assert "the model's max_position_embeddings = 512" in error
 
 
 def test_a_tokenizer_larger_than_the_embedding(fails, broken_model):

@@ -39,12 +39,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path, config):
 
 
 def test_the_same_config_goes_on(tmp_path, config):
-    open_workdir(str(tmp_path / "run"), config)
+    open_workdir(str(tmp_path / "run"), config, "rdjax.train", "data")
     check_workdir(str(tmp_path / "run"), config)
 
 
 def test_another_config_is_refused_by_field(tmp_path, config):
-    open_workdir(str(tmp_path), config)
+    open_workdir(str(tmp_path), config, "rdjax.train", "data")
     config.seed, config.train.epochs = 5, 2
     with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here; train\.epochs: 20 there, 2 here\)"):
         check_workdir(str(tmp_path), config)
@@ -59,7 +59,7 @@ def test_a_foreign_record_is_refused(tmp_path, config, content):
 
 def test_the_record_holds_config_command_versions_and_devices(tmp_path, config, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--config=my config.py", "--workdir=w"])
-    folder = open_workdir(str(tmp_path / "a" / "b"), config)
+    folder = open_workdir(str(tmp_path / "a" / "b"), config, "rdjax.train", "data")
     record = json.loads((folder / RECORD).read_text())
     assert record["config"] == plain(config)
     assert record["command"] == "python -m rdjax.train '--config=my config.py' --workdir=w"
@@ -68,11 +68,17 @@ def test_the_record_holds_config_command_versions_and_devices(tmp_path, config, 
 
 
 def test_going_on_leaves_the_record_alone(tmp_path, config, monkeypatch):
-    record = open_workdir(str(tmp_path), config) / RECORD
+    record = open_workdir(str(tmp_path), config, "rdjax.train", "data") / RECORD
     before = record.read_text()
     monkeypatch.setattr("sys.argv", ["train.py", "--config=other.py"])
-    open_workdir(str(tmp_path), config)
+    open_workdir(str(tmp_path), config, "rdjax.train", "data")
     assert record.read_text() == before
+
+
+def test_other_data_is_refused(tmp_path, config):
+    open_workdir(str(tmp_path), config, "rdjax.train", "data")
+    with pytest.raises(UserError, match="holds a run on other data or weights"):
+        open_workdir(str(tmp_path), config, "rdjax.train", "edited data")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -144,6 +144,12 @@ def read_published(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[
     for split, name in {"valid": valid, **PUBLISHED_TESTS[config.name]}.items():
         if (root / name.format("full")).exists() and (root / name.format("no")).exists():
             rows[split] = _aligned(root, name)
+        elif split == "valid" and list(root.glob(f"valid_full_{config.k}shot_seed*.json")):
+            seeds = sorted(path.stem.split("_seed")[1] for path in root.glob(f"valid_full_{config.k}shot_seed*.json"))
+            raise UserError(
+                f"config.task.valid_seed = {config.valid_seed}: {root / name.format('full')} not found; "
+                f"there: {', '.join(seeds)}"
+            )
         else:
             notes.append(f"{root / name.format('full')} or its counterpart without rule is not there: no {split} split")
     if "test" in rows and config.name == "sentiment":
@@ -154,6 +160,14 @@ def read_published(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[
         if not rows["test_elsewhere"]:
             del rows["test_elsewhere"]
             notes.append(f"{root / 'test_full.json'} holds one wording alone: no test_elsewhere split")
+    if config.name == "arithmetic" and config.demos:
+        notes.append(
+            "demos in the published test prompts are other labelled test rows; task.demos=False leaves the rule alone"
+        )
+    if config.name == "sentiment" and not config.one_wording:
+        notes.append(
+            "the wording of the rule gives the class of the input away; task.one_wording=True gives all rows one"
+        )
     if config.name == "safety" and config.k == 128:
         notes.append("the published safety files with k = 128 hold no jailbreak prompt at all")
     return rows, notes
@@ -221,7 +235,8 @@ def _check_row(row: Any, required: tuple[str, ...], where: str) -> dict[str, str
 
 def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[dict[str, list[dict]], list[str]]:
     """rule.md (or several wordings rule.*.md, dealt out in turn), train.jsonl, and what else is there."""
-    wordings = sorted(root.glob("rule.*.md")) or [root / "rule.md"]
+    wordings = [path for path in (root / "rule.md", *sorted(root.glob("rule.*.md"))) if path.exists()]
+    wordings = wordings or [root / "rule.md"]
     rules = []
     for path in wordings:
         rules.append(_read_text(path, f"{path}: not found; {OWN_FOLDER}").strip())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from rdjax.distill.step import (
     teacher_signals,
     train_step,
 )
+from rdjax.errors import UserError
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
@@ -105,10 +107,16 @@ def run_stage(
             state, metrics = now.state, None
             for start in range(0, len(train), config.train.batch_size):
                 chosen = [train[index] for index in order[start : start + config.train.batch_size]]
-                before, (state, metrics) = metrics, update(state, batches.update(chosen, shape, stage.slots))
+                batch, _ = batches.update(chosen, shape, stage.slots)
+                before, (state, metrics) = metrics, update(state, batch)
                 # The metrics of the step before: the device never waits for the log.
                 show(bar, before)
             scalars = {name: float(value) for name, value in metrics.items()}
+            if not math.isfinite(scalars["loss"]):
+                raise UserError(
+                    f"{stage.name}: the loss is {scalars['loss']} in epoch {epoch}; "
+                    "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+                )
             scalars |= {"epoch": epoch, "learning_rate": float(schedule(epoch * per_epoch - 1))}
             last = epoch == config.train.epochs
             if _due(config.train.valid_every, epoch, last) and valid:
@@ -152,13 +160,17 @@ class _Batches:
     batch_size: int
     accumulation: int
 
-    def update(self, pairs: Sequence[Pair], shape: Shape, slots: Slots) -> Batch:
-        """An update's micro-batches [A, B, ...] on the mesh; rows that are missing are padding."""
-        multiple = row_multiple(self.model.mesh)
-        micro = round_up(self.batch_size // self.accumulation, multiple)
-        eos = self.model.tokenizer.eos_token_id
-        batch = collate(pairs, micro * self.accumulation, shape, slots, eos)
-        return jax.device_put(as_update(batch, self.accumulation), rows_sharding(self.model.mesh, leading=1))
+    def update(self, pairs: Sequence[Pair], shape: Shape, slots: Slots) -> tuple[Batch, float]:
+        """An update's micro-batches [A, B, ...] on the mesh, and the weight of its slots before it was made 1.
+
+        Rows that are missing are padding.
+        """
+        rows = round_up(self.batch_size // self.accumulation, row_multiple(self.model.mesh))
+        # A mesh that wants more rows in a micro-batch needs fewer of them.
+        count = -(-self.batch_size // rows)
+        batch = collate(pairs, rows * count, shape, slots, self.model.tokenizer.eos_token_id)
+        weight = float(batch.weight_BP.sum())
+        return jax.device_put(as_update(batch, count), rows_sharding(self.model.mesh, leading=1)), weight
 
 
 def _update(stage: Stage, model: LanguageModel, optimizer, teacher, state: TrainState, batch: Batch, seed: int):
@@ -179,11 +191,10 @@ def _update(stage: Stage, model: LanguageModel, optimizer, teacher, state: Train
 
 
 def _validate(stage: Stage, model: LanguageModel, teacher, batches: _Batches, valid: Sequence[Pair], adapter) -> float:
-    """The mean validation loss, every update-sized part weighted by its rows."""
-    shape, total = batch_shape(valid, stage.valid_slots), 0.0
+    """The mean validation loss over all slots of the validation pairs."""
+    shape, total, slots = batch_shape(valid, stage.valid_slots), 0.0, 0.0
     for start in range(0, len(valid), batches.batch_size):
-        part = valid[start : start + batches.batch_size]
-        batch = batches.update(part, shape, stage.valid_slots)
+        batch, weight = batches.update(valid[start : start + batches.batch_size], shape, stage.valid_slots)
         signals = None
         if stage.valid_objective.kind == "distill":
             signals = teacher_signals(model.graph, model.base, teacher, batch, stage.options.scale)
@@ -196,5 +207,5 @@ def _validate(stage: Stage, model: LanguageModel, teacher, batches: _Batches, va
             objective=stage.valid_objective,
             options=stage.options,
         )
-        total += float(loss) * len(part)
-    return total / len(valid)
+        total, slots = total + float(loss) * weight, slots + weight
+    return total / slots

@@ -1,7 +1,7 @@
 """The decoder: a Llama in Flax NNX, its layers stacked and scanned.
 
 Modules hold parameters only. `nnx.split` turns a decoder into (graphdef, tree of arrays) once, and all
-transformations are JAX's own on the tree; `run` merges the two inside a trace, where it costs nothing.
+transformations are JAX's own on the tree; `nnx.merge` joins the two inside a trace, where it costs nothing.
 """
 
 from typing import NamedTuple

@@ -27,7 +27,7 @@ class LanguageModel:
     """What every command passes around; `base` is the only copy of the weights.
 
     Attributes:
-      name: the path or hub id that it was asked for by.
+      name: its folder, or its hub id: what an adapter's config names as its base.
       config: of the decoder.
       graph: NNX graph definition; with `base` it makes a `Decoder`.
       base: parameters on the mesh.
@@ -83,7 +83,9 @@ def load_model(path: str, dtype: str, mesh: Mesh) -> LanguageModel:
     tokenizer = load_tokenizer(folder, config)
     graph, abstract = abstract_params(config, resolve_dtype(dtype))
     base = load_params(folder, config, resolve_dtype(dtype), param_shardings(mesh, abstract))
-    return LanguageModel(path, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)
+    local = path == "rulebook" or pathlib.Path(path).expanduser().is_dir()
+    name = str(folder.resolve()) if local else path
+    return LanguageModel(name, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)
 
 
 def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
@@ -103,6 +105,9 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
 
 def _eos_ids(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     path = folder / "generation_config.json"
-    named = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: must hold a JSON object ({error})") from None
     listed = named if isinstance(named, list) else [named]
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *(number for number in listed if number is not None)]))

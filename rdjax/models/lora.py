@@ -172,6 +172,9 @@ def _read_spec(folder: pathlib.Path) -> LoraSpec:
     known = {path.split(".")[1] for path in PROJECTIONS}
     if not isinstance(targets, list) or not set(targets) <= known:
         raise UserError(f"{path}: target_modules = {targets!r}; accepted: a list of {', '.join(sorted(known))}")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(fields.get(name), int | float):
+            raise UserError(f"{path}: {name} is missing or no number")
     order = tuple(path.split(".")[1] for path in PROJECTIONS)
     return LoraSpec(
         rank=fields["r"],

@@ -47,15 +47,16 @@ def test_all_files_become_splits_of_their_name(root):
 
 
 def test_several_wordings_are_dealt_in_turn(root):
-    for name, text in (("b", "Second."), ("a", "First.")):
-        (root / f"rule.{name}.md").write_text(text)
+    for name, text in (("rule.b", "Third."), ("rule.a", "Second."), ("rule", "First.")):
+        (root / f"{name}.md").write_text(text)
     write_jsonl(root / "test.jsonl", ROWS[:1])
     splits = splits_of(root)
-    assert splits["train"]["rule"][:] == ["First.", "Second.", "First."]
+    assert splits["train"]["rule"][:] == ["First.", "Second.", "Third."]
     assert splits["test"]["rule"][:] == ["First."]
 
 
 def test_one_wording_of_several(root):
+    (root / "rule.md").unlink()
     for name, text in (("b", "Second."), ("a", "First.")):
         (root / f"rule.{name}.md").write_text(text)
     assert set(splits_of(root, one_wording=True)["train"]["rule"]) == {"First."}

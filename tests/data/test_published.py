@@ -66,7 +66,13 @@ def test_missing_test_and_valid_files_are_noted_by_name(tmp_path):
     assert set(task.splits) == {"train"}
     for name in ("valid_full_2shot_seed1234.json", "test_full_id.json", "test_full_ood.json"):
         assert sum(name in note for note in task.notes) == 1
-    assert len(task.notes) == 3
+
+
+def test_a_validation_file_of_another_seed_is_asked_for_by_name(tmp_path):
+    write_pair(tmp_path, "train_{}_2shot.json", SENTIMENT_ROWS)
+    write_pair(tmp_path, "valid_{}_2shot_seed7.json", SENTIMENT_ROWS)
+    with pytest.raises(UserError, match=r"task\.valid_seed = 1234: .*not found; there: 7"):
+        load_task(task_config(tmp_path, "arithmetic"), seed=0)
 
 
 def test_a_missing_counterpart_leaves_the_split_out(sentiment):
