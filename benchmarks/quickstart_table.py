@@ -24,9 +24,9 @@ ALONE = {"eval.systems": '("student",)'}
 TUNED = {"method": "inst_tune_without_rule", **ALONE}
 GROUPS = {
     "k8": {"task.k": 8},
-    "k32": {"task.k": 32},
+    "k32": {"task.k": 32, "train.epochs": 100},
     "tune_k8": {"task.k": 8, **TUNED},
-    "tune_k32": {"task.k": 32, **TUNED},
+    "tune_k32": {"task.k": 32, "train.epochs": 100, **TUNED},
     "plus3": {"task.generated.constant": 3, "task.generated.symbol": "&&"},
     "larger7": {"task.generated.value": "larger", "task.generated.constant": 7, "task.generated.symbol": "%%"},
 }
@@ -34,7 +34,7 @@ GROUPS = {
 
 def published_groups(root: str) -> dict[str, dict]:
     """The published files, for each k."""
-    return {f"published_k{k}": {"task.root": root, "task.k": k} for k in (4, 8, 16, 32)}
+    return {f"published_k{k}": {"task.root": root, "task.k": k, "train.epochs": 3200 // k} for k in (4, 8, 16, 32)}
 
 
 def run_cell(folder: pathlib.Path, seed: str, overrides: dict) -> dict:
