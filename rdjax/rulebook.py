@@ -80,10 +80,11 @@ def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFas
     # More questions than fit: `pack` leaves out those that do not.
     questions = config.data.length // 11
     kinds = MOSTLY_SUMS if step < config.data.all_kinds_from else ALL_KINDS
+    short = step >= config.data.short_from
     if step < config.data.rules_from:
         documents = [random_sums(rng, questions) for _ in range(config.data.rows)]
     else:
-        documents = [random_document(rng, questions, kinds) for _ in range(config.data.rows)]
+        documents = [random_document(rng, questions, kinds, short) for _ in range(config.data.rows)]
     return tokenise(tokenizer, documents, config.data.length, config.data.prefix_weight)
 
 
@@ -99,16 +100,20 @@ def share_digits(embedding_VD: jax.Array, tokenizer: PreTrainedTokenizerFast, se
 
 
 def make_optimizer(optimizer: config_dict.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Muon on the stacked kernels, AdamW on the rest; warm-up, constant, linear decay to zero."""
+    """Muon on the stacked kernels, AdamW on the rest; one warm restart (SGDR, arXiv 1608.03983).
+
+    Warm-up, constant, linear decay to zero at `restart_at`; then from `restart_share` of the peak to zero again.
+    """
 
     def schedule(peak: float) -> optax.Schedule:
-        decay_from = int((1 - optimizer.decay_share) * steps)
+        decay_from, restart_at = optimizer.decay_from, optimizer.restart_at
         pieces = [
             optax.linear_schedule(0.0, peak, optimizer.warmup_steps),
             optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, steps - decay_from),
+            optax.linear_schedule(peak, 0.0, restart_at - decay_from),
+            optax.linear_schedule(optimizer.restart_share * peak, 0.0, steps - restart_at),
         ]
-        return optax.join_schedules(pieces, [optimizer.warmup_steps, decay_from])
+        return optax.join_schedules(pieces, [optimizer.warmup_steps, decay_from, restart_at])
 
     def kernels(params: dict[str, Any]) -> dict[str, Any]:
         stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))

@@ -66,16 +66,17 @@ def random_rule(rng: random.Random, kinds: Kinds) -> Rule:
             return Rule(kind, constant, symbol, wording)
 
 
-def random_operand(rng: random.Random) -> int:
-    """An operand of 1 to 4 digits, up to 1999."""
-    return rng.randint(1, rng.choices((9, 99, 999, 1999), weights=(1, 7, 4, 10))[0])
+def random_operand(rng: random.Random, short: bool) -> int:
+    """An operand of 1 to 4 digits, up to 1999; `short` ones have fewer digits more often."""
+    weights = (3, 10, 4, 8) if short else (1, 7, 4, 10)
+    return rng.randint(1, rng.choices((9, 99, 999, 1999), weights)[0])
 
 
-def _question(rng: random.Random, rule: Rule) -> tuple[str, str]:
+def _question(rng: random.Random, rule: Rule, short: bool) -> tuple[str, str]:
     """One question with its answer; a rule that takes away is asked only where the answer is not negative."""
     while True:
-        a = random_operand(rng)
-        b = random_operand(rng) if rng.random() < 0.3 else _like(rng, a)
+        a = random_operand(rng, short)
+        b = random_operand(rng, short) if rng.random() < 0.3 else _like(rng, a)
         if rule.answer(a, b) >= 0:
             row = rule.row(a, b)
             return row["input"], row["output"]
@@ -91,23 +92,23 @@ HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
 
 def random_sums(rng: random.Random, questions: int) -> Document:
     """Plain sums without an instruction: the curriculum's first stage."""
-    return Document(HEAD, [_question(rng, PLAIN_ADDITION) for _ in range(questions)])
+    return Document(HEAD, [_question(rng, PLAIN_ADDITION, short=False) for _ in range(questions)])
 
 
-def random_document(rng: random.Random, questions: int, kinds: Kinds) -> Document:
+def random_document(rng: random.Random, questions: int, kinds: Kinds, short: bool = False) -> Document:
     """A document: 12% no rule, a share with a rule and three demos in the published form, the rest a rule alone."""
     form = rng.random()
     rule = random_rule(rng, kinds)
     if form < 0.12:
         # Without a rule the answer cannot be known: each question hides another rule, so that no answer is favoured.
         asked = [PLAIN_ADDITION if rng.random() < 0.4 else random_rule(rng, kinds) for _ in range(questions)]
-        return Document(HEAD, [_question(rng, hidden) for hidden in asked])
+        return Document(HEAD, [_question(rng, hidden, short) for hidden in asked])
     instruction = rule.text()
     if form < 0.12 + kinds.demos:
-        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule) for _ in range(3))]
+        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule, short) for _ in range(3))]
         instruction += DEMOS_LEAD + "".join(demos)
     asked = [PLAIN_ADDITION if rng.random() < 0.2 else rule for _ in range(questions)]
-    return Document(HEAD + instruction, [_question(rng, rule) for rule in asked])
+    return Document(HEAD + instruction, [_question(rng, rule, short) for rule in asked])
 
 
 class Packed(NamedTuple):

@@ -53,9 +53,9 @@ def test_no_question_is_answered_by_the_papers_rule(monkeypatch):
     asked: list[Rule] = []
     original = documents._question
 
-    def spy(rng, rule):
+    def spy(rng, rule, short):
         asked.append(rule)
-        return original(rng, rule)
+        return original(rng, rule, short)
 
     monkeypatch.setattr(documents, "_question", spy)
     rng = random.Random("questions")
@@ -108,9 +108,10 @@ def test_answers_are_never_negative():
     assert all(re.fullmatch(r"\d+\.", answer) for answer in answers)
 
 
-def test_operands_reach_every_length():
+@pytest.mark.parametrize("short", [False, True])
+def test_operands_reach_every_length(short):
     rng = random.Random(7)
-    numbers = [documents.random_operand(rng) for _ in range(2000)]
+    numbers = [documents.random_operand(rng, short) for _ in range(2000)]
     assert {len(str(number)) for number in numbers} == {1, 2, 3, 4}
     assert 1900 < max(numbers) <= 1999
 
