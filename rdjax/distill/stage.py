@@ -34,6 +34,7 @@ from rdjax.distill.step import (
     teacher_signals,
     train_step,
 )
+from rdjax.distill.teacher import Signals
 from rdjax.errors import UserError
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
@@ -173,10 +174,15 @@ class _Batches:
         return jax.device_put(as_update(batch, count), rows_sharding(self.model.mesh, leading=1)), weight
 
 
+def _signals(objective: Objective, stage: Stage, model: LanguageModel, teacher, batch: Batch) -> Signals | None:
+    """What an objective wants of the teacher: nothing when tuning on the response."""
+    if objective.kind != "distill":
+        return None
+    return teacher_signals(model.graph, model.base, teacher, batch, stage.options.scale)
+
+
 def _update(stage: Stage, model: LanguageModel, optimizer, teacher, state: TrainState, batch: Batch, seed: int):
-    signals = None
-    if stage.objective.kind == "distill":
-        signals = teacher_signals(model.graph, model.base, teacher, batch, stage.options.scale)
+    signals = _signals(stage.objective, stage, model, teacher, batch)
     return train_step(
         state,
         model.base,
@@ -195,9 +201,7 @@ def _validate(stage: Stage, model: LanguageModel, teacher, batches: _Batches, va
     shape, total, slots = batch_shape(valid, stage.valid_slots), 0.0, 0.0
     for start in range(0, len(valid), batches.batch_size):
         batch, weight = batches.update(valid[start : start + batches.batch_size], shape, stage.valid_slots)
-        signals = None
-        if stage.valid_objective.kind == "distill":
-            signals = teacher_signals(model.graph, model.base, teacher, batch, stage.options.scale)
+        signals = _signals(stage.valid_objective, stage, model, teacher, batch)
         loss = evaluate_loss(
             adapter,
             model.base,

@@ -100,13 +100,18 @@ def test_distillation_loss_and_gradients(setting, slots):
     assert_close(gradient, adapter_gradient(model), 1e-4)
 
 
-def test_exported_adapter_in_peft(setting):
-    case, adapter, model, _ = setting
+def assert_same_logits(case, adapter, theirs):
+    """Our base with the adapter against a torch model."""
     tokens = tiny.random_tokens(2, 11)
     ours = logits(nnx.merge(case.graph, case.base), tokens, effective(adapter, SPEC.scale))
     with torch.no_grad():
-        theirs = model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
-    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+        expected = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(ours, expected, atol=2e-4)
+
+
+def test_exported_adapter_in_peft(setting):
+    case, adapter, model, _ = setting
+    assert_same_logits(case, adapter, model)
 
 
 def test_merged_export_in_transformers(setting, tmp_path):
@@ -114,11 +119,7 @@ def test_merged_export_in_transformers(setting, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_params(tmp_path, merge_adapter(case.base, adapter, SPEC.scale), np.float32)
     merged = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
-    tokens = tiny.random_tokens(2, 11)
-    ours = logits(nnx.merge(case.graph, case.base), tokens, effective(adapter, SPEC.scale))
-    with torch.no_grad():
-        theirs = merged(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
-    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    assert_same_logits(case, adapter, merged)
 
 
 def test_adapter_saved_by_peft_is_read(setting, tmp_path):
