@@ -31,7 +31,17 @@ from rdjax.models.attention import shared_prefix_mask
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.weights import save_params
-from rdjax.tasks.documents import ALL_KINDS, MOSTLY_SUMS, Document, Packed, pack, random_document, random_sums
+from rdjax.tasks.arithmetic import VALUES, WORDINGS, Rule
+from rdjax.tasks.documents import (
+    HEAD,
+    Document,
+    Packed,
+    pack,
+    random_constant,
+    random_document,
+    random_expressions,
+    random_symbol,
+)
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 from rdjax.workdir import check_workdir, open_workdir
 
@@ -40,7 +50,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/rulebook", "Checkpoints and metr
 _OUT = flags.DEFINE_string("out", None, "Folder of the finished model; default: <workdir>/model.")
 
 TOKENIZER_DOCUMENTS = 4000
-PROBE_DOCUMENTS = 24
+PROBE_DOCUMENTS, PROBE_QUESTIONS = 12, 6  # rules of a probed group, and questions under each
 
 
 def decoder_config(model: config_dict.ConfigDict) -> DecoderConfig:
@@ -74,17 +84,21 @@ def tokenise(
     return Packed(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
-    """The documents of a training step: plain sums first, then mostly rules about sums, then all kinds."""
+def make_documents(config: config_dict.ConfigDict, step: int) -> list[Document]:
+    """The documents of a training step: expressions at first, then ever more rules."""
     rng = random.Random(f"{config.seed}-{step}")
+    rules = min(1.0, step / config.data.rules_by)
     # More questions than fit: `pack` leaves out those that do not.
     questions = config.data.length // 11
-    kinds = MOSTLY_SUMS if step < config.data.all_kinds_from else ALL_KINDS
-    short = step >= config.data.short_from
-    if step < config.data.rules_from:
-        documents = [random_sums(rng, questions) for _ in range(config.data.rows)]
-    else:
-        documents = [random_document(rng, questions, kinds, short) for _ in range(config.data.rows)]
+    return [
+        random_document(rng, questions) if rng.random() < rules else random_expressions(rng, questions, rules)
+        for _ in range(config.data.rows)
+    ]
+
+
+def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
+    """The packed documents of a training step."""
+    documents = make_documents(config, step)
     return tokenise(tokenizer, documents, config.data.length, config.data.prefix_weight)
 
 
@@ -100,20 +114,16 @@ def share_digits(embedding_VD: jax.Array, tokenizer: PreTrainedTokenizerFast, se
 
 
 def make_optimizer(optimizer: config_dict.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Muon on the stacked kernels, AdamW on the rest; one warm restart (SGDR, arXiv 1608.03983).
-
-    Warm-up, constant, linear decay to zero at `restart_at`; then from `restart_share` of the peak to zero again.
-    """
+    """Muon on the stacked kernels, AdamW on the rest; both warm up, stay, and decay to zero in a straight line."""
 
     def schedule(peak: float) -> optax.Schedule:
-        decay_from, restart_at = optimizer.decay_from, optimizer.restart_at
+        warmup, decay_from = optimizer.warmup_steps, optimizer.decay_from
         pieces = [
-            optax.linear_schedule(0.0, peak, optimizer.warmup_steps),
+            optax.linear_schedule(0.0, peak, warmup),
             optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, restart_at - decay_from),
-            optax.linear_schedule(optimizer.restart_share * peak, 0.0, steps - restart_at),
+            optax.linear_schedule(peak, 0.0, steps - decay_from),
         ]
-        return optax.join_schedules(pieces, [optimizer.warmup_steps, decay_from, restart_at])
+        return optax.join_schedules(pieces, [warmup, decay_from])
 
     def kernels(params: dict[str, Any]) -> dict[str, Any]:
         stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
@@ -153,24 +163,33 @@ def correct_tokens(graph, params, batch: Packed) -> jax.Array:
     return jnp.argmax(forward(graph, params, batch), axis=-1) == batch.targets_BT
 
 
+def probe_documents(seed: int) -> dict[str, list[Document]]:
+    """Fresh rules of every value, alone in the prompt, with operands of two digits and of three and four."""
+    rng = random.Random(f"probe-{seed}")
+    made: dict[str, list[Document]] = {}
+    for value in VALUES:
+        for name, low, high in (("short", 10, 99), ("long", 121, 1996)):
+            for _ in range(PROBE_DOCUMENTS):
+                rule = Rule(value, random_constant(rng, value), random_symbol(rng), rng.randrange(len(WORDINGS)))
+                rows = [rule.row(rng.randint(low, high), rng.randint(low, high)) for _ in range(PROBE_QUESTIONS)]
+                asked = [(row["input"], row["output"]) for row in rows if not row["output"].startswith("-")]
+                made.setdefault(f"{value}_{name}", []).append(Document(HEAD + rule.text(), asked))
+    return made
+
+
 def probe(graph, params, config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Share of fresh questions answered without a fault, by rule presence and size of the operands."""
-    rng = random.Random(f"probe-{config.seed}")
-    documents = [random_document(rng, config.data.length // 11, ALL_KINDS) for _ in range(PROBE_DOCUMENTS)]
-    batch = tokenise(tokenizer, documents, config.data.length, prefix_weight=0.0)
-    correct_BT = np.asarray(correct_tokens(graph, params, batch)) | (batch.weights_BT == 0)
-    scores: dict[str, list[bool]] = {}
-    for row, document in enumerate(documents):
-        for at, (question, _) in enumerate(document.questions, start=2):
-            inside = batch.segments_BT[row] == at
-            if not inside.any():
-                break
-            plain = " + " in question
-            digits = max(len(part) for part in question.split() if part.isdigit())
-            without = document.prefix.endswith("### Instruction:\n")
-            kind = "plain" if plain else "no_rule" if without else f"rule_{digits}_digits"
-            scores.setdefault(kind, []).append(bool(correct_BT[row][inside].all()))
-    return {name: float(np.mean(hits)) for name, hits in sorted(scores.items())}
+    """Share of questions answered without a fault, for each group of `probe_documents`."""
+    scores = {}
+    for name, documents in probe_documents(config.seed).items():
+        batch = tokenise(tokenizer, documents, config.data.length, prefix_weight=0.0)
+        correct_BT = np.asarray(correct_tokens(graph, params, batch)) | (batch.weights_BT == 0)
+        hits = [
+            correct_BT[row][batch.segments_BT[row] == segment].all()
+            for row in range(len(documents))
+            for segment in range(2, batch.segments_BT[row].max() + 1)
+        ]
+        scores[name] = float(np.mean(hits))
+    return scores
 
 
 def write_model(folder: pathlib.Path, c: DecoderConfig, tokenizer: PreTrainedTokenizerFast, params) -> None:
@@ -233,7 +252,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
             if done % config.train.probe_every == 0 or done == config.train.steps:
                 scalars = {"loss": float(loss), **probe(graph, params, config, tokenizer)}
                 log.write("rulebook", done, {**scalars, "seconds": time.monotonic() - began})
-                bar.write(f"step {done}: " + "  ".join(f"{name} {value:.3f}" for name, value in scalars.items()))
+                bar.write(f"step {done}: " + "  ".join(f"{name} {value:.2f}" for name, value in scalars.items()))
             if done % config.train.save_every == 0 or done == config.train.steps:
                 saved = {"seconds": time.monotonic() - began}
                 checkpoints.save(done, {"params": params, "moments": moments}, saved)

@@ -6,12 +6,13 @@ neighbours, so each is exactly the prompt that the model meets later, and the ru
 """
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from rdjax.data.templates import ALPACA_INPUT, ALPACA_INSTRUCTION, ALPACA_PREAMBLE, ALPACA_RESPONSE
-from rdjax.tasks.arithmetic import COMPARISON_WORDINGS, PAPER_RULE, PLAIN_ADDITION, VALUES, WORDINGS, Rule
+from rdjax.tasks.arithmetic import COMPARISON_WORDINGS, PAPER_RULE, VALUES, WORDINGS, Rule
 
 # Never the paper's symbol: the model must not have met it when it is taught there.
 SYMBOLS = (
@@ -24,15 +25,15 @@ SYMBOL_CHARACTERS = "@#&%~$^!<>=*|"
 DEMOS_LEAD = " Here are some examples:"
 
 
-class Kinds(NamedTuple):
-    """Which rules documents hold: weights of each of `VALUES` and of comparison, and the share with demos."""
+# How often rules compute each of `VALUES`, and how often they compare.
+KIND_WEIGHTS = (5, 3, 3, 3, 2, 2, 1)
 
-    weights: tuple[float, ...]
-    demos: float
+# Values under names of their own, which need no rule.
+OPERATIONS = {"sum": "+", "difference": "-", "larger": "max", "smaller": "min", "first": "first", "second": "second"}
+OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
-
-MOSTLY_SUMS = Kinds((8, 3, 2, 2, 1.5, 1.5, 1), demos=0.18)
-ALL_KINDS = Kinds((5, 3, 4, 3, 2, 2, 1), demos=0.25)
+WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the rule documents
+EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
 
 
 class Document(NamedTuple):
@@ -52,34 +53,54 @@ def random_symbol(rng: random.Random) -> str:
             return symbol
 
 
-def random_rule(rng: random.Random, kinds: Kinds) -> Rule:
+def random_constant(rng: random.Random, kind: str) -> int:
+    """1 to 20, three in four added and the others taken away; never the paper's + 1 to a sum."""
+    while True:
+        constant = rng.randint(1, 20) * rng.choices((1, -1), weights=(3, 1))[0]
+        if (kind, constant) != (PAPER_RULE.value, PAPER_RULE.constant):
+            return constant
+
+
+def random_rule(rng: random.Random) -> Rule:
     """A rule of a random kind and wording; never the paper's a + b + 1, under any symbol."""
     symbol = random_symbol(rng)
-    kind = rng.choices([*VALUES, "comparison"], weights=kinds.weights)[0]
+    kind = rng.choices([*VALUES, "comparison"], KIND_WEIGHTS)[0]
     if kind == "comparison":
         c, d = rng.sample(range(100), 2)
         return Rule(kind, c, symbol, rng.randrange(len(COMPARISON_WORDINGS)), d)
     wording = 0 if rng.random() < 0.35 else rng.randrange(len(WORDINGS))
+    return Rule(kind, random_constant(rng, kind), symbol, wording)
+
+
+def random_operand(rng: random.Random) -> int:
+    """An operand of 1 to 4 digits, up to 1999."""
+    return rng.randint(1, rng.choices((9, 99, 999, 1999), (2, 7, 3, 6))[0])
+
+
+def random_operands(rng: random.Random, rule: Rule) -> tuple[int, int]:
+    """Two operands, mostly of one order of magnitude, to which the rule's answer is not negative."""
     while True:
-        constant = rng.randint(1, 20) * rng.choices((1, -1), weights=(3, 1))[0]
-        if (kind, constant) != (PAPER_RULE.value, PAPER_RULE.constant):
-            return Rule(kind, constant, symbol, wording)
-
-
-def random_operand(rng: random.Random, short: bool) -> int:
-    """An operand of 1 to 4 digits, up to 1999; `short` ones have fewer digits more often."""
-    weights = (3, 10, 4, 8) if short else (1, 7, 4, 10)
-    return rng.randint(1, rng.choices((9, 99, 999, 1999), weights)[0])
-
-
-def _question(rng: random.Random, rule: Rule, short: bool) -> tuple[str, str]:
-    """One question with its answer; a rule that takes away is asked only where the answer is not negative."""
-    while True:
-        a = random_operand(rng, short)
-        b = random_operand(rng, short) if rng.random() < 0.3 else _like(rng, a)
+        a = random_operand(rng)
+        b = random_operand(rng) if rng.random() < 0.3 else _like(rng, a)
         if rule.answer(a, b) >= 0:
-            row = rule.row(a, b)
-            return row["input"], row["output"]
+            return a, b
+
+
+def _question(rng: random.Random, rule: Rule) -> tuple[str, str]:
+    """One question under a rule, with its answer."""
+    row = rule.row(*random_operands(rng, rule))
+    return row["input"], row["output"]
+
+
+def _expression(rng: random.Random, constants: float) -> tuple[str, str]:
+    """A question that needs no rule, "12 max 57 = ?", or with its constant, "12 max 57 + 3 = ?"."""
+    value = rng.choices(list(OPERATIONS), OPERATION_WEIGHTS)[0]
+    constant = random_constant(rng, value) if rng.random() < constants else 0
+    rule = Rule(value, constant, OPERATIONS[value])
+    a, b = random_operands(rng, rule)
+    row = rule.row(a, b)
+    change = f"{b} {'+' if constant > 0 else '-'} {abs(constant)} =" if constant else f"{b} ="
+    return row["input"].replace(f"{b} =", change), row["output"]
 
 
 def _like(rng: random.Random, a: int) -> int:
@@ -90,25 +111,30 @@ def _like(rng: random.Random, a: int) -> int:
 HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
 
 
-def random_sums(rng: random.Random, questions: int) -> Document:
-    """Plain sums without an instruction: the curriculum's first stage."""
-    return Document(HEAD, [_question(rng, PLAIN_ADDITION, short=False) for _ in range(questions)])
+def random_expressions(rng: random.Random, questions: int, constants: float) -> Document:
+    """Expressions without an instruction: the curriculum's first stages. `constants`: the share that has one."""
+    return Document(HEAD, [_expression(rng, constants) for _ in range(questions)])
 
 
-def random_document(rng: random.Random, questions: int, kinds: Kinds, short: bool = False) -> Document:
-    """A document: 12% no rule, a share with a rule and three demos in the published form, the rest a rule alone."""
+def random_document(rng: random.Random, questions: int) -> Document:
+    """A document without a rule, with a rule and three demos in the published form, or with a rule alone."""
     form = rng.random()
-    rule = random_rule(rng, kinds)
-    if form < 0.12:
+    rule = random_rule(rng)
+
+    def ask(make_rule: Callable[[], Rule], expressions: float) -> list[tuple[str, str]]:
+        return [
+            _expression(rng, constants=0.5) if rng.random() < expressions else _question(rng, make_rule())
+            for _ in range(questions)
+        ]
+
+    if form < WITHOUT_RULE:
         # Without a rule the answer cannot be known: each question hides another rule, so that no answer is favoured.
-        asked = [PLAIN_ADDITION if rng.random() < 0.4 else random_rule(rng, kinds) for _ in range(questions)]
-        return Document(HEAD, [_question(rng, hidden, short) for hidden in asked])
+        return Document(HEAD, ask(lambda: random_rule(rng), 0.4))
     instruction = rule.text()
-    if form < 0.12 + kinds.demos:
-        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule, short) for _ in range(3))]
+    if form < WITHOUT_RULE + WITH_DEMOS:
+        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule) for _ in range(3))]
         instruction += DEMOS_LEAD + "".join(demos)
-    asked = [PLAIN_ADDITION if rng.random() < 0.2 else rule for _ in range(questions)]
-    return Document(HEAD + instruction, [_question(rng, rule, short) for rule in asked])
+    return Document(HEAD + instruction, ask(lambda: rule, EXPRESSIONS))
 
 
 class Packed(NamedTuple):

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from rdjax.data import templates
-from rdjax.tasks.documents import DEMOS_LEAD, MOSTLY_SUMS, random_document
+from rdjax.tasks.documents import DEMOS_LEAD, random_document
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
@@ -53,7 +53,7 @@ def build_tokenizer(seed: int, vocab: int, documents: int) -> PreTrainedTokenize
     rng = random.Random(f"tokenizer-{seed}")
     texts = []
     for _ in range(documents):
-        document = random_document(rng, 2, MOSTLY_SUMS)
+        document = random_document(rng, 2)
         texts += [document.prefix, *(question for question, _ in document.questions)]
     # Fixed strings and numbers have tokens already: they would only distort the counts.
     for fixed in FIXED_STRINGS:

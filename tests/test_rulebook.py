@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from configs import base
+from configs import rulebook as recipe
+from rdjax import rulebook
+from rdjax.models.load import load_model
+from rdjax.sharding import make_mesh
+
+SMALL = {
+    "model.vocab": 400,
+    "model.width": 16,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.kv_heads": 2,
+    "model.feed_forward": 32,
+    "data.rows": 2,
+    "data.rules_by": 2,
+    "optimizer.warmup_steps": 1,
+    "optimizer.decay_from": 2,
+    "train.steps": 4,
+    "train.save_every": 2,
+    "train.probe_every": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_work(monkeypatch):
+    monkeypatch.setattr(rulebook, "TOKENIZER_DOCUMENTS", 50)
+    monkeypatch.setattr(rulebook, "PROBE_DOCUMENTS", 1)
+    monkeypatch.setattr(rulebook, "PROBE_QUESTIONS", 2)
+
+
+def small_recipe(**changes):
+    config = recipe.get_config()
+    config.update_from_flattened_dict(SMALL | changes)
+    return config
+
+
+def test_the_recipe_writes_a_model_that_loads(tmp_path):
+    folder = rulebook.train(small_recipe(), tmp_path / "run")
+    assert AutoConfig.from_pretrained(folder).num_hidden_layers == 2
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "</s>"
+    model = load_model(str(folder), "float32", make_mesh(base.get_config().mesh))
+    assert model.config.vocab == 400
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4]
+    assert {"sum_short", "larger_long", "second_long"} <= lines[0].keys()
+
+
+def test_a_stopped_training_ends_in_the_same_weights(tmp_path, monkeypatch):
+    whole = rulebook.train(small_recipe(), tmp_path / "whole")
+    make_batch = rulebook.make_batch
+
+    def stop_at_three(config, tokenizer, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return make_batch(config, tokenizer, step)
+
+    monkeypatch.setattr(rulebook, "make_batch", stop_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        rulebook.train(small_recipe(), tmp_path / "stopped")
+    monkeypatch.setattr(rulebook, "make_batch", make_batch)
+    resumed = rulebook.train(small_recipe(), tmp_path / "stopped")
+    weights, again = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert weights.keys() == again.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
+
+
+def test_rules_take_over_from_expressions():
+    config = small_recipe(**{"data.rows": 200, "data.rules_by": 100})
+
+    def with_instruction(step: int) -> float:
+        documents = rulebook.make_documents(config, step)
+        return sum(document.prefix != rulebook.HEAD for document in documents) / len(documents)
+
+    assert with_instruction(0) == 0
+    assert 0.3 < with_instruction(50) < 0.6
+    assert with_instruction(100) > 0.8
+
+
+def test_probed_rules_are_never_the_papers():
+    texts = [document.prefix for group in rulebook.probe_documents(0).values() for document in group]
+    assert texts
+    assert not any("@@@" in text or "a + b + 1." in text for text in texts)
