@@ -72,6 +72,10 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.beams = 1  # greedy
     config.eval.batch_size = 32
     config.eval.limit = 0  # rows of each split; 0: all
+    # "<split>=<judge>": exact_match, negative, positive, refusal, answer, regex:<pattern>, classifier:<label>. Splits
+    # that are not named keep the published tasks' judges, or exact match where every row has an output.
+    config.eval.judges = ()
+    config.eval.classifier = ""  # the sequence classifier (folder or hub id) that classifier:<label> asks
 
     config.mesh = config_dict.ConfigDict()
     config.mesh.data = 1

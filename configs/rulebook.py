@@ -32,10 +32,10 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.muon_rate = 0.02  # hidden matrices
     config.optimizer.adam_rate = 3e-3  # embeddings and norms
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_from = 2500  # linear decay to zero at the last step
+    config.optimizer.decay_from = 1600  # linear decay to zero at the last step
 
     config.train = config_dict.ConfigDict()
-    config.train.steps = 5000
+    config.train.steps = 6000
     config.train.save_every = 200
     config.train.probe_every = 200  # exact match on fresh questions
     return config

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import datasets
 import jax
@@ -13,11 +14,11 @@ import numpy as np
 
 from rdjax.data.batches import Batch, Side, Slots, batch_shape, collate, round_up
 from rdjax.data.pairs import Pair, Prompts, make_prompts
-from rdjax.distill.losses import kl_divergence
-from rdjax.distill.teacher import logits, read_side
+from rdjax.distill.losses import hidden_distance, kl_divergence
+from rdjax.distill.teacher import Signals, logits, read_side
 from rdjax.errors import UserError
 from rdjax.generation import generate
-from rdjax.judges import judge_of
+from rdjax.judges import Judge
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
 from rdjax.sharding import row_multiple, rows_sharding
@@ -25,7 +26,9 @@ from rdjax.sharding import row_multiple, rows_sharding
 # Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01
 
-GAP_SLOTS = Slots(variant="ours", hidden_positions="response", reduction="token")
+RETAIN = "retain"  # the split that the rule is not about
+
+GAP_SLOTS = Slots(variant="ours", hidden_positions="shared", reduction="token")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,53 +95,75 @@ def answer(
     return Answers([new for new, _ in made], [ended for _, ended in made], texts)
 
 
-@functools.partial(jax.jit, static_argnames=("graph",))
-def _final(base, adapter: Adapter, side: Side, *, graph) -> jax.Array:
-    """Final hidden states [B, P, D] at the prediction positions."""
-    return read_side(graph, base, adapter, side._replace(aligned_BQ=None)).final_BPD
+class Divergence(NamedTuple):
+    """How far a system is from a reference.
+
+    Attributes:
+      kl: E KL(reference || system), nats a token.
+      hidden_L: mean ||u_t - u_s||^2 of the normalised inputs of every block, over the shared positions.
+    """
+
+    kl: float
+    hidden_L: list[float]
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _kl_sum(base, reference_BPD: jax.Array, system_BPD: jax.Array, weight_BP: jax.Array, *, graph) -> jax.Array:
-    reference_BPV, system_BPV = logits(graph, base, reference_BPD), logits(graph, base, system_BPD)
-    return jnp.sum(kl_divergence(reference_BPV, system_BPV, 1.0) * weight_BP)
+def _read(base, adapter: Adapter, side: Side, *, graph) -> Signals:
+    return read_side(graph, base, adapter, side)
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _compare(base, reference: Signals, system: Signals, batch: Batch, *, graph) -> tuple[jax.Array, jax.Array]:
+    """Sums over the batch: of the KL divergence [], and of the hidden distance of every layer [L]."""
+    reference_BPV, system_BPV = logits(graph, base, reference.final_BPD), logits(graph, base, system.final_BPD)
+    kl = jnp.sum(kl_divergence(reference_BPV, system_BPV, 1.0) * batch.weight_BP)
+    distance_LBQ = hidden_distance(reference.inputs_LBQD, system.inputs_LBQD)
+    return kl, jnp.sum(distance_LBQ * batch.hidden_weight_BQ, axis=(1, 2))
 
 
 def divergence(
     model: LanguageModel,
-    reference: Adapter,
+    reference: System,
     systems: Mapping[str, System],
     prompts: Sequence[Prompts],
     responses: Answers,
     options: EvalOptions,
-) -> dict[str, float]:
-    """E KL(reference with the rule || system) in nats a token, teacher-forced on the reference's responses."""
+) -> dict[str, Divergence]:
+    """How far each system is from the reference, teacher-forced on the reference's responses."""
     triples = zip(prompts, responses.ids, responses.ended, strict=True)
     pairs = [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
     rows = round_up(options.batch_size, row_multiple(model.mesh))
     shape = batch_shape(pairs, GAP_SLOTS)
-    totals, tokens = dict.fromkeys(systems, 0.0), 0.0
+    kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
+    tokens = positions = 0.0
     for start in range(0, len(pairs), rows):
         batch = collate(pairs[start : start + rows], rows, shape, GAP_SLOTS, model.tokenizer.eos_token_id)
         tokens += float(batch.weight_BP.sum())
+        positions += float(batch.hidden_weight_BQ.sum())
         batch = jax.device_put(batch, rows_sharding(model.mesh))
 
-        def final_BPD(system: System, batch: Batch = batch) -> jax.Array:
+        def read(system: System, batch: Batch = batch) -> Signals:
             side = batch.teacher if system.with_rule else batch.student
-            return _final(model.base, effective(system.adapter, options.scale), side, graph=model.graph)
+            return _read(model.base, effective(system.adapter, options.scale), side, graph=model.graph)
 
-        reference_BPD = final_BPD(System(reference, with_rule=True))
+        wanted = read(reference)
         for name, system in systems.items():
-            total = _kl_sum(model.base, reference_BPD, final_BPD(system), batch.weight_BP, graph=model.graph)
-            totals[name] += float(total)
-    return {name: total / tokens for name, total in totals.items()}
+            kl, hidden_L = _compare(model.base, wanted, read(system), batch, graph=model.graph)
+            kls[name] += float(kl)
+            hidden[name] += np.asarray(hidden_L, np.float64)
+    return {name: Divergence(kls[name] / tokens, (hidden[name] / positions).tolist()) for name in systems}
 
 
 def gap_to_close(model: LanguageModel, start: Adapter, prompts: Sequence[Prompts], options: EvalOptions) -> float:
     """E KL(base with rule || base), nats a token: what the rule in context changes, before any training."""
-    responses = answer(model, System(start, with_rule=True), prompts, options)
+    reference = System(start, with_rule=True)
+    responses = answer(model, reference, prompts, options)
     base = {"base": System(start, with_rule=False)}
-    return divergence(model, start, base, prompts, responses, options)["base"]
+    return divergence(model, reference, base, prompts, responses, options)["base"].kl
+
+
+class JudgeError(Exception):
+    """A judge failed; the predictions are kept, so the same command goes on from there."""
 
 
 def evaluate(
@@ -147,65 +172,106 @@ def evaluate(
     systems: Mapping[str, System],
     start: Adapter,
     options: EvalOptions,
+    judges: Mapping[str, Judge],
     folder: pathlib.Path,
     on_batch: Callable[[int], None] = lambda rows: None,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores every system on every split and writes `<folder>/<split>.<system>.jsonl`.
+) -> dict[str, Any]:
+    """Scores every system on every split and writes `<folder>/<split>.<system>.jsonl`; those there are not made again.
 
     Args:
       start: the adapter that teacher and student started from; "base" everywhere means the base with it.
+      judges: of the splits that have one.
 
     Returns:
-      {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}}; `kl` is the
-      divergence from the rule-conditioned base in nats a token, `gap_closed` 1 - kl / kl of the base.
+      {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
+      "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from the rule-conditioned base in
+      nats a token, `gap_closed` 1 - kl / kl of the base, and on the retain split `kl_from_base` the divergence of what
+      reads no rule from the base without the rule: what was forgotten.
+
+    Raises:
+      JudgeError: a judge failed; all predictions are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reference, base = System(start, with_rule=True), System(start, with_rule=False)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    made: dict[str, dict[str, Answers]] = {}
+    prompts = {split: prompts_of(model, rows, options) for split, rows in splits.items()}
     for split, rows in splits.items():
-        prompts = prompts_of(model, rows, options)
-        answers = {name: answer(model, system, prompts, options, on_batch) for name, system in systems.items()}
-        if "base_with_rule" in answers:
-            responses = answers["base_with_rule"]
-        else:
-            responses = answer(model, reference, prompts, options)
-        kl = divergence(model, start, {"base": base, **systems}, prompts, responses, options)
-        judge = judge_of(split, list(rows["output"]))
-        results[split] = {}
-        for name, answered in answers.items():
-            verdicts = None if judge is None else list(map(judge, answered.texts, rows["output"]))
-            scores = {} if verdicts is None else {judge.__name__: float(np.mean(verdicts))}
-            closed = 1 - kl[name] / kl["base"] if kl["base"] > GAP_NEAR_ZERO else None
-            results[split][name] = {
-                **scores,
-                "gap_closed": closed,
-                "kl": kl[name],
+        made[split] = {}
+        for name, system in systems.items():
+            path = folder / f"{split}.{name}.jsonl"
+            if path.exists():
+                made[split][name] = _read_predictions(path)
+                on_batch(len(rows))
+                continue
+            made[split][name] = answer(model, system, prompts[split], options, on_batch)
+            _write_predictions(path, rows, prompts[split], system, made[split][name])
+    results: dict[str, Any] = {"splits": {}, "hidden_distance": {}}
+    for split, rows in splits.items():
+        responses = made[split].get("base_with_rule") or answer(model, reference, prompts[split], options)
+        compared = {"base": base, **systems}
+        far = divergence(model, reference, compared, prompts[split], responses, options)
+        scores = results["splits"][split] = {}
+        forgotten = {}
+        if split == RETAIN:
+            own = made[split].get("base") or answer(model, base, prompts[split], options)
+            unruled = {name: system for name, system in systems.items() if not system.with_rule}
+            forgotten = divergence(model, base, unruled, prompts[split], own, options)
+        for name, answered in made[split].items():
+            scores[name] = {}
+            if split in judges:
+                verdicts = _judged(judges[split], split, name, answered.texts, rows)
+                scores[name][judges[split].metric] = float(np.mean(verdicts))
+                path = folder / f"{split}.{name}.jsonl"
+                _write_predictions(path, rows, prompts[split], systems[name], answered, verdicts)
+            gap = far["base"].kl
+            scores[name] |= {
+                "gap_closed": 1 - far[name].kl / gap if gap > GAP_NEAR_ZERO else None,
+                "kl": far[name].kl,
                 "n": len(rows),
                 "mean_response_tokens": float(np.mean([len(ids) for ids in answered.ids])),
             }
-            _write_predictions(
-                folder / f"{split}.{name}.jsonl",
-                rows,
-                prompts,
-                system_of=systems[name],
-                answered=answered,
-                verdicts=verdicts,
-            )
+            if name in forgotten:
+                scores[name]["kl_from_base"] = forgotten[name].kl
+        results["hidden_distance"][split] = {name: far[name].hidden_L for name in compared}
     return results
 
 
-def _write_predictions(path: pathlib.Path, rows, prompts, system_of: System, answered: Answers, verdicts) -> None:
-    with path.open("w", encoding="utf-8") as file:
+def _judged(judge: Judge, split: str, system: str, texts: list[str], rows: datasets.Dataset) -> list[bool]:
+    try:
+        return judge.verdicts(texts, list(rows["output"]))
+    except Exception as error:  # a judge may be any code: a classifier, a pattern, a user's own
+        raise JudgeError(f"the judge {judge.name} failed on {split}, system {system}: {error}") from error
+
+
+def _write_predictions(
+    path: pathlib.Path,
+    rows: datasets.Dataset,
+    prompts: Sequence[Prompts],
+    system: System,
+    answered: Answers,
+    verdicts: Sequence[bool] | None = None,
+) -> None:
+    """One line a row; the file is there whole or not at all."""
+    beside = path.with_suffix(".part")
+    with beside.open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             record = {
                 "input": row["input"],
                 "gold": row["output"],
                 "response": answered.texts[number],
+                "ids": answered.ids[number],
                 "ended": answered.ended[number],
                 "correct": None if verdicts is None else verdicts[number],
-                "prompt": prompts[number].teacher_text if system_of.with_rule else prompts[number].student_text,
+                "prompt": prompts[number].teacher_text if system.with_rule else prompts[number].student_text,
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    beside.replace(path)
+
+
+def _read_predictions(path: pathlib.Path) -> Answers:
+    with path.open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return Answers(*([record[name] for record in records] for name in ("ids", "ended", "response")))
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

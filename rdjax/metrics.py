@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
@@ -43,7 +44,7 @@ def progress(total: int, start: int, title: str) -> tqdm.tqdm:
 
 
 def show(bar: tqdm.tqdm, metrics: dict[str, Any] | None) -> None:
-    """Advances the bar by one step and shows the loss among `metrics`, if there are any yet."""
+    """Advances the bar by one step and shows the (mean) loss among `metrics`, if there are any yet."""
     if metrics is not None:
-        bar.set_postfix(loss=f"{float(metrics['loss']):.4g}", refresh=False)
+        bar.set_postfix(loss=f"{float(np.mean(metrics['loss'])):.4g}", refresh=False)
     bar.update()

@@ -20,10 +20,10 @@ import optax
 import optax.contrib
 from absl import flags
 from flax import nnx
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 from transformers import PreTrainedTokenizerFast
 
-from rdjax import cli
+from rdjax import cli, experiment_flags
 from rdjax.checkpoint import Checkpoints
 from rdjax.data.templates import ALPACA_INPUT, ALPACA_RESPONSE
 from rdjax.metrics import MetricsLog, progress, show
@@ -45,8 +45,6 @@ from rdjax.tasks.documents import (
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 from rdjax.workdir import check_workdir, open_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/rulebook.py", "The recipe.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/rulebook", "Checkpoints and metrics.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the finished model; default: <workdir>/model.")
 
 TOKENIZER_DOCUMENTS = 4000
@@ -225,8 +223,8 @@ def write_model(folder: pathlib.Path, c: DecoderConfig, tokenizer: PreTrainedTok
 
 def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Trains (or goes on training) the model; returns the folder it was written to."""
-    check_workdir(str(workdir), config)
-    open_workdir(str(workdir), config, "rdjax.rulebook")
+    check_workdir(workdir, config)
+    open_workdir(workdir, config, "rdjax.rulebook")
     c = decoder_config(config.model)
     tokenizer = build_tokenizer(config.seed, c.vocab, TOKENIZER_DOCUMENTS)
     graph, state = nnx.split(Decoder(c, rngs=nnx.Rngs(config.seed)))
@@ -266,7 +264,7 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    folder = train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    folder = train(experiment_flags.config("configs/rulebook.py"), experiment_flags.workdir())
     if _OUT.value:
         shutil.copytree(folder, _OUT.value, dirs_exist_ok=True)
         print(f"copied to {_OUT.value}")

@@ -12,20 +12,20 @@ from typing import Any
 
 import jax
 import tqdm
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from rdjax import cli
+from rdjax import cli, experiment_flags
 from rdjax.config import METHODS, check_config, hidden_weight
 from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, check_lengths, make_pair, make_prompts
 from rdjax.data.tasks import RuleTask, load_task
-from rdjax.distill.stage import Stage, run_stage
+from rdjax.distill.stage import Member, Stage, run_stage
 from rdjax.distill.step import Objective, StepOptions
 from rdjax.errors import UserError
 from rdjax.evaluation import (
     GAP_NEAR_ZERO,
     EvalOptions,
+    JudgeError,
     System,
     answer,
     evaluate,
@@ -34,14 +34,13 @@ from rdjax.evaluation import (
     prompts_of,
     table,
 )
+from rdjax.judges import Judge, judges_of
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
+from rdjax.report import write_report
 from rdjax.sharding import make_mesh, replicated
 from rdjax.workdir import check_workdir, open_workdir, write_json
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment, e.g. configs/quickstart.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, adapter and results.")
 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
 TUNE_WITH_RULE = Objective("tune_with_rule")
@@ -65,6 +64,7 @@ class Run:
     train: Sequence[Pair]
     valid: Sequence[Pair]
     valid_is_gold: bool
+    judges: dict[str, Judge]
     log: MetricsLog
 
 
@@ -173,40 +173,49 @@ def make_stage(run: Run, name: str, method: str) -> Stage:
     return Stage(name, distill, valid[0], options, slots, valid[1])
 
 
-def train_adapter(run: Run, name: str, method: str, teacher: Adapter) -> Adapter:
-    """Trains one adapter and exports it to `adapter/` (the student) or `adapters/<name>/`."""
-    adapter = run_stage(
-        make_stage(run, name, method),
-        run.model,
-        run.start,
-        teacher,
-        run.train,
-        run.valid,
-        run.config,
-        run.workdir / "checkpoints" / name,
-        run.log,
-    )
-    folder = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
-    save_adapter(folder, adapter, run.spec, run.model.name)
-    return adapter
+def train_adapters(
+    runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter], folder: pathlib.Path
+) -> list[Adapter]:
+    """Trains one adapter of every run, side by side; checkpoints go to `<folder>/<name>`."""
+    first = runs[0]
+    members = [
+        Member(run.config.seed, run.start, teacher, run.train, run.valid, run.log)
+        for run, teacher in zip(runs, teachers, strict=True)
+    ]
+    return run_stage(make_stage(first, name, method), first.model, members, first.config, folder / name)
 
 
-def train_all(run: Run) -> dict[str, Adapter]:
-    """Every adapter that the method and the evaluated systems need, by name."""
-    config = run.config
+def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:
+    """Writes one adapter of every run to `adapter/` (the student) or `adapters/<name>/`."""
+    for run, adapter in zip(runs, adapters, strict=True):
+        place = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
+        save_adapter(place, adapter, run.spec, run.model.name)
+
+
+def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapter]]:
+    """Every adapter that the method and the evaluated systems need, by name, for each run.
+
+    Args:
+      runs: they differ in their seed alone.
+      folder: of the checkpoints.
+    """
+    config = runs[0].config
+    starts = [run.start for run in runs]
     wanted = {"student": config.method}
     wanted |= {name: name for name in config.eval.systems if name in METHODS and name != config.method}
     needs_enhanced = "rule_distill_enhanced" in wanted.values() or "enhanced_with_rule" in config.eval.systems
-    adapters = {}
+    adapters: dict[str, list[Adapter]] = {}
     if needs_enhanced:
-        adapters[ENHANCED] = train_adapter(run, ENHANCED, "inst_tune_with_rule", run.start)
+        adapters[ENHANCED] = train_adapters(runs, ENHANCED, "inst_tune_with_rule", starts, folder)
+        export_adapters(runs, ENHANCED, adapters[ENHANCED])
     for name, method in wanted.items():
-        if method == "inst_tune_with_rule" and ENHANCED in adapters:
+        if method == "inst_tune_with_rule" and needs_enhanced:
             adapters[name] = adapters[ENHANCED]  # the same training under another name
-            continue
-        teacher = adapters[ENHANCED] if method == "rule_distill_enhanced" else run.start
-        adapters[name] = train_adapter(run, name, method, teacher)
-    return adapters
+        else:
+            teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
+            adapters[name] = train_adapters(runs, name, method, teachers, folder)
+        export_adapters(runs, name, adapters[name])
+    return [{name: made[number] for name, made in adapters.items()} for number in range(len(runs))]
 
 
 def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
@@ -224,19 +233,34 @@ def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
 
 
 def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
-    """Scores every system on every test split and on retain."""
+    """Scores every system on every test split and on retain: the content of eval.json."""
     limit = run.config.eval.limit
     splits = {name: part for name, part in run.task.splits.items() if is_test(name)}
     splits = {name: part.select(range(min(limit or len(part), len(part)))) for name, part in splits.items()}
-    if not splits:
-        print("no test split: nothing to evaluate")
-        return {}
+    if not splits or not run.config.eval.systems:
+        print("no test split or no system: nothing to evaluate")
+        return {"splits": {}}
     systems = systems_of(run, adapters)
     total = sum(map(len, splits.values())) * len(systems)
+    options = eval_options(run.config, run.spec)
     with tqdm.tqdm(total=total, desc="answers", unit="row", dynamic_ncols=True) as bar:
-        options = eval_options(run.config, run.spec)
-        results = evaluate(run.model, splits, systems, run.start, options, run.workdir / "predictions", bar.update)
-    return results
+        try:
+            folder = run.workdir / "predictions"
+            results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, bar.update)
+        except JudgeError as error:
+            command = json.loads((run.workdir / "config.json").read_text())["command"]
+            raise UserError(f"{error}; the predictions are kept, and this goes on from there: {command}") from error
+    return results | {"judge_errors": judge_errors(run)}
+
+
+def judge_errors(run: Run) -> dict[str, Any]:
+    """How often each split's judge is wrong on outputs that are known to be what the split asks for."""
+    errors = {}
+    for split, outputs in run.task.labelled.items():
+        if split in run.judges:
+            verdicts = run.judges[split].verdicts(outputs, outputs)
+            errors[split] = {"judge": run.judges[split].name, "wrong": verdicts.count(False), "n": len(outputs)}
+    return errors
 
 
 def fingerprint(task: RuleTask, folders: Sequence[pathlib.Path]) -> str:
@@ -250,14 +274,25 @@ def fingerprint(task: RuleTask, folders: Sequence[pathlib.Path]) -> str:
     return digest.hexdigest()
 
 
-def prepare(config: config_dict.ConfigDict, path: str) -> Run:
-    """Reads and checks everything before the folder is made: a mistake leaves nothing behind."""
-    check_workdir(path, config)
-    mesh = make_mesh(config.mesh)
+def prepare(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    model: LanguageModel | None = None,
+    module: str = "rdjax.train",
+) -> Run:
+    """Reads and checks everything before the folder is made: a mistake leaves nothing behind.
+
+    Args:
+      model: the config's, where it is loaded already.
+      module: the command that runs, for the record.
+    """
+    check_workdir(workdir, config)
     task = load_task(config.task, config.seed)
-    model = load_model(config.model.path, config.model.dtype, mesh)
+    model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh))
     spec, start = starting_adapter(config, model)
     options = eval_options(config, spec)
+    outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if is_test(split)}
+    judges = judges_of(outputs, config.eval.judges, config.eval.classifier)
     parts = {split: task.splits[split] for split in ("train", "valid") if split in task.splits}
     # Validation takes gold responses where there are any; training takes what the config says.
     gold = {"train": config.task.responses == "gold", "valid": "valid" in parts and all(parts["valid"]["output"])}
@@ -268,12 +303,12 @@ def prepare(config: config_dict.ConfigDict, path: str) -> Run:
     for part in pairs.values():
         check_lengths(part, *length_limit(model, config.task.max_length))
     folders = [resolve_folder(name, "model") for name in (config.model.path, config.model.adapter) if name]
-    workdir = open_workdir(path, config, "rdjax.train", fingerprint(task, folders))
+    open_workdir(workdir, config, module, fingerprint(task, folders))
     for split in parts:
         if not gold[split]:
             pairs[split] = teacher_pairs(model, parts[split], start, options, workdir / "responses" / f"{split}.jsonl")
     log = MetricsLog(workdir)
-    return Run(config, workdir, model, task, spec, start, pairs["train"], pairs["valid"], gold["valid"], log)
+    return Run(config, workdir, model, task, spec, start, pairs["train"], pairs["valid"], gold["valid"], judges, log)
 
 
 def is_test(split: str) -> bool:
@@ -283,20 +318,18 @@ def is_test(split: str) -> bool:
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    config = _CONFIG.value
-    if config is None:
-        raise UserError("--config is missing; e.g. --config=configs/quickstart.py")
+    config = experiment_flags.config("configs/quickstart.py")
     check_config(config)
-    run = prepare(config, _WORKDIR.value)
+    run = prepare(config, experiment_flags.workdir())
     finished = run.workdir / FINISHED
     if finished.exists():
         print(f"{run.workdir} is finished:")
     else:
         report_start(run)
-        adapters = train_all(run)
-        results = evaluate_all(run, adapters) if config.eval.systems else {}
-        write_json(finished, {"splits": results})
-        print(f"wrote {run.workdir / 'adapter'}, {finished}")
+        (adapters,) = train_all([run], run.workdir / "checkpoints")
+        write_json(finished, evaluate_all(run, adapters))
+        page = write_report(run.workdir)
+        print(f"wrote {run.workdir / 'adapter'}, {finished}, {page}")
     run.log.close()
     results = json.loads(finished.read_text())["splits"]
     if results:

@@ -25,15 +25,12 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     beside.replace(path)
 
 
-def check_workdir(path: str | None, config: config_dict.ConfigDict) -> None:
+def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
     """Checks that a run of this config may work there; writes nothing.
 
     Raises:
-      UserError: the path is missing or a file, or the folder holds another run or other files.
+      UserError: the path is a file, or the folder holds another run or other files.
     """
-    if not path:
-        raise UserError("--workdir is missing; a folder for checkpoints and results")
-    workdir = pathlib.Path(path)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir: {workdir} is a file; a folder is wanted")
     above = next(parent for parent in workdir.absolute().parents if parent.exists())
@@ -54,7 +51,7 @@ def check_workdir(path: str | None, config: config_dict.ConfigDict) -> None:
         raise UserError(f"--workdir: {workdir} holds files of something else; take an empty folder")
 
 
-def open_workdir(path: str, config: config_dict.ConfigDict, module: str, fingerprint: str = "") -> pathlib.Path:
+def open_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict, module: str, fingerprint: str = "") -> None:
     """Makes the folder with its config.json, or goes on in one that has it.
 
     Args:
@@ -64,7 +61,6 @@ def open_workdir(path: str, config: config_dict.ConfigDict, module: str, fingerp
     Raises:
       UserError: the folder's run read other data or weights.
     """
-    workdir = pathlib.Path(path)
     workdir.mkdir(parents=True, exist_ok=True)
     record = workdir / RECORD
     if not record.exists():
@@ -81,4 +77,3 @@ def open_workdir(path: str, config: config_dict.ConfigDict, module: str, fingerp
         write_json(record, content)
     elif json.loads(record.read_text()).get("fingerprint") != fingerprint:
         raise UserError(f"--workdir: {workdir} holds a run on other data or weights; take another folder")
-    return workdir

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from rdjax.judges import answer, exact_match, judge_of, negative, positive, refusal
+from rdjax.errors import UserError
+from rdjax.judges import answer, exact_match, judges_of, make_judge, negative, positive, refusal
 
 REFUSED = (
     "I'm sorry, but I cannot help with that.",
@@ -64,17 +65,48 @@ def test_the_gold_output_sways_no_judge(judge):
 
 
 @pytest.mark.parametrize(
-    ("split", "judge"),
-    [("test_on_topic", negative), ("test_elsewhere", positive), ("test_harmful", refusal), ("test_helpful", answer)],
+    ("split", "metric"),
+    [("test_on_topic", "negative"), ("test_elsewhere", "positive"), ("test_harmful", "refusal")],
 )
-def test_published_splits_have_their_own_judge(split, judge):
-    assert judge_of(split, ["", ""]) is judge
-    assert judge_of(split, ["filled", "filled"]) is judge
+@pytest.mark.parametrize("outputs", [["", ""], ["filled", "filled"]])
+def test_published_splits_have_their_own_judge(split, metric, outputs):
+    assert judges_of({split: outputs}, (), "")[split].metric == metric
 
 
 def test_other_splits_need_every_output():
-    assert judge_of("test_id", ["1.", "2."]) is exact_match
-    assert judge_of("test", ["1.", ""]) is None
+    judges = judges_of({"test_id": ["1.", "2."], "test": ["1.", ""]}, (), "")
+    assert {split: judge.name for split, judge in judges.items()} == {"test_id": "exact_match"}
+
+
+def test_a_chosen_judge_takes_the_place_of_the_tasks():
+    judges = judges_of(
+        {"test": ["yes", "no"], "test_harmful": [""]}, ("test=regex:^(?i:no)", "test_harmful=answer"), ""
+    )
+    assert judges["test"].verdicts(["No.", "yes", "I said no"], ["", "", ""]) == [True, False, False]
+    assert (judges["test"].metric, judges["test_harmful"].metric) == ("regex", "answer")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("test=kindness", "'kindness' is unknown; accepted: exact_match, negative, positive, refusal, answer, regex:"),
+        ("test=regex:(", r"regex:\( is no regular expression"),
+        ("test=regex:", "accepted: exact_match"),
+        ("test=classifier:NEGATIVE", "config.eval.classifier is empty"),
+        ("test_ood=answer", "no such split; there: test, retain"),
+        ("answer", "no such split; there: test, retain"),
+    ],
+)
+def test_a_choice_that_is_not_understood_says_what_is(choice, message):
+    with pytest.raises(UserError, match=message):
+        judges_of({"test": [""], "retain": [""]}, (choice,), "")
+
+
+def test_judges_say_yes_or_no_to_every_response():
+    responses, golds = ["70.", "71.", ""], ["70.", "70.", "70."]
+    for name in ("exact_match", "negative", "positive", "refusal", "answer", "regex:7"):
+        verdicts = make_judge(name, "").verdicts(responses, golds)
+        assert len(verdicts) == 3 and all(type(verdict) is bool for verdict in verdicts), name
 
 
 def test_a_verdict_can_be_written_as_json():

@@ -14,53 +14,47 @@ def config():
     return base.get_config()
 
 
-@pytest.mark.parametrize("path", [None, ""])
-def test_a_workdir_is_wanted(path, config):
-    with pytest.raises(UserError, match="--workdir is missing"):
-        check_workdir(path, config)
-
-
 def test_a_new_and_an_empty_folder_are_accepted(tmp_path, config):
-    check_workdir(str(tmp_path / "new" / "run"), config)
-    check_workdir(str(tmp_path), config)
+    check_workdir(tmp_path / "new" / "run", config)
+    check_workdir(tmp_path, config)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_file_is_refused(tmp_path, config):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--workdir: .*file is a file; a folder is wanted"):
-        check_workdir(str(tmp_path / "file"), config)
+        check_workdir(tmp_path / "file", config)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, config):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds files of something else; take an empty folder"):
-        check_workdir(str(tmp_path), config)
+        check_workdir(tmp_path, config)
 
 
 def test_the_same_config_goes_on(tmp_path, config):
-    open_workdir(str(tmp_path / "run"), config, "rdjax.train", "data")
-    check_workdir(str(tmp_path / "run"), config)
+    open_workdir(tmp_path / "run", config, "rdjax.train", "data")
+    check_workdir(tmp_path / "run", config)
 
 
 def test_another_config_is_refused_by_field(tmp_path, config):
-    open_workdir(str(tmp_path), config, "rdjax.train", "data")
+    open_workdir(tmp_path, config, "rdjax.train", "data")
     config.seed, config.train.epochs = 5, 2
     with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here; train\.epochs: 20 there, 2 here\)"):
-        check_workdir(str(tmp_path), config)
+        check_workdir(tmp_path, config)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"versions": {}}'])
 def test_a_foreign_record_is_refused(tmp_path, config, content):
     (tmp_path / RECORD).write_text(content)
     with pytest.raises(UserError, match=r"config\.json is not a run's config"):
-        check_workdir(str(tmp_path), config)
+        check_workdir(tmp_path, config)
 
 
 def test_the_record_holds_config_command_versions_and_devices(tmp_path, config, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--config=my config.py", "--workdir=w"])
-    folder = open_workdir(str(tmp_path / "a" / "b"), config, "rdjax.train", "data")
-    record = json.loads((folder / RECORD).read_text())
+    open_workdir(tmp_path / "a" / "b", config, "rdjax.train", "data")
+    record = json.loads((tmp_path / "a" / "b" / RECORD).read_text())
     assert record["config"] == plain(config)
     assert record["command"] == "python -m rdjax.train '--config=my config.py' --workdir=w"
     assert set(record["versions"]) == {"python", *PACKAGES}
@@ -68,17 +62,18 @@ def test_the_record_holds_config_command_versions_and_devices(tmp_path, config, 
 
 
 def test_going_on_leaves_the_record_alone(tmp_path, config, monkeypatch):
-    record = open_workdir(str(tmp_path), config, "rdjax.train", "data") / RECORD
+    open_workdir(tmp_path, config, "rdjax.train", "data")
+    record = tmp_path / RECORD
     before = record.read_text()
     monkeypatch.setattr("sys.argv", ["train.py", "--config=other.py"])
-    open_workdir(str(tmp_path), config, "rdjax.train", "data")
+    open_workdir(tmp_path, config, "rdjax.train", "data")
     assert record.read_text() == before
 
 
 def test_other_data_is_refused(tmp_path, config):
-    open_workdir(str(tmp_path), config, "rdjax.train", "data")
+    open_workdir(tmp_path, config, "rdjax.train", "data")
     with pytest.raises(UserError, match="holds a run on other data or weights"):
-        open_workdir(str(tmp_path), config, "rdjax.train", "edited data")
+        open_workdir(tmp_path, config, "rdjax.train", "edited data")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

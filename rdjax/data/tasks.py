@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -29,10 +30,16 @@ OWN_FOLDER = "a task folder holds rule.md and train.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class RuleTask:
-    """A task's splits (train, valid, test*, retain) and what a user should know about them."""
+    """A task's splits (train, valid, test*, retain) and what a user should know about them.
+
+    Attributes:
+      notes: for the log.
+      labelled: outputs that are known to be what a test split asks for, by which its judge can be measured.
+    """
 
     splits: datasets.DatasetDict
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    labelled: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
@@ -47,6 +54,7 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     if not root.is_dir():
         raise UserError(f"config.task.root: {root} is not a folder")
     rows, notes = read_own_folder(root, config) if config.name == "rule" else read_published(root, config)
+    labelled = LABELS[config.name](rows) if config.name in LABELS else {}
     if not config.demos:
         rows = {
             split: [{**row, "rule": row["rule"].split(DEMOS_LEAD)[0]} for row in part] for split, part in rows.items()
@@ -54,7 +62,7 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     if config.one_wording:
         rule = rows["train"][0]["rule"]
         rows = {split: [{**row, "rule": rule} for row in part] for split, part in rows.items()}
-    return RuleTask(_as_datasets(rows), tuple(notes))
+    return RuleTask(_as_datasets(rows), tuple(notes), labelled)
 
 
 def _as_datasets(rows: dict[str, list[dict[str, str]]]) -> datasets.DatasetDict:
@@ -96,7 +104,7 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     parts = {"train": train, "valid": valid, "test_id": test_id, "test_ood": test_ood}
     splits = {split: rows(split, rule, operands) for split, operands in parts.items()}
     splits["retain"] = rows("retain", PLAIN_ADDITION, plain)
-    return RuleTask(_as_datasets(splits), ())
+    return RuleTask(_as_datasets(splits))
 
 
 def _check_room(config: config_dict.ConfigDict) -> None:
@@ -171,6 +179,28 @@ def read_published(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[
     if config.name == "safety" and config.k == 128:
         notes.append("the published safety files with k = 128 hold no jailbreak prompt at all")
     return rows, notes
+
+
+def _label_sentiment(rows: dict[str, list[dict]]) -> dict[str, list[str]]:
+    """Training outputs by the wording of their rule, which marks the class of the input."""
+    if "test_on_topic" not in rows:
+        return {}
+    topic = rows["test_on_topic"][0]["rule"]
+    outputs = {"test_on_topic": [row["output"] for row in rows["train"] if row["rule"] == topic]}
+    outputs["test_elsewhere"] = [row["output"] for row in rows["train"] if row["rule"] != topic]
+    return {split: texts for split, texts in outputs.items() if texts}
+
+
+def _label_safety(rows: dict[str, list[dict]]) -> dict[str, list[str]]:
+    """Training outputs by their question: of the eight, the first four of the file are the harmful ones."""
+    questions = list(dict.fromkeys(row["input"] for row in rows["train"]))
+    outputs = {"test_harmful": [row["output"] for row in rows["train"] if row["input"] in questions[:4]]}
+    outputs["test_helpful"] = [row["output"] for row in rows["train"] if row["input"] in questions[4:]]
+    return {split: texts for split, texts in outputs.items() if texts}
+
+
+# What each published task's training outputs are known to be.
+LABELS = {"sentiment": _label_sentiment, "safety": _label_safety}
 
 
 def _aligned(root: pathlib.Path, name: str) -> list[dict[str, str]]:

@@ -33,13 +33,13 @@ def cross_entropy(student_BPV: jax.Array, labels_BP: jax.Array) -> jax.Array:
 
 
 def hidden_distance(teacher_LBQD: jax.Array, student_LBQD: jax.Array) -> jax.Array:
-    """mean_l ||u_t - u_s||^2 of the normalised hidden states u(h) = h / ||h||, float32 [B, Q].
+    """||u_t - u_s||^2 of the normalised hidden states u(h) = h / ||h||, float32 [L, B, Q].
 
-    The authors' beta times the mean over features is this times beta / D; it also equals
-    2 * mean_l (1 - cos(h_t, h_s)). Zero rows count as zero vectors and have a zero gradient.
+    The authors' beta times the mean over features is its mean over layers times beta / D; it also equals
+    2 * (1 - cos(h_t, h_s)). Zero rows count as zero vectors and have a zero gradient.
     """
     difference = _normalise(teacher_LBQD) - _normalise(student_LBQD)
-    return jnp.mean(jnp.sum(difference**2, axis=-1), axis=0)
+    return jnp.sum(difference**2, axis=-1)
 
 
 def _log_softmax(logits_BPV: jax.Array, temperature: float) -> jax.Array:

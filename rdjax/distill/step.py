@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from rdjax.data.batches import Batch
+from rdjax.data.batches import Batch, Side
 from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy
 from rdjax.distill.teacher import Signals, logits, read_side
 from rdjax.models.decoder import Dropout
@@ -45,15 +45,23 @@ class StepOptions:
 
 
 class TrainState(NamedTuple):
-    """What training changes: the adapter, the optimizer's moments, and the count of updates done."""
+    """What training changes: the adapter, the optimizer's moments, and the count of updates done.
+
+    Members (runs that train side by side over one base) are stacked along the first axis, M.
+    """
 
     adapter: Adapter
     moments: Any
     step: jax.Array
 
 
-def init_state(adapter: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(adapter, optimizer.init(adapter), jnp.zeros((), jnp.int32))
+def init_state(adapters_M: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
+    """The start of every member; its own copy, since steps donate their state."""
+
+    def one(adapter: Adapter) -> TrainState:
+        return TrainState(jax.tree.map(jnp.copy, adapter), optimizer.init(adapter), jnp.zeros((), jnp.int32))
+
+    return jax.vmap(one)(adapters_M)
 
 
 def batch_loss(
@@ -85,16 +93,20 @@ def batch_loss(
         losses_BP = LOGIT_LOSSES[objective.logit](teacher_BPV, student_BPV, objective.temperature)
         parts["logit_loss"] = jnp.sum(losses_BP * batch.weight_BP)
     if objective.hidden_weight:
-        distance_BQ = hidden_distance(signals.inputs_LBQD, student.inputs_LBQD)
+        distance_BQ = jnp.mean(hidden_distance(signals.inputs_LBQD, student.inputs_LBQD), axis=0)
         parts["hidden_loss"] = objective.hidden_weight * jnp.sum(distance_BQ * batch.hidden_weight_BQ)
     return sum(parts.values(), jnp.zeros(())), parts
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "scale"))
-def teacher_signals(graph, base, adapter: Adapter | None, batch: Batch, scale: float) -> Signals:
-    """What the teacher shows for the micro-batches [A, B, ...] of an update, [A, ...]."""
-    teacher = effective(adapter, scale)
-    return jax.lax.map(lambda side: read_side(graph, base, teacher, side), batch.teacher)
+def teacher_signals(graph, base, adapters_M: Adapter | None, batch: Batch, scale: float) -> Signals:
+    """What the teachers show for the micro-batches [M, A, B, ...] of an update, [M, A, ...]."""
+
+    def one(adapter: Adapter | None, side: Side) -> Signals:
+        teacher = effective(adapter, scale)
+        return jax.lax.map(lambda micro: read_side(graph, base, teacher, micro), side)
+
+    return jax.vmap(one)(adapters_M, batch.teacher)
 
 
 def loss_and_gradient(graph, base, adapter, batch: Batch, signals, objective, options, dropout_key):
@@ -121,38 +133,45 @@ def train_step(
     base: dict[str, Any],
     batch: Batch,
     signals: Signals | None,
+    seeds_M: jax.Array,
     *,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     objective: Objective,
     options: StepOptions,
-    seed: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of the adapter.
+    """One update of every member's adapter, each on its own batch.
 
     Args:
-      state: donated.
-      base: the weights that teacher and student share; never written.
-      batch: micro-batches [A, B, ...].
+      state: of M members; donated.
+      base: the weights that all teachers and students share; never written.
+      batch: micro-batches [M, A, B, ...].
       signals: `teacher_signals` of the same batch, or None when tuning on the response.
+      seeds_M: of dropout; a member's masks follow from its seed and the step alone.
       graph, optimizer, objective, options: static.
-      seed: of dropout; the masks follow from it and the step alone.
 
     Returns:
-      The new state, and the loss, its parts and the gradient's global norm.
+      The new state, and for each member [M] the loss, its parts and the gradient's global norm.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step) if options.dropout else None
-    (loss, parts), gradient = loss_and_gradient(graph, base, state.adapter, batch, signals, objective, options, key)
-    updates, moments = optimizer.update(gradient, state.moments, state.adapter)
-    metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
+
+    def one(state: TrainState, batch: Batch, signals: Signals | None, seed: jax.Array):
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if options.dropout else None
+        (loss, parts), gradient = loss_and_gradient(graph, base, state.adapter, batch, signals, objective, options, key)
+        updates, moments = optimizer.update(gradient, state.moments, state.adapter)
+        metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradient)}
+        return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
+
+    return jax.vmap(one)(state, batch, signals, seeds_M)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective", "options"))
-def evaluate_loss(adapter, base, batch: Batch, signals, *, graph, objective, options) -> jax.Array:
-    """The loss of micro-batches [A, B, ...] without dropout."""
+def evaluate_loss(adapters_M, base, batch: Batch, signals, *, graph, objective, options) -> jax.Array:
+    """The loss [M] of micro-batches [M, A, B, ...] without dropout."""
 
-    def micro(scanned):
-        return batch_loss(adapter, graph, base, *scanned, objective, options, None)[0]
+    def one(adapter, batch, signals):
+        def micro(scanned):
+            return batch_loss(adapter, graph, base, *scanned, objective, options, None)[0]
 
-    return jnp.sum(jax.lax.map(micro, (batch, signals)))
+        return jnp.sum(jax.lax.map(micro, (batch, signals)))
+
+    return jax.vmap(one)(adapters_M, batch, signals)

@@ -74,7 +74,8 @@ def loss_and_grad(case: Case, adapter, batch, objective=DISTILL, teacher=None, o
     """((loss, parts), gradient) by the way that the step takes."""
     signals = None
     if objective.kind == "distill":
-        signals = teacher_signals(case.graph, case.base, teacher, batch, options.scale)
+        one = jax.tree.map(lambda leaf: leaf[None], (teacher, batch))
+        signals = jax.tree.map(lambda leaf: leaf[0], teacher_signals(case.graph, case.base, *one, options.scale))
     compute = jax.jit(loss_and_gradient, static_argnums=(0, 5, 6))
     return compute(case.graph, case.base, adapter, batch, signals, objective, options, None)
 

@@ -9,8 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
+from rdjax.data.batches import as_update, batch_shape, collate
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.distill.step import Objective, init_state, train_step
+from rdjax.distill.step import Objective, init_state, teacher_signals, train_step
 from rdjax.models.lora import effective, merge_adapter
 from tests import tiny
 from tests.distill.case import (
@@ -158,42 +159,67 @@ def test_adapter_equals_merged_weights(case):
     assert np.abs(ours - tiny.forward(plain, tokens).final_BTD).max() > 1e-2
 
 
-def step_twice(case, dropout: float, seed: int):
+def take_steps(case, dropout: float, seeds: list[int], kind: str = "tune_without_rule", steps: int = 2):
+    """Updates of a member for each seed, whose adapter and pairs follow from the seed too."""
     options = dataclasses.replace(OPTIONS, dropout=dropout)
-    optimizer = optax.adamw(1e-2)
-    state = init_state(random_adapter(case.config), optimizer)
-    batch = make_update(random_pairs(), OURS)
-    for _ in range(2):
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
+    adapters_M = stack([random_adapter(case.config, seed) for seed in seeds])
+    # One shape for all members: what padding there is must not matter.
+    shape = batch_shape([pair for seed in seeds for pair in random_pairs(4, seed)], OURS)
+    batch = stack([as_update(collate(random_pairs(4, seed), 4, shape, OURS, eos=257), 2) for seed in seeds])
+    signals = None
+    if kind == "distill":
+        signals = teacher_signals(case.graph, case.base, None, batch, options.scale)
+    state = init_state(adapters_M, optimizer)
+    for _ in range(steps):
         state, metrics = train_step(
             state,
             case.base,
             batch,
-            None,
+            signals,
+            jnp.array(seeds, jnp.uint32),
             graph=case.graph,
             optimizer=optimizer,
-            objective=Objective("tune_without_rule"),
+            objective=dataclasses.replace(DISTILL, kind=kind),
             options=options,
-            seed=seed,
         )
     return state, metrics
 
 
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def take(tree, number: int):
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
 def test_step_counts_learns_and_leaves_the_base_alone(case):
     before = jax.tree.map(np.array, case.base)
-    state, metrics = step_twice(case, 0.0, 0)
-    assert int(state.step) == 2
+    state, metrics = take_steps(case, 0.0, [1])
+    assert state.step.tolist() == [2]
     first = loss_and_grad(
-        case, random_adapter(case.config), make_update(random_pairs(), OURS), Objective("tune_without_rule")
+        case, random_adapter(case.config, 1), make_update(random_pairs(4, 1), OURS), Objective("tune_without_rule")
     )
-    assert float(metrics["loss"]) < float(first[0][0])
+    assert float(metrics["loss"][0]) < float(first[0][0])
     jax.tree.map(np.testing.assert_array_equal, before, case.base)
 
 
 def test_dropout_follows_from_the_seed():
     case = make_case()
-    same = [step_twice(case, 0.5, 3)[1]["loss"] for _ in range(2)]
-    other = step_twice(case, 0.5, 4)[1]["loss"]
-    assert float(same[0]) == float(same[1]) != float(other)
+    same = [float(take_steps(case, 0.5, [3])[1]["loss"][0]) for _ in range(2)]
+    without = float(take_steps(case, 0.0, [3])[1]["loss"][0])
+    assert same[0] == same[1] != without
+
+
+@pytest.mark.parametrize("kind", ["distill", "tune_without_rule"])
+def test_members_side_by_side_equal_members_alone(case, kind):
+    """Loss, gradient (its norm, and Adam's first moments of it) and dropout of each seed, to 1e-5 relative."""
+    together, metrics = take_steps(case, 0.3, [3, 4, 5], kind, steps=1)
+    for number, seed in enumerate([3, 4, 5]):
+        alone, mine = take_steps(case, 0.3, [seed], kind, steps=1)
+        assert_close(take(metrics, number), take(mine, 0), 1e-5)
+        assert_close(take(together.moments, number), take(alone.moments, 0), 1e-5)
 
 
 def test_signals_and_losses_stay_float32_in_a_bfloat16_model():

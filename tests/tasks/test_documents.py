@@ -90,9 +90,7 @@ def test_symbols_never_make_up_the_papers():
 
 
 def test_documents_follow_from_the_seed():
-    first, second, third = (
-        [random_document(random.Random(seed), 3) for _ in range(5)] for seed in ("a", "a", "b")
-    )
+    first, second, third = ([random_document(random.Random(seed), 3) for _ in range(5)] for seed in ("a", "a", "b"))
     assert first == second != third
 
 

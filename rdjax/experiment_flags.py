@@ -1,0 +1,25 @@
+"""The flags of the commands that work on an experiment: --config and --workdir."""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from rdjax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file of configs/, e.g. configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of checkpoints and results.")
+
+
+def config(example: str) -> config_dict.ConfigDict:
+    """The config that --config and its overrides give; `example` is what to take where it is missing."""
+    if _CONFIG.value is None:
+        raise UserError(f"--config is missing; e.g. --config={example}")
+    return _CONFIG.value
+
+
+def workdir() -> pathlib.Path:
+    """The folder that --workdir names, there or not."""
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing; a folder for checkpoints and results")
+    return pathlib.Path(_WORKDIR.value)

@@ -1,0 +1,150 @@
+"""The report: what it shows, in what order, and that model text cannot become part of the page."""
+
+import html.parser
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from rdjax.errors import UserError
+from rdjax.report import colours_of, side_by_side, spread, sweep_rows, write_report
+
+EVIL = "<script>alert('x')</script> & \"quoted\""
+
+
+class Links(html.parser.HTMLParser):
+    """Everything that a page would fetch, and all script."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag in ("script", "iframe", "object"):
+            self.found.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and not value.startswith(("#", "data:")):
+                self.found.append(value)
+
+
+def prediction(response: str, correct: bool | None, prompt: str) -> dict:
+    record = {"input": EVIL, "gold": "2.", "response": response, "ids": [1, 2], "ended": True}
+    return {**record, "correct": correct, "prompt": prompt}
+
+
+def write_run(folder: pathlib.Path, metric: str = "exact_match") -> pathlib.Path:
+    folder.mkdir(parents=True)
+    config = {"method": "rule_distill_base", "seed": 3, "model": {"path": "m"}, "task": {"name": "rule", "k": 0}}
+    record = {"config": config, "command": "python -m rdjax.train", "versions": {"jax": "1"}, "devices": "1 x cpu"}
+    (folder / "config.json").write_text(json.dumps(record))
+    scores = {metric: 0.5, "gap_closed": None, "kl": 0.1, "n": 2, "mean_response_tokens": 2.0}
+    systems = ("base", "base_with_rule", "student")
+    splits = {"test": {system: scores for system in systems}}
+    splits["retain"] = {system: {**scores, "kl_from_base": 0.25} for system in systems}
+    hidden = {split: {system: [0.0, 0.1] for system in systems} for split in splits}
+    (folder / "eval.json").write_text(json.dumps({"splits": splits, "hidden_distance": hidden, "judge_errors": {}}))
+    (folder / "predictions").mkdir()
+    for split in splits:
+        for system in systems:
+            prompt = f"Below.{EVIL if system == 'base_with_rule' else ''}\nask"
+            records = [prediction("right", True, prompt), prediction(EVIL, False, prompt)]
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (folder / "predictions" / f"{split}.{system}.jsonl").write_text(lines)
+    points = [{"stage": "student", "step": step, "loss": 1 / step, "valid_loss": 2 / step} for step in (1, 2)]
+    lines = [{"stage": "gap", "step": 0, "kl": 0.5}, *points]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write_sweep(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir()
+    sweep = {"methods": ["rule_distill_base", "mine"], "ks": [4, 8], "seeds": [0, 1]}
+    config = {"model": {"path": "m"}, "task": {"name": "arithmetic"}, "sweep": sweep}
+    record = {"config": config, "command": "python -m rdjax.sweep", "versions": {"jax": "1"}, "devices": "1 x cpu"}
+    (folder / "config.json").write_text(json.dumps(record))
+    cells = []
+    for method in sweep["methods"]:
+        for k in sweep["ks"]:
+            for seed in sweep["seeds"]:
+                scores = {
+                    system: {"exact_match": k / 10 + seed / 100} for system in ("base", "base_with_rule", "student")
+                }
+                cells.append({"method": method, "k": k, "seed": seed, "splits": {"test_id": scores, "retain": scores}})
+    failed = [{"method": "mine", "k": 16, "error": EVIL}]
+    (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": failed}))
+    return folder
+
+
+@pytest.fixture(params=["run", "sweep"])
+def page(request, tmp_path) -> str:
+    folder = {"run": write_run, "sweep": write_sweep}[request.param](tmp_path / request.param)
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_network_and_holds_no_script(page):
+    links = Links()
+    links.feed(page)
+    assert links.found == []
+    assert "@import" not in page and page.count("<svg") >= 1
+
+
+def test_text_of_models_and_errors_is_escaped(page):
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp;" in page
+
+
+def test_a_run_says_what_it_is_and_how_to_do_it_again(tmp_path):
+    page = write_report(write_run(tmp_path / "run")).read_text()
+    for text in (
+        "python -m rdjax.train",
+        "gap to close",
+        "0.500 nats",
+        "What did it forget?",
+        "0.250",
+        "base with rule",
+    ):
+        assert text in page
+    assert page.count("<svg") == 4
+
+
+def test_a_run_without_a_test_split_has_its_curves(tmp_path):
+    folder = write_run(tmp_path / "run")
+    shutil.rmtree(folder / "predictions")
+    (folder / "eval.json").write_text(json.dumps({"splits": {}}))
+    assert write_report(folder).read_text().count("<svg") == 1
+
+
+def test_failures_come_first():
+    predictions = {
+        "test": {"student": [prediction("a", True, ""), prediction("b", False, ""), prediction("c", None, "")]}
+    }
+    (part,) = side_by_side(predictions)
+    assert [row["answers"][0]["text"] for row in part["rows"]] == ["b", "c", "a"]
+    assert (part["failures"], part["total"], part["systems"]) == (1, 3, ["student"])
+
+
+def test_rows_of_a_sweep_are_means_over_seeds(tmp_path):
+    cells = json.loads((write_sweep(tmp_path / "sweep") / "sweep.json").read_text())["cells"]
+    made = sweep_rows(cells)
+    assert made["splits"] == ["test_id", "retain"]
+    row = next(row for row in made["rows"] if (row["method"], row["k"], row["system"]) == ("mine", 8, "student"))
+    assert row["seeds"] == 2 and row["columns"] == ["0.81 (0.80-0.81)"] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([0.5], "0.50"), ([0.25, 0.75], "0.50 (0.25-0.75)"), ([None], "-"), ([], "-"), ([None, 0.5], "0.50")],
+)
+def test_spread(values, text):
+    assert spread(values) == text
+
+
+def test_every_name_has_a_colour_of_its_own():
+    colours = colours_of(["base", "student", "one", "two", "one"])
+    assert len(set(colours.values())) == len(colours) == 4
+
+
+def test_a_folder_of_neither_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"neither eval\.json"):
+        write_report(tmp_path)

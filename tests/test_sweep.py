@@ -1,0 +1,165 @@
+"""Sweeps on a random tiny model: every cell, all seeds at once, resumed, failing, reported."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from safetensors.numpy import load_file
+
+from configs.sweeps import arithmetic
+from rdjax import cli, sweep, train
+from rdjax.errors import UserError
+from tests import tiny
+
+FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
+SMALL = {
+    "sweep.methods": ("rule_distill_base", "tune"),
+    "sweep.ks": (2, 5),
+    "sweep.seeds": (0, 7),
+    "sweep.updates": 3,
+    "sweep.settings": {"tune": {"method": "inst_tune_without_rule", "lora": {"dropout": 0.0}}},
+    "task.generated.test_rows": 3,
+    "lora.rank": 2,
+    "lora.dropout": 0.2,
+    "optimizer.warmup_steps": 1,
+    "train.valid_every": 1,
+    "eval.max_new_tokens": 2,
+    "eval.batch_size": 4,
+    "eval.systems": ("base", "base_with_rule", "student"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.write_random_checkpoint(folder, FIELDS)
+    return tiny.write_tokenizer(folder)
+
+
+def small_sweep(model, **changes):
+    config = arithmetic.get_config()
+    for path, value in (SMALL | changes).items():
+        section = config
+        *rooms, name = path.split(".")
+        for room in rooms:
+            section = section[room]
+        if isinstance(value, dict):
+            section[name].update(value)
+        else:
+            section[name] = value
+    config.model.path = str(model)
+    return config
+
+
+def run(config, workdir: pathlib.Path, tmp_path: pathlib.Path) -> int:
+    """Runs `rdjax.sweep` in this process; returns its exit status."""
+    path = tmp_path / "sweep_config.py"
+    path.write_text(
+        "import json\nfrom ml_collections import config_dict\n\n\ndef get_config():\n"
+        f"    return config_dict.ConfigDict(json.loads({json.dumps(config.to_json())!r}), convert_dict=True)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["sweep", f"--config={path}", f"--workdir={workdir}"])
+        flags.FLAGS.unparse_flags()
+        cli.run(sweep.main)
+    return ended.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    assert run(small_sweep(model), folder / "run", folder) == 0
+    return folder / "run"
+
+
+def test_every_run_of_every_cell_has_scores(finished):
+    summary = json.loads((finished / "sweep.json").read_text())
+    assert summary["failed"] == []
+    keys = [(cell["method"], cell["k"], cell["seed"]) for cell in summary["cells"]]
+    assert sorted(keys) == sorted((m, k, s) for m in ("rule_distill_base", "tune") for k in (2, 5) for s in (0, 7))
+    for cell in summary["cells"]:
+        assert list(cell["splits"]) == ["test_id", "test_ood", "retain"]
+        assert cell["splits"]["test_id"]["student"]["n"] == 3
+
+
+def test_a_seed_is_laid_out_as_a_run(finished):
+    folder = finished / "cells" / "tune_k5" / "seed7"
+    record = json.loads((folder / "config.json").read_text())
+    assert record["command"].startswith("python -m rdjax.sweep ")
+    assert (record["config"]["seed"], record["config"]["task"]["k"]) == (7, 5)
+    assert (record["config"]["method"], record["config"]["lora"]["dropout"]) == ("inst_tune_without_rule", 0.0)
+    assert record["config"]["train"]["epochs"] == 2  # 3 updates of 2 an epoch, rounded up
+    assert {"adapter", "predictions", "eval.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("method", ["rule_distill_base", "tune"])
+def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp_path):
+    config = sweep.cell_config(small_sweep(model), method, 5, 7)
+    alone = train.prepare(config, tmp_path / "alone")
+    train.train_all([alone], tmp_path / "alone" / "checkpoints")
+    ours = load_file(finished / "cells" / f"{method}_k5" / "seed7" / "adapter" / "adapter_model.safetensors")
+    theirs = load_file(tmp_path / "alone" / "adapter" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, atol=1e-5, err_msg=name)
+    assert max(np.abs(array).max() for name, array in theirs.items() if "lora_B" in name) > 1e-4
+
+
+def test_cells_on_the_same_rows_share_what_the_base_says(finished):
+    texts = [
+        (finished / "cells" / f"{method}_k2" / "seed0" / "predictions" / "test_id.base_with_rule.jsonl").read_text()
+        for method in ("rule_distill_base", "tune")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_finished_sweep_trains_nothing_again(finished, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "train_cell", None)
+    assert run(small_sweep(model), finished, tmp_path) == 0
+
+
+def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch, capfd):
+    config = small_sweep(model, **{"sweep.ks": (2,)})
+    train_cell = sweep.train_cell
+
+    def fail_once(runs, folder):
+        if "tune" in folder.name:
+            raise RuntimeError("out of memory")
+        train_cell(runs, folder)
+
+    monkeypatch.setattr(sweep, "train_cell", fail_once)
+    assert run(config, tmp_path / "run", tmp_path) == 1
+    assert "tune k = 2 (RuntimeError: out of memory)" in capfd.readouterr().err
+    summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base"}
+    assert "out of memory" in (tmp_path / "run" / "report.html").read_text()
+    monkeypatch.setattr(sweep, "train_cell", train_cell)
+    assert run(config, tmp_path / "run", tmp_path) == 0
+    summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base", "tune"} and not summary["failed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sweep.methods": ("magic",)}, r"'magic' is unknown; accepted: rule_distill_base, .*, tune"),
+        ({"sweep.ks": ()}, r"config\.sweep\.ks = \(\); accepted: one or more"),
+        ({"sweep.seeds": (1, 1)}, r"config\.sweep\.seeds"),
+        ({"sweep.settings": {"tune": {"lora": {"depth": 3}}}}, r"config\.sweep\.settings\.tune.*depth"),
+        ({"sweep.settings": {"tune": {"lora": {"rank": "high"}}}}, r"config\.sweep\.settings\.tune"),
+        ({"sweep.settings": {"tune": {"lora": {"rank": 0}}}}, r"config\.lora\.rank = 0"),
+    ],
+)
+def test_a_mistake_is_told_before_any_cell_starts(model, changes, message):
+    with pytest.raises(UserError, match=message):
+        sweep.check_sweep(small_sweep(model, **changes))
+
+
+def test_a_run_config_is_no_sweep(model):
+    config = sweep.cell_config(small_sweep(model), "tune", 2, 0)
+    with pytest.raises(UserError, match=r"config\.sweep is missing"):
+        sweep.check_sweep(config)
