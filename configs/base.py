@@ -24,6 +24,8 @@ def get_config() -> config_dict.ConfigDict:
     config.task.demos = True  # keep the demos that published rule prompts carry
     config.task.one_wording = False  # give every row the first training row's rule (no wording gives a class away)
     config.task.responses = "gold"  # gold: the rows' outputs; teacher: written by the rule-conditioned teacher
+    config.task.temperature = 0.0  # of the teacher's responses; 0: greedy
+    config.task.only_confirmed = False  # of the teacher's responses keep those that are the row's output
     config.task.valid_seed = 1234  # which published validation file
     # The rule and sizes of generated arithmetic (task.name = arithmetic without task.root).
     config.task.generated = config_dict.ConfigDict()
@@ -61,6 +63,7 @@ def get_config() -> config_dict.ConfigDict:
     config.train.epochs = 20
     config.train.batch_size = 4  # samples an update
     config.train.accumulation = 1  # micro-batches an update
+    config.train.teacher_signals = "cached"  # cached: the teacher runs once for all epochs; online: in every step
     config.train.valid_every = 1  # epochs between validations; 0: never, and the last epoch is kept
     config.train.checkpoint_every = 1  # epochs between checkpoints
 

@@ -26,12 +26,14 @@ CHOICES = {
     "loss.reduction": ("token", "sample"),
     "loss.variant": ("ours", "published"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
+    "train.teacher_signals": ("cached", "online"),
     "eval.beams": (1,),
 }
 
 AT_LEAST = {
     "task.k": 0,
     "task.max_length": 1,
+    "task.temperature": 0,
     "task.generated.test_rows": 1,
     "lora.rank": 1,
     "lora.dropout": 0,
@@ -78,6 +80,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
     if config.lora.dropout >= 1:
         raise UserError(f"config.lora.dropout = {config.lora.dropout} is no probability below 1")
+    if config.task.only_confirmed and config.task.responses != "teacher":
+        raise UserError("config.task.only_confirmed goes with config.task.responses = 'teacher'")
     _check_names("lora.targets", config.lora.targets, TARGETS)
     _check_names("eval.systems", config.eval.systems, SYSTEMS + METHODS)
     if not config.lora.targets:

@@ -85,11 +85,21 @@ def answer(
     prompts: Sequence[Prompts],
     options: EvalOptions,
     on_batch: Callable[[int], None] = lambda rows: None,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Answers:
-    """What a system answers to each prompt, greedily."""
+    """What a system answers to each prompt: greedily, or drawn at a temperature."""
     ids = [prompt.teacher_ids if system.with_rule else prompt.student_ids for prompt in prompts]
     made = generate(
-        model, system.adapter, options.scale, ids, options.max_new_tokens, options.batch_size, on_batch=on_batch
+        model,
+        system.adapter,
+        options.scale,
+        ids,
+        options.max_new_tokens,
+        options.batch_size,
+        temperature=temperature,
+        seed=seed,
+        on_batch=on_batch,
     )
     texts = model.tokenizer.batch_decode([new for new, _ in made], skip_special_tokens=True)
     return Answers([new for new, _ in made], [ended for _, ended in made], texts)

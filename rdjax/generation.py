@@ -1,4 +1,4 @@
-"""Greedy generation in batches, with a key/value cache."""
+"""Generation in batches, greedy or sampled, with a key/value cache."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,14 +25,18 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     ignore_eos: bool = False,
+    temperature: float = 0.0,
+    seed: int = 0,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[tuple[list[int], bool]]:
-    """The most likely continuation of each prompt, token by token.
+    """A continuation of each prompt, token by token.
 
     Args:
       adapter, scale: applied on top of the base; None for the base alone.
       prompts: token ids, of any lengths.
       batch_size: rows at a time, padded to that many; prompts are sorted by length to waste little.
+      temperature: 0 takes the most likely token; else tokens are drawn from softmax(logits / temperature).
+      seed: of the draws; those of a prompt follow from it and the prompt's number alone, however it is batched.
       on_batch: told how many prompts were just answered.
 
     Returns:
@@ -45,13 +49,22 @@ def generate(
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         width = round_up(max(len(prompts[number]) for number in part), PROMPT_BUCKET)
-        tokens_BT, lengths_B = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+        tokens_BT, lengths_B, numbers_B = np.zeros((rows, width), np.int32), *np.zeros((2, rows), np.int32)
         for row, number in enumerate(part):
-            lengths_B[row] = len(prompts[number])
+            lengths_B[row], numbers_B[row] = len(prompts[number]), number
             tokens_BT[row, width - lengths_B[row] :] = prompts[number]
-        placed = jax.device_put((tokens_BT, lengths_B), rows_sharding(model.mesh))
+        placed = jax.device_put((tokens_BT, lengths_B, numbers_B), rows_sharding(model.mesh))
         new_BN = np.asarray(
-            _greedy(model.base, effective(adapter, scale), *placed, graph=model.graph, steps=max_new_tokens, eos=eos)
+            _decode(
+                model.base,
+                effective(adapter, scale),
+                *placed,
+                seed,
+                graph=model.graph,
+                steps=max_new_tokens,
+                eos=eos,
+                temperature=temperature,
+            )
         )
         for row, number in enumerate(part):
             answers[number] = _until_end(new_BN[row].tolist(), eos)
@@ -66,8 +79,20 @@ def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
     return ids, False
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "steps", "eos"))
-def _greedy(base, adapter, tokens_BT, lengths_B, *, graph: nnx.GraphDef, steps: int, eos: tuple[int, ...]):
+@functools.partial(jax.jit, static_argnames=("graph", "steps", "eos", "temperature"))
+def _decode(
+    base,
+    adapter,
+    tokens_BT,
+    lengths_B,
+    numbers_B,
+    seed,
+    *,
+    graph: nnx.GraphDef,
+    steps: int,
+    eos: tuple[int, ...],
+    temperature: float,
+):
     """New tokens [B, steps] for prompts padded on the left; a row of length 0 is padding and ends at once."""
     decoder = nnx.merge(graph, base)
     c = decoder.config
@@ -77,15 +102,22 @@ def _greedy(base, adapter, tokens_BT, lengths_B, *, graph: nnx.GraphDef, steps: 
     shape = (c.layers, B, T + steps, c.kv_heads, c.head_width)
     empty = jnp.zeros(shape, decoder.embed_tokens[...].dtype)
 
-    def forward(tokens, slots_T, cache):
-        """Final hidden state of the last of `tokens` and the cache; token t sits at slot slots_T[t]."""
+    def choose(logits_BV, at):
+        if not temperature:
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        keys_B = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), at))(
+            numbers_B
+        )
+        return jax.vmap(jax.random.categorical)(keys_B, logits_BV / temperature).astype(jnp.int32)
+
+    def forward(tokens, slots_T, cache, at):
+        """The token that follows the last of `tokens`, and the cache; token t sits at slot slots_T[t]."""
         positions_BT = jnp.maximum(slots_T - start_B[:, None], 0)
         real_BS = slots_S >= start_B[:, None]
         causal_TS = slots_S <= slots_T[:, None]
         mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
         out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache)
-        next_B = jnp.argmax(decoder.logits(out.final_BTD[:, -1:])[:, 0], axis=-1).astype(jnp.int32)
-        return next_B, out.cache
+        return choose(decoder.logits(out.final_BTD[:, -1:])[:, 0], at), out.cache
 
     def ended(token_B):
         return jnp.isin(token_B, jnp.array(eos, jnp.int32)) if eos else jnp.zeros(B, bool)
@@ -98,9 +130,9 @@ def _greedy(base, adapter, tokens_BT, lengths_B, *, graph: nnx.GraphDef, steps: 
         at, token_B, cache, new_BN, done_B = carry
         new_BN = new_BN.at[:, at].set(token_B)
         done_B = done_B | ended(token_B)
-        token_B, cache = forward(token_B[:, None], (T + at)[None], cache)
+        token_B, cache = forward(token_B[:, None], (T + at)[None], cache, at + 1)
         return at + 1, token_B, cache, new_BN, done_B
 
-    token_B, cache = forward(tokens_BT, jnp.arange(T), Cache(empty, empty, jnp.zeros((), jnp.int32)))
+    token_B, cache = forward(tokens_BT, jnp.arange(T), Cache(empty, empty, jnp.zeros((), jnp.int32)), 0)
     first = (jnp.zeros((), jnp.int32), token_B, cache, jnp.zeros((B, steps), jnp.int32), lengths_B == 0)
     return jax.lax.while_loop(unfinished, one, first)[3]

@@ -34,7 +34,7 @@ from rdjax.evaluation import (
     prompts_of,
     table,
 )
-from rdjax.judges import Judge, judges_of
+from rdjax.judges import BUILT_IN, Judge, judges_of
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
@@ -102,25 +102,48 @@ def gold_pairs(model: LanguageModel, rows, options: EvalOptions) -> list[Pair]:
     return [make_pair(options.template, model.tokenizer, *both) for both in zip(prompts, outputs, strict=True)]
 
 
-def teacher_pairs(model: LanguageModel, rows, start: Adapter, options: EvalOptions, path: pathlib.Path) -> list[Pair]:
-    """Rows with the rule-conditioned teacher's own greedy responses, which are kept in `path`.
+def teacher_pairs(
+    model: LanguageModel,
+    rows,
+    start: Adapter,
+    options: EvalOptions,
+    config: config_dict.ConfigDict,
+    path: pathlib.Path,
+) -> list[Pair]:
+    """Rows with the rule-conditioned teacher's own responses, which are kept in `path`.
 
-    A response that reached no end of sequence teaches no end.
+    A response that reached no end of sequence teaches no end. With `task.only_confirmed`, rows whose gold output the
+    teacher did not find are left out.
     """
     prompts = prompts_of(model, rows, options)
     if not path.exists():
-        made = answer(model, System(start, with_rule=True), prompts, options)
+        system = System(start, with_rule=True)
+        made = answer(model, system, prompts, options, temperature=config.task.temperature, seed=config.seed)
         for prompt, ids in zip(prompts, made.ids, strict=True):
             if not ids:
                 raise UserError(f"{prompt.where}: the teacher's own response is empty; leave this row out")
-        columns = zip(made.ids, made.ended, made.texts, strict=True)
+        columns = zip(rows, made.ids, made.ended, made.texts, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")  # whole or not at all
-        lines = [{"ids": ids, "ended": ended, "response": text} for ids, ended, text in columns]
+        lines = [
+            {"input": row["input"], "gold": row["output"], "response": text, "ids": ids, "ended": ended}
+            for row, ids, ended, text in columns
+        ]
         beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         beside.replace(path)
     saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, saved, strict=True)]
+    pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, saved, strict=True)]
+    if not config.task.only_confirmed:
+        return pairs
+    kept = [
+        pair for pair, line in zip(pairs, saved, strict=True) if BUILT_IN["exact_match"](line["response"], line["gold"])
+    ]
+    print(f"{path.stem}: the teacher's own response is the gold output in {len(kept)} of {len(pairs)} rows, which stay")
+    if not kept:
+        raise UserError(
+            f"{path}: the teacher answers none of the rows as their outputs do; nothing is left to train on"
+        )
+    return kept
 
 
 def show_sample(pair: Pair, model: LanguageModel) -> None:
@@ -296,6 +319,10 @@ def prepare(
     parts = {split: task.splits[split] for split in ("train", "valid") if split in task.splits}
     # Validation takes gold responses where there are any; training takes what the config says.
     gold = {"train": config.task.responses == "gold", "valid": "valid" in parts and all(parts["valid"]["output"])}
+    if config.task.only_confirmed:
+        for row in (row for split in parts if not gold[split] for row in parts[split]):
+            if not row["output"]:
+                raise UserError(f"{row['where']}: has no output, by which config.task.only_confirmed would confirm it")
     for name, rows in task.splits.items():
         answered = is_test(name) or not gold.get(name)  # gold pairs are measured themselves
         prompts_of(model, rows, options if answered else dataclasses.replace(options, max_new_tokens=1))
@@ -306,7 +333,8 @@ def prepare(
     open_workdir(workdir, config, module, fingerprint(task, folders))
     for split in parts:
         if not gold[split]:
-            pairs[split] = teacher_pairs(model, parts[split], start, options, workdir / "responses" / f"{split}.jsonl")
+            path = workdir / "responses" / f"{split}.jsonl"
+            pairs[split] = teacher_pairs(model, parts[split], start, options, config, path)
     log = MetricsLog(workdir)
     return Run(config, workdir, model, task, spec, start, pairs["train"], pairs["valid"], gold["valid"], judges, log)
 

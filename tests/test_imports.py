@@ -36,6 +36,7 @@ ORDER = (
     "distill.teacher",
     "distill.optimizer",
     "distill.step",
+    "distill.signals",
     "distill.stage",
     "generation",
     "judges",

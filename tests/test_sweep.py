@@ -60,7 +60,7 @@ def run(config, workdir: pathlib.Path, tmp_path: pathlib.Path) -> int:
     path = tmp_path / "sweep_config.py"
     path.write_text(
         "import json\nfrom ml_collections import config_dict\n\n\ndef get_config():\n"
-        f"    return config_dict.ConfigDict(json.loads({json.dumps(config.to_json())!r}), convert_dict=True)\n"
+        f"    return config_dict.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
     )
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["sweep", f"--config={path}", f"--workdir={workdir}"])

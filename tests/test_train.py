@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 
 from configs import base
 from rdjax import cli, train
+from rdjax.evaluation import Answers
+from rdjax.judges import Judge
 from tests import tiny
 
 FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
@@ -82,12 +84,22 @@ def test_workdir_holds_what_the_design_says(student):
     assert lines[0]["stage"] == "gap" and lines[0]["kl"] > 0
 
 
+def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_path):
+    run(model, own_folder, tmp_path / "run", "--config.train.teacher_signals=online", "--config.eval.systems=()")
+    online, cached = (
+        load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "run", student[0])
+    )
+    for name in cached:
+        np.testing.assert_allclose(online[name], cached[name], atol=1e-5, err_msg=name)
+
+
 def test_scores_of_every_system(student):
     workdir, splits = student
     systems = splits["test"]
     assert list(systems) == ["base", "base_with_rule", "student", "student_with_rule"]
     for name, scores in systems.items():
         assert set(scores) == {"exact_match", "gap_closed", "kl", "n", "mean_response_tokens"}
+        assert (workdir / "report.html").exists()
         lines = (workdir / "predictions" / f"test.{name}.jsonl").read_text().splitlines()
         assert len(lines) == scores["n"] == 5
     assert systems["base"]["gap_closed"] == 0
@@ -126,6 +138,55 @@ def test_teacher_writes_the_responses_of_unlabelled_inputs(model, tmp_path):
     written = [json.loads(line) for line in (workdir / "responses" / "train.jsonl").read_text().splitlines()]
     assert len(written) == 5 and all(line["ids"] for line in written)
     assert (workdir / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_path, monkeypatch, capfd):
+    """The teacher's words are given here: the tiny model would never say yes."""
+    say = ["yes", "no", "yes", "maybe", "yes"]
+
+    def given(model, system, prompts, options, **rest):
+        texts = say[: len(prompts)]
+        ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return Answers(ids, [True] * len(texts), texts)
+
+    monkeypatch.setattr(train, "answer", given)
+    settings = ("--config.task.responses=teacher", "--config.task.only_confirmed=True", "--config.eval.systems=()")
+    run(model, own_folder, tmp_path / "run", *settings)
+    assert "in 3 of 5 rows, which stay" in capfd.readouterr().out
+    written = [json.loads(line) for line in (tmp_path / "run/responses/train.jsonl").read_text().splitlines()]
+    assert [line["response"] for line in written] == say and {line["gold"] for line in written} == {"yes"}
+
+
+def test_sampled_responses_follow_the_seed(model, own_folder, tmp_path):
+    def responses(name: str, seed: int) -> str:
+        settings = ("--config.task.responses=teacher", "--config.task.temperature=1.0", "--config.eval.systems=()")
+        run(model, own_folder, tmp_path / name, *settings, f"--config.seed={seed}")
+        return (tmp_path / name / "responses" / "train.jsonl").read_text()
+
+    assert responses("one", 1) == responses("same", 1) != responses("other", 2)
+
+
+def test_a_failing_judge_keeps_the_predictions_and_says_how_to_go_on(model, own_folder, tmp_path, monkeypatch, capfd):
+    def broken(responses, golds):
+        raise RuntimeError("the judge is ill")
+
+    judges_of = train.judges_of
+    monkeypatch.setattr(train, "judges_of", lambda *given: {"test": Judge("ill", "ill", broken)})
+    with pytest.raises(AssertionError):  # exit status 2
+        run(model, own_folder, tmp_path / "run")
+    error = capfd.readouterr().err
+    assert "the judge ill failed on test, system base: the judge is ill; the predictions are kept" in error
+    assert "python -m rdjax.train --config=" in error
+    assert len(list((tmp_path / "run" / "predictions").glob("test.*.jsonl"))) == 4
+    monkeypatch.setattr(train, "judges_of", judges_of)
+
+    def no_more(*given, **rest):
+        raise AssertionError("the predictions are there")
+
+    monkeypatch.setattr("rdjax.evaluation.generate", no_more)
+    # The gap before training is measured anew, by answering: not what this is about.
+    monkeypatch.setattr(train, "gap_to_close", lambda *given: 1.0)
+    assert run(model, own_folder, tmp_path / "run")["test"]["student"]["n"] == 5
 
 
 def test_a_run_starts_from_an_existing_adapter(model, own_folder, student, tmp_path):

@@ -5,7 +5,6 @@ train side by side over one copy of the base; each gets what it would get alone.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -30,13 +29,13 @@ from rdjax.data.batches import (
 )
 from rdjax.data.pairs import Pair
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
+from rdjax.distill.signals import SignalSource, cached_signals, online_signals
 from rdjax.distill.step import (
     Objective,
     StepOptions,
     TrainState,
     evaluate_loss,
     init_state,
-    teacher_signals,
     train_step,
 )
 from rdjax.distill.teacher import Signals
@@ -109,12 +108,11 @@ def run_stage(
       config: the run's; its `train` and `optimizer` are read.
       folder: of this stage's checkpoints; a stage found there goes on, or is done.
     """
-    count = len(members[0].train)
-    per_epoch = steps_per_epoch(count, config.train.batch_size)
+    count, batch_size = len(members[0].train), config.train.batch_size
+    per_epoch = steps_per_epoch(count, batch_size)
     steps = per_epoch * config.train.epochs
     optimizer = make_optimizer(config.optimizer, steps)
     schedule = learning_rate_schedule(config.optimizer, steps)
-    batches = _Batches(model, config.train.batch_size, config.train.accumulation)
     teachers_M = _stack([member.teacher for member in members])
     seeds_M = jnp.array([member.seed for member in members], jnp.uint32)
     state = init_state(_stack([member.initial for member in members]), optimizer)
@@ -123,19 +121,32 @@ def run_stage(
     now = _restore(checkpoints, Standing(state, _copy(state.adapter), [float("inf")] * len(members), 0))
     for member in members:
         member.log.truncate(stage.name, now.epoch * per_epoch)
-    update = functools.partial(_update, stage, model, optimizer, teachers_M, seeds_M)
-    shape = batch_shape([pair for member in members for pair in member.train], stage.slots)
+    if now.epoch == config.train.epochs:
+        return _finish(checkpoints, now)
+    teach = model, teachers_M, stage.options.scale, config.train
+    train = _Part.make([member.train for member in members], stage.slots, stage.objective, *teach)
+    validates = members[0].valid and config.train.valid_every
+    if validates:
+        pairs = [member.valid for member in members]
+        valid = _Part.make(pairs, stage.valid_slots, stage.valid_objective, *teach)
     with progress(steps, now.epoch * per_epoch, stage.name) as bar:
         for epoch in range(now.epoch + 1, config.train.epochs + 1):
             orders = [epoch_order(count, member.seed, epoch) for member in members]
             state, metrics = now.state, None
-            for start in range(0, count, config.train.batch_size):
-                chosen = [
-                    [member.train[index] for index in order[start : start + config.train.batch_size]]
-                    for member, order in zip(members, orders, strict=True)
-                ]
-                batch, _ = batches.update(chosen, shape, stage.slots)
-                before, (state, metrics) = metrics, update(state, batch)
+            for start in range(0, count, batch_size):
+                batch, signals, _ = train.take([order[start : start + batch_size] for order in orders])
+                before = metrics
+                state, metrics = train_step(
+                    state,
+                    model.base,
+                    batch,
+                    signals,
+                    seeds_M,
+                    graph=model.graph,
+                    optimizer=optimizer,
+                    objective=stage.objective,
+                    options=stage.options,
+                )
                 # The metrics of the step before: the device never waits for the log.
                 show(bar, before)
             host = jax.device_get(metrics)
@@ -149,10 +160,10 @@ def run_stage(
                 mine |= {"epoch": epoch, "learning_rate": float(schedule(epoch * per_epoch - 1))}
             last = epoch == config.train.epochs
             best, best_losses = now.best, now.best_losses
-            if not (members[0].valid and config.train.valid_every):
+            if not validates:
                 best = _copy(state.adapter)
             elif _due(config.train.valid_every, epoch, last):
-                losses = _validate(stage, model, teachers_M, batches, members, state.adapter)
+                losses = _validate(stage, model, valid, state.adapter)
                 better = [new < old for new, old in zip(losses, best_losses, strict=True)]
                 best, best_losses = _choose(better, state.adapter, best), list(map(min, losses, best_losses))
                 for mine, loss in zip(scalars, losses, strict=True):
@@ -163,8 +174,12 @@ def run_stage(
             if _due(config.train.checkpoint_every, epoch, last):
                 record = {"epoch": epoch, "step": epoch * per_epoch, "best_losses": best_losses}
                 checkpoints.save(epoch, {"state": state, "best": best}, record)
+    return _finish(checkpoints, now)
+
+
+def _finish(checkpoints: Checkpoints, now: Standing) -> list[Adapter]:
     checkpoints.close()
-    return [_take(now.best, number) for number in range(len(members))]
+    return [_take(now.best, number) for number in range(len(now.best_losses))]
 
 
 def _stack(adapters: Sequence[Adapter]) -> Adapter:
@@ -203,60 +218,88 @@ def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batches:
-    """Makes updates of one shape and puts them on the mesh."""
+class _Part:
+    """The members' training or validation pairs: makes updates of one shape, with the teacher's signals.
 
-    model: LanguageModel
-    batch_size: int
+    Attributes:
+      pairs: of each member, as many.
+      shape, slots: padded sizes, the same for all updates, and which positions enter the losses.
+      rows, accumulation: rows of a micro-batch and micro-batches of an update, to suit the mesh.
+      batch_size: pairs an update.
+      source: of the teacher's signals; None when tuning on the response.
+    """
+
+    pairs: Sequence[Sequence[Pair]]
+    shape: Shape
+    slots: Slots
+    rows: int
     accumulation: int
+    batch_size: int
+    model: LanguageModel
+    source: SignalSource | None = None
 
-    def update(self, chosen: Sequence[Sequence[Pair]], shape: Shape, slots: Slots) -> tuple[Batch, list[float]]:
-        """An update's micro-batches [M, A, B, ...] on the mesh, and each member's slot weight before it was made 1.
+    @classmethod
+    def make(
+        cls,
+        pairs: Sequence[Sequence[Pair]],
+        slots: Slots,
+        objective: Objective,
+        model: LanguageModel,
+        teachers_M: Adapter,
+        scale: float,
+        train: config_dict.ConfigDict,
+    ) -> "_Part":
+        """A part of a stage; where the objective distils, its signals are made here, once, or online."""
+        shape = batch_shape([pair for own in pairs for pair in own], slots)
+        rows = round_up(train.batch_size // train.accumulation, row_multiple(model.mesh))
+        # A mesh that wants more rows in a micro-batch needs fewer of them.
+        part = cls(pairs, shape, slots, rows, -(-train.batch_size // rows), train.batch_size, model)
+        if objective.kind != "distill":
+            return part
+        if train.teacher_signals == "online":
+            return dataclasses.replace(part, source=online_signals(model, teachers_M, scale))
+        source = cached_signals(model, teachers_M, scale, len(pairs), len(pairs[0]), train.batch_size, part.batch)
+        return dataclasses.replace(part, source=source)
+
+    def _collate(self, numbers: Sequence[Sequence[int]]) -> list[Batch]:
+        eos = self.model.tokenizer.eos_token_id
+        return [
+            collate([own[number] for number in chosen], self.rows * self.accumulation, self.shape, self.slots, eos)
+            for own, chosen in zip(self.pairs, numbers, strict=True)
+        ]
+
+    def _place(self, made: Sequence[Batch]) -> Batch:
+        updates = [as_update(batch, self.accumulation) for batch in made]
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *updates)
+        return jax.device_put(batch, rows_sharding(self.model.mesh, leading=2))
+
+    def batch(self, numbers: Sequence[Sequence[int]]) -> Batch:
+        """The numbered pairs of each member as an update's micro-batches [M, A, B, ...] on the mesh."""
+        return self._place(self._collate(numbers))
+
+    def take(self, numbers: Sequence[Sequence[int]]) -> tuple[Batch, Signals | None, list[float]]:
+        """`batch`, the teacher's signals for it, and each member's slot weight before it was made 1.
 
         Rows that are missing are padding.
         """
-        rows = round_up(self.batch_size // self.accumulation, row_multiple(self.model.mesh))
-        # A mesh that wants more rows in a micro-batch needs fewer of them.
-        count = -(-self.batch_size // rows)
-        eos = self.model.tokenizer.eos_token_id
-        made = [collate(pairs, rows * count, shape, slots, eos) for pairs in chosen]
-        weights = [float(batch.weight_BP.sum()) for batch in made]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(as_update(batch, count) for batch in made))
-        return jax.device_put(batch, rows_sharding(self.model.mesh, leading=2)), weights
+        made = self._collate(numbers)
+        batch = self._place(made)
+        weights = [float(member.weight_BP.sum()) for member in made]
+        if self.source is None:
+            return batch, None, weights
+        rows = np.zeros((len(numbers), self.rows * self.accumulation), np.int32)  # padding shows the first pair's
+        for member, chosen in enumerate(numbers):
+            rows[member, : len(chosen)] = chosen
+        return batch, self.source(rows.reshape(len(numbers), self.accumulation, -1), batch), weights
 
 
-def _signals(objective: Objective, stage: Stage, model: LanguageModel, teachers_M, batch: Batch) -> Signals | None:
-    """What an objective wants of the teachers: nothing when tuning on the response."""
-    if objective.kind != "distill":
-        return None
-    return teacher_signals(model.graph, model.base, teachers_M, batch, stage.options.scale)
-
-
-def _update(stage: Stage, model: LanguageModel, optimizer, teachers_M, seeds_M, state: TrainState, batch: Batch):
-    signals = _signals(stage.objective, stage, model, teachers_M, batch)
-    return train_step(
-        state,
-        model.base,
-        batch,
-        signals,
-        seeds_M,
-        graph=model.graph,
-        optimizer=optimizer,
-        objective=stage.objective,
-        options=stage.options,
-    )
-
-
-def _validate(
-    stage: Stage, model: LanguageModel, teachers_M, batches: _Batches, members: Sequence[Member], adapters_M: Adapter
-) -> list[float]:
+def _validate(stage: Stage, model: LanguageModel, valid: _Part, adapters_M: Adapter) -> list[float]:
     """Each member's mean validation loss over all slots of its validation pairs."""
-    shape = batch_shape([pair for member in members for pair in member.valid], stage.valid_slots)
-    totals, slots = np.zeros(len(members)), np.zeros(len(members))
-    for start in range(0, len(members[0].valid), batches.batch_size):
-        chosen = [member.valid[start : start + batches.batch_size] for member in members]
-        batch, weights = batches.update(chosen, shape, stage.valid_slots)
-        signals = _signals(stage.valid_objective, stage, model, teachers_M, batch)
+    members, count = len(valid.pairs), len(valid.pairs[0])
+    totals, slots = np.zeros(members), np.zeros(members)
+    for start in range(0, count, valid.batch_size):
+        numbers = list(range(start, min(start + valid.batch_size, count)))
+        batch, signals, weights = valid.take([numbers] * members)
         losses_M = evaluate_loss(
             adapters_M,
             model.base,

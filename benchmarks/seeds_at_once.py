@@ -1,0 +1,63 @@
+"""Five seeds of one cell by one `rdjax.sweep` against five `rdjax.train`, whole commands, one after the other.
+
+python benchmarks/seeds_at_once.py [--out=benchmarks/results/seeds_at_once.json]
+"""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+_OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def seconds(module: str, *arguments: str) -> float:
+    """Wall-clock time of a command; one that fails ends the benchmark."""
+    began = time.perf_counter()
+    made = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if made.returncode:
+        sys.exit(f"{module} {' '.join(arguments)}\n{made.stderr[-2000:]}")
+    return time.perf_counter() - began
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        cell = (
+            '--config.sweep.methods=("rule_distill_base",)',
+            "--config.sweep.ks=(8,)",
+            f"--config.sweep.seeds={SEEDS}",
+        )
+        together = seconds("rdjax.sweep", "--config=configs/sweeps/arithmetic.py", f"--workdir={root / 'sweep'}", *cell)
+        alone = [
+            seconds(
+                "rdjax.train",
+                "--config=configs/quickstart.py",
+                f"--workdir={root / str(seed)}",
+                f"--config.seed={seed}",
+            )
+            for seed in SEEDS
+        ]
+    figures = {
+        "seconds_of_one_sweep": together,
+        "seconds_of_five_runs": alone,
+        "ratio": together / sum(alone),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    print(f"five seeds at once {together:.0f} s; one by one {sum(alone):.0f} s; ratio {figures['ratio']:.2f}")
+    if _OUT.value:
+        pathlib.Path(_OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
