@@ -78,6 +78,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
     for path in ("loss.temperature", "optimizer.learning_rate", "lora.alpha"):
         if not _get(config, path) > 0:  # as said of NaN too
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
+    if not 0 <= _get(config, "seed") < 2**31:
+        raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")
     if config.lora.dropout >= 1:
         raise UserError(f"config.lora.dropout = {config.lora.dropout} is no probability below 1")
     if config.task.only_confirmed and config.task.responses != "teacher":

@@ -229,7 +229,7 @@ def evaluate(
         for name, answered in made[split].items():
             scores[name] = {}
             if split in judges:
-                verdicts = _judged(judges[split], split, name, answered.texts, rows)
+                verdicts = judge_all(judges[split], split, name, answered.texts, list(rows["output"]))
                 scores[name][judges[split].metric] = float(np.mean(verdicts))
                 path = folder / f"{split}.{name}.jsonl"
                 _write_predictions(path, rows, prompts[split], systems[name], answered, verdicts)
@@ -246,9 +246,10 @@ def evaluate(
     return results
 
 
-def _judged(judge: Judge, split: str, system: str, texts: list[str], rows: datasets.Dataset) -> list[bool]:
+def judge_all(judge: Judge, split: str, system: str, texts: Sequence[str], golds: Sequence[str]) -> list[bool]:
+    """The judge's verdicts; JudgeError where it fails."""
     try:
-        return judge.verdicts(texts, list(rows["output"]))
+        return judge.verdicts(texts, golds)
     except Exception as error:  # a judge may be any code: a classifier, a pattern, a user's own
         raise JudgeError(f"the judge {judge.name} failed on {split}, system {system}: {error}") from error
 

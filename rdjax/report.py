@@ -1,7 +1,9 @@
 """One self-contained page for a run or a sweep: `python -m rdjax.report --workdir=runs/quickstart`."""
 
 import collections
+import hashlib
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -32,9 +34,13 @@ COLOURS = {
     "inst_tune_without_rule": "#D55E00",
     "inst_tune_with_rule": "#CC79A7",
 }
-SPARE_COLOURS = ("#F0E442", "#56B4E9", "#8B5A2B", "#E69F00", "#7B3294", "#4D4D4D")
+SPARE_COLOURS = (
+    "#8B5A2B", "#7B3294", "#B8A800", "#4D4D4D", "#1B7837", "#E7298A", "#08519C", "#A6761D", "#66A61E", "#6A51A3",
+    "#CB181D", "#35978F", "#DD1C77", "#525252", "#993404", "#2B8CBE", "#41AB5D", "#807DBA",
+)  # fmt: skip
 STYLE = {
     "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "rdjax",  # the same figure every time
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -48,7 +54,7 @@ STYLE = {
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
     """A colour for every system, method or variant."""
-    spare = iter(SPARE_COLOURS * 4)
+    spare = itertools.cycle(SPARE_COLOURS)
     return {name: COLOURS.get(name) or next(spare) for name in dict.fromkeys(names)}
 
 
@@ -64,9 +70,10 @@ def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.
     width = re.search(r'width="([\d.]+)pt"', svg).group(1)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', rf'\1 style="width:100%;max-width:{width}pt"', svg, count=1)
+    size = f"width:100%;max-width:{width}pt;min-width:{15 * panels}rem"
+    svg = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', rf'\1 style="{size}"', svg, count=1)
     # Ids would clash between the figures of one page.
-    prefix = f"f{abs(hash(svg)) % 10**8}"
+    prefix = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}"
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
@@ -170,7 +177,8 @@ def side_by_side(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, An
             records = [systems[name][at] for name in names]
             answers = [{"text": record["response"], "correct": record["correct"]} for record in records]
             rows.append({"input": records[0]["input"], "gold": records[0]["gold"], "answers": answers})
-        failures = sum(record["correct"] is False for record in systems[leading])
+        verdicts = [record["correct"] for record in systems[leading]]
+        failures = None if None in verdicts else verdicts.count(False)
         shown.append(
             {"split": split, "systems": names, "rows": rows, "total": len(order), "failures": failures, "of": leading}
         )
@@ -196,7 +204,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         figures["hidden"] = hidden_figure(scores["hidden_distance"])
     return {
         "kind": "run",
-        "title": f"{label(config['method'])} on {config['task']['name']}, k = {config['task']['k']}",
+        "title": f"{label(config['method'])} on {config['task']['name']}, k = {config['task']['k'] or 'all'}",
         "facts": {
             "method": config["method"],
             "model": config["model"]["path"],
@@ -213,17 +221,25 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "figures": figures,
         "outputs": side_by_side(predictions),
         "record": record,
+        "config": json.dumps(config, indent=2),
     }
 
 
 def _rule(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
     """What the prompt of the base with rule has that the base's has not."""
     for systems in predictions.values():
-        if {"base", "base_with_rule"} <= systems.keys():
+        if systems.get("base") and systems.get("base_with_rule"):
             plain, ruled = systems["base"][0]["prompt"], systems["base_with_rule"][0]["prompt"]
-            start = next((at for at, (a, b) in enumerate(zip(plain, ruled, strict=False)) if a != b), len(plain))
-            return ruled[start : len(ruled) - (len(plain) - start)].strip()
+            start = _common(plain, ruled)
+            end = _common(plain[start:][::-1], ruled[start:][::-1])
+            return ruled[start : len(ruled) - end].strip()
     return ""
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
 # A sweep ----------------------------------------------------------------------------------------------------------
@@ -236,31 +252,35 @@ def sweep_figure(cells: Sequence[Mapping[str, Any]]) -> str:
     colours = colours_of(methods)
     ks = sorted({cell["k"] for cell in cells})
 
-    def values(split: str, system: str, k: int, method: str | None = None) -> list[float]:
+    def values(split: str, system: str, k: int, method: str) -> list[float]:
         found = []
         for cell in cells:
             scores = cell["splits"].get(split, {}).get(system)
-            if scores and cell["k"] == k and method in (None, cell["method"]):
+            if scores and (cell["k"], cell["method"]) == (k, method):
                 found.append(scores[metric_of(scores)])
         return [value for value in found if value is not None]
 
-    def band(axis: Any, split: str, system: str, method: str | None, **line: Any) -> None:
-        points = [(k, found) for k in ks if (found := values(split, system, k, method))]
-        if not points:
-            return
+    def band(axis: Any, split: str, method: str, color: str, label: str) -> None:
+        points = [(k, found) for k in ks if (found := values(split, "student", k, method))]
         at = [k for k, _ in points]
-        axis.plot(at, [statistics.mean(found) for _, found in points], **line)
-        if method is not None:
-            low, high = [min(found) for _, found in points], [max(found) for _, found in points]
-            axis.fill_between(at, low, high, color=line["color"], alpha=0.15, linewidth=0)
+        means = [statistics.mean(found) for _, found in points]
+        axis.plot(at, means, color=color, label=label, marker="o", markersize=4)
+        low, high = [min(found) for _, found in points], [max(found) for _, found in points]
+        axis.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, split in zip(axes, splits, strict=True):
-            band(axis, split, "base_with_rule", None, color="black", linestyle="--", label="base with rule (ceiling)")
-            band(axis, split, "base", None, color="#777777", linestyle=":", label="base")
+            for system, line in (("base_with_rule", "--"), ("base", ":")):
+                # One line where all methods have the same base; a line each where rule, task or model differ.
+                found = {method: [values(split, system, k, method) for k in ks] for method in methods}
+                known = {method: scores for method, scores in found.items() if any(scores)}
+                shared = all(scores == next(iter(known.values())) for scores in known.values())
+                for method in list(known)[: 1 if shared else None]:
+                    at = [k for k, scores in zip(ks, known[method], strict=True) if scores]
+                    means = [statistics.mean(scores) for scores in known[method] if scores]
+                    axis.plot(at, means, color="black" if shared else colours[method], linestyle=line)
             for method in methods:
-                name = label(method)
-                band(axis, split, "student", method, color=colours[method], marker="o", markersize=4, label=name)
+                band(axis, split, method, color=colours[method], label=label(method))
             system = next(iter(next(cell["splits"][split] for cell in cells if split in cell["splits"]).values()))
             axis.set_title(f"{label(split)}: {label(metric_of(system))}")
             axis.set_xscale("log", base=2)
@@ -330,7 +350,7 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
     record, summary = _read(workdir / "config.json"), _read(workdir / "sweep.json")
     cells, config = summary["cells"], record["config"]
     figures = {}
-    if cells:
+    if any(cell["splits"] for cell in cells):
         figures = {"sweep": sweep_figure(cells), "curves": sweep_curves(workdir, cells)}
     return {
         "kind": "sweep",
@@ -346,6 +366,7 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
         "failed": summary["failed"],
         "figures": figures,
         "record": record,
+        "config": json.dumps(config, indent=2),
     }
 
 

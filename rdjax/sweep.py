@@ -5,6 +5,7 @@ out as a run's. Running the same command again goes on: finished cells stay, fai
 """
 
 import collections
+import functools
 import json
 import pathlib
 import shutil
@@ -19,15 +20,26 @@ from ml_collections import config_dict
 from rdjax import cli, experiment_flags
 from rdjax.config import METHODS, check_config
 from rdjax.data.batches import steps_per_epoch
+from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
+from rdjax.judges import judges_of
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.report import spread, write_report
 from rdjax.sharding import make_mesh
-from rdjax.train import FINISHED, Run, evaluate_all, prepare, train_all
+from rdjax.train import (
+    FINISHED,
+    Run,
+    evaluate_all,
+    fingerprint,
+    is_test,
+    prepare,
+    train_all,
+    weight_folders,
+)
 from rdjax.workdir import check_workdir, open_workdir, write_json
 
 SUMMARY = "sweep.json"
-FAILURE = "error.txt"
+FAILURE = "failures.json"
 # What they answer follows from the rows and the weights alone: cells on the same rows share it.
 SHARED_SYSTEMS = ("base", "base_with_rule")
 
@@ -40,23 +52,27 @@ def cell_config(config: config_dict.ConfigDict, method: str, k: int, seed: int) 
     made.task.k, made.seed = k, seed
     if method in METHODS:
         made.method = method
+    own = config.sweep.settings.get(method, config_dict.ConfigDict())
     try:
-        made.update(config.sweep.settings.get(method, {}))
+        made.update(own)
     except (KeyError, TypeError) as error:
         raise UserError(f"config.sweep.settings.{method}: {error}") from None
-    if config.sweep.updates:
+    if (made.task.k, made.seed) != (k, seed):
+        raise UserError(f"config.sweep.settings.{method} sets task.k or seed, which are the sweep's ks and seeds")
+    if config.sweep.updates and "epochs" not in own.get("train", {}):
         made.train.epochs = -(-config.sweep.updates // steps_per_epoch(k, made.train.batch_size))
     return made
 
 
 def check_sweep(config: config_dict.ConfigDict) -> None:
-    """Checks all cells before the first one starts.
+    """Checks all cells, and that their data is there, before the first one starts.
 
     Raises:
       UserError: names the field and what would be accepted.
     """
-    if "sweep" not in config:
-        raise UserError("config.sweep is missing; accepted: a config of configs/sweeps")
+    missing = {"methods", "ks", "seeds", "updates", "settings"} - set(config.get("sweep", {}))
+    if missing:
+        raise UserError(f"config.sweep.{min(missing)} is missing; a sweep starts from configs/sweeps/arithmetic.py")
     known = (*METHODS, *config.sweep.settings)
     for method in config.sweep.methods:
         if method not in known:
@@ -65,42 +81,105 @@ def check_sweep(config: config_dict.ConfigDict) -> None:
         chosen = config.sweep[name]
         if not chosen or len(set(chosen)) < len(chosen):
             raise UserError(f"config.sweep.{name} = {tuple(chosen)}; accepted: one or more, each once")
+    if min(config.sweep.ks) < 1:
+        raise UserError(f"config.sweep.ks = {tuple(config.sweep.ks)}; accepted: numbers of samples from 1 on")
     for method in config.sweep.methods:
         for k in config.sweep.ks:
-            check_config(cell_config(config, method, k, config.sweep.seeds[0]))
+            made = [cell_config(config, method, k, seed) for seed in config.sweep.seeds]
+            for own in made:
+                check_config(own)
+            task = load_task(made[0].task, made[0].seed)
+            outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if is_test(split)}
+            judges_of(made[0].task.name, outputs, made[0].eval.judges, made[0].eval.classifier)
 
 
-def train_cell(runs: Sequence[Run], folder: pathlib.Path) -> None:
-    """Trains and evaluates the runs of a cell; those with as many samples train side by side."""
+@functools.lru_cache(maxsize=1)
+def load_once(path: str, dtype: str, data: int, fsdp: int, tensor: int) -> LanguageModel:
+    """The model of the cells in turn; the last one stays loaded."""
+    sizes = config_dict.ConfigDict({"data": data, "fsdp": fsdp, "tensor": tensor})
+    return load_model(path, dtype, make_mesh(sizes))
+
+
+def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, folder: pathlib.Path) -> list[Run]:
+    """The runs of a cell, a seed each, over one copy of the model."""
+    runs = []
+    for seed in config.sweep.seeds:
+        own = cell_config(config, method, k, seed)
+        mesh = own.mesh
+        model = load_once(own.model.path, own.model.dtype, mesh.data, mesh.fsdp, mesh.tensor)
+        runs.append(prepare(own, folder / f"seed{seed}", model, "rdjax.sweep"))
+    return runs
+
+
+def train_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
+    """Trains and evaluates the runs of a cell: side by side those with as many pairs.
+
+    Where that fails (one seed diverges, or all at once do not fit) they are tried one by one.
+
+    Returns:
+      What went wrong, by seed.
+    """
     groups = collections.defaultdict(list)
     for run in runs:
         groups[len(run.train), len(run.valid)].append(run)
-    for (samples, _), group in groups.items():
-        checkpoints = folder / "checkpoints" / (f"{samples}_samples" if len(groups) > 1 else "")
-        for run, adapters in zip(group, train_all(group, checkpoints), strict=True):
+    failures: dict[int, str] = {}
+    for (train, valid), group in groups.items():
+        try:
+            train_runs(group, folder / "checkpoints" / f"{train}_{valid}")
+        except Exception as error:
+            if len(group) == 1:
+                failures[group[0].config.seed] = describe(error)
+                continue
+            print(f"side by side: {describe(error)}; one by one then", file=sys.stderr)
+            for run in group:
+                try:
+                    train_runs([run], folder / "checkpoints" / f"seed{run.config.seed}")
+                except Exception as own:
+                    failures[run.config.seed] = describe(own)
+    return failures
+
+
+def train_runs(runs: Sequence[Run], checkpoints: pathlib.Path) -> None:
+    """Trains runs side by side and evaluates each that is not finished."""
+    for run, adapters in zip(runs, train_all(runs, checkpoints), strict=True):
+        if not (run.workdir / FINISHED).exists():
             write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
-            run.log.close()
+        run.log.close()
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
-    """Copies the base's predictions from a finished run on the same rows."""
+    """Copies the base's predictions from a finished run that asked the same in the same way."""
     mine = _record(run.workdir)
     for other in others:
-        theirs = _record(other)
-        if theirs["fingerprint"] == mine["fingerprint"] and theirs["config"]["eval"] == mine["config"]["eval"]:
-            (run.workdir / "predictions").mkdir(exist_ok=True)
-            for path in sorted((other / "predictions").glob("*.jsonl")):
-                if path.name.split(".")[1] in SHARED_SYSTEMS:
-                    shutil.copy(path, run.workdir / "predictions" / path.name)
-            return
+        if _asked(_record(other)) != _asked(mine):
+            continue
+        (run.workdir / "predictions").mkdir(exist_ok=True)
+        for path in sorted((other / "predictions").glob("*.jsonl")):
+            if path.stem.rpartition(".")[2] in SHARED_SYSTEMS:
+                shutil.copy(path, run.workdir / "predictions" / path.name)
+        return
 
 
 def _record(workdir: pathlib.Path) -> dict[str, Any]:
     return json.loads((workdir / "config.json").read_text())
 
 
+def _asked(record: dict[str, Any]) -> dict[str, Any]:
+    """All that the base's answers follow from: rows, weights, prompts and the way to answer."""
+    config = record["config"]
+    how = {name: value for name, value in config["eval"].items() if name != "systems"}
+    asked = {"fingerprint": record["fingerprint"], "model": config["model"], "task": config["task"], "eval": how}
+    return asked | ({"lora": config["lora"]} if config["model"]["adapter"] else {})
+
+
 def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """What sweep.json holds: every finished run's scores, and every failed cell's last line of error."""
+    """What sweep.json holds: every finished run's scores, and what went wrong with the others."""
     cells, failed = [], []
     for method in config.sweep.methods:
         for k in config.sweep.ks:
@@ -111,8 +190,8 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
                     scores = json.loads(path.read_text())
                     cells.append({"method": method, "k": k, "seed": seed, **scores})
             if (folder / FAILURE).exists():
-                error = (folder / FAILURE).read_text().strip().splitlines()[-1]
-                failed.append({"method": method, "k": k, "error": error})
+                failures = json.loads((folder / FAILURE).read_text())
+                failed += [{"method": method, "k": k, "seed": seed, "error": text} for seed, text in failures.items()]
     return {"cells": cells, "failed": failed}
 
 
@@ -138,10 +217,11 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path, model: LanguageModel) -> None:
+def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     """Runs what is not finished, cell by cell."""
     order = [(method, k) for k in config.sweep.ks for method in config.sweep.methods]
     finished: list[pathlib.Path] = []
+    told: set[str] = set()
     for number, (method, k) in enumerate(order, start=1):
         folder = cell_folder(workdir, method, k)
         places = [folder / f"seed{seed}" for seed in config.sweep.seeds]
@@ -153,21 +233,24 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path, model: Lang
         print(title)
         began = time.monotonic()
         try:
-            configs = [cell_config(config, method, k, seed) for seed in config.sweep.seeds]
-            runs = [prepare(own, place, model, "rdjax.sweep") for own, place in zip(configs, places, strict=True)]
-            for note in runs[0].task.notes if number == 1 else ():
+            runs = prepare_cell(config, method, k, folder)
+            for note in dict.fromkeys(note for run in runs for note in run.task.notes if note not in told):
                 print(f"note: {note}")
+                told.add(note)
             for run in runs:
                 share_predictions(run, finished)
-            train_cell(runs, folder)
+            failures = train_cell(runs, folder)
         except Exception as error:  # whatever ends a cell, the others go on
+            traceback.print_exc()
+            failures = dict.fromkeys(config.sweep.seeds, describe(error))
+        if failures:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FAILURE).write_text(traceback.format_exc())
-            print(f"{title}: failed: {error}", file=sys.stderr)
+            write_json(folder / FAILURE, failures)
+            print(f"{title}: failed: {failures}", file=sys.stderr)
         else:
             (folder / FAILURE).unlink(missing_ok=True)
-            finished += places
             print(f"{title}: {time.monotonic() - began:.0f} seconds")
+        finished += [place for place in places if (place / FINISHED).exists()]
         write_json(workdir / SUMMARY, summarise(config, workdir))
 
 
@@ -176,15 +259,15 @@ def main(argv: list[str]) -> None:
     config, workdir = experiment_flags.config("configs/sweeps/arithmetic.py"), experiment_flags.workdir()
     check_sweep(config)
     check_workdir(workdir, config)
-    model = load_model(config.model.path, config.model.dtype, make_mesh(config.mesh))
-    open_workdir(workdir, config, "rdjax.sweep")
-    run_cells(config, workdir, model)
+    first = cell_config(config, config.sweep.methods[0], config.sweep.ks[0], config.sweep.seeds[0])
+    open_workdir(workdir, config, "rdjax.sweep", fingerprint(load_task(first.task, first.seed), weight_folders(first)))
+    run_cells(config, workdir)
     summary = summarise(config, workdir)
     write_json(workdir / SUMMARY, summary)
     print(f"{table(summary)}\nwrote {write_report(workdir)}")
     if summary["failed"]:
-        names = ", ".join(f"{cell['method']} k = {cell['k']} ({cell['error']})" for cell in summary["failed"])
-        print(f"failed: {names}; the same command tries them again", file=sys.stderr)
+        names = "; ".join("{method}, k = {k}, seed {seed}: {error}".format(**cell) for cell in summary["failed"])
+        print(f"failed: {names}. The same command tries them again.", file=sys.stderr)
         sys.exit(1)
 
 

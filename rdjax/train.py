@@ -30,6 +30,7 @@ from rdjax.evaluation import (
     answer,
     evaluate,
     gap_to_close,
+    judge_all,
     length_limit,
     prompts_of,
     table,
@@ -38,7 +39,7 @@ from rdjax.judges import BUILT_IN, Judge, judges_of
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
-from rdjax.report import write_report
+from rdjax.report import PAGE, write_report
 from rdjax.sharding import make_mesh, replicated
 from rdjax.workdir import check_workdir, open_workdir, write_json
 
@@ -48,7 +49,7 @@ TUNE_WITHOUT_RULE = Objective("tune_without_rule")
 # Instruction tuning is the ordinary one whatever the variant of distillation, and so is validation on gold.
 GOLD_SLOTS = Slots("ours", "response", "token")
 ENHANCED = "enhanced_teacher"
-FINISHED = "eval.json"  # written last
+FINISHED = "eval.json"  # where it stands, nothing is left to train or to answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,19 +271,22 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
         try:
             folder = run.workdir / "predictions"
             results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, bar.update)
+            return results | {"judge_errors": judge_errors(run)}
         except JudgeError as error:
             command = json.loads((run.workdir / "config.json").read_text())["command"]
             raise UserError(f"{error}; the predictions are kept, and this goes on from there: {command}") from error
-    return results | {"judge_errors": judge_errors(run)}
 
 
 def judge_errors(run: Run) -> dict[str, Any]:
     """How often each split's judge is wrong on outputs that are known to be what the split asks for."""
     errors = {}
+    # A file that is absent leaves a split out, but its judge can be measured all the same.
+    usual = judges_of(run.config.task.name, run.task.labelled, (), "")
     for split, outputs in run.task.labelled.items():
-        if split in run.judges:
-            verdicts = run.judges[split].verdicts(outputs, outputs)
-            errors[split] = {"judge": run.judges[split].name, "wrong": verdicts.count(False), "n": len(outputs)}
+        judge = run.judges.get(split, usual[split])
+        if judge.name != "exact_match":
+            verdicts = judge_all(judge, split, "the training outputs", outputs, outputs)
+            errors[split] = {"judge": judge.name, "wrong": verdicts.count(False), "n": len(outputs)}
     return errors
 
 
@@ -295,6 +299,11 @@ def fingerprint(task: RuleTask, folders: Sequence[pathlib.Path]) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**20))
     return digest.hexdigest()
+
+
+def weight_folders(config: config_dict.ConfigDict) -> list[pathlib.Path]:
+    """Where the weights that a run reads lie."""
+    return [resolve_folder(name, "model") for name in (config.model.path, config.model.adapter) if name]
 
 
 def prepare(
@@ -315,7 +324,7 @@ def prepare(
     spec, start = starting_adapter(config, model)
     options = eval_options(config, spec)
     outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if is_test(split)}
-    judges = judges_of(outputs, config.eval.judges, config.eval.classifier)
+    judges = judges_of(config.task.name, outputs, config.eval.judges, config.eval.classifier)
     parts = {split: task.splits[split] for split in ("train", "valid") if split in task.splits}
     # Validation takes gold responses where there are any; training takes what the config says.
     gold = {"train": config.task.responses == "gold", "valid": "valid" in parts and all(parts["valid"]["output"])}
@@ -329,8 +338,7 @@ def prepare(
     pairs = {"valid": [], **{split: gold_pairs(model, rows, options) for split, rows in parts.items() if gold[split]}}
     for part in pairs.values():
         check_lengths(part, *length_limit(model, config.task.max_length))
-    folders = [resolve_folder(name, "model") for name in (config.model.path, config.model.adapter) if name]
-    open_workdir(workdir, config, module, fingerprint(task, folders))
+    open_workdir(workdir, config, module, fingerprint(task, weight_folders(config)))
     for split in parts:
         if not gold[split]:
             path = workdir / "responses" / f"{split}.jsonl"
@@ -356,8 +364,9 @@ def main(argv: list[str]) -> None:
         report_start(run)
         (adapters,) = train_all([run], run.workdir / "checkpoints")
         write_json(finished, evaluate_all(run, adapters))
-        page = write_report(run.workdir)
-        print(f"wrote {run.workdir / 'adapter'}, {finished}, {page}")
+        print(f"wrote {run.workdir / 'adapter'}, {finished}")
+    if not (run.workdir / PAGE).exists():
+        print(f"wrote {write_report(run.workdir)}")
     run.log.close()
     results = json.loads(finished.read_text())["splits"]
     if results:

@@ -37,6 +37,7 @@ ORDER = (
     "distill.optimizer",
     "distill.step",
     "distill.signals",
+    "distill.updates",
     "distill.stage",
     "generation",
     "judges",

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from rdjax.config import METHODS
 from rdjax.errors import UserError
 from rdjax.report import colours_of, side_by_side, spread, sweep_rows, write_report
 
@@ -71,7 +72,7 @@ def write_sweep(folder: pathlib.Path) -> pathlib.Path:
                     system: {"exact_match": k / 10 + seed / 100} for system in ("base", "base_with_rule", "student")
                 }
                 cells.append({"method": method, "k": k, "seed": seed, "splits": {"test_id": scores, "retain": scores}})
-    failed = [{"method": "mine", "k": 16, "error": EVIL}]
+    failed = [{"method": "mine", "k": 16, "seed": 1, "error": EVIL}]
     (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": failed}))
     return folder
 
@@ -115,12 +116,29 @@ def test_a_run_without_a_test_split_has_its_curves(tmp_path):
     assert write_report(folder).read_text().count("<svg") == 1
 
 
+def test_a_sweep_without_a_test_split_has_a_page(tmp_path):
+    folder = write_sweep(tmp_path / "sweep")
+    cells = [{"method": "mine", "k": 4, "seed": 0, "splits": {}}]
+    (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": []}))
+    assert "<svg" not in write_report(folder).read_text()
+
+
+def test_the_same_results_give_the_same_page(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert write_report(folder).read_text() == write_report(folder).read_text()
+
+
+def test_without_a_judge_nothing_is_called_a_failure():
+    (part,) = side_by_side({"test": {"student": [prediction("a", None, "")]}})
+    assert part["failures"] is None
+
+
 def test_failures_come_first():
     predictions = {
-        "test": {"student": [prediction("a", True, ""), prediction("b", False, ""), prediction("c", None, "")]}
+        "test": {"student": [prediction("a", True, ""), prediction("b", False, ""), prediction("c", True, "")]}
     }
     (part,) = side_by_side(predictions)
-    assert [row["answers"][0]["text"] for row in part["rows"]] == ["b", "c", "a"]
+    assert [row["answers"][0]["text"] for row in part["rows"]] == ["b", "a", "c"]
     assert (part["failures"], part["total"], part["systems"]) == (1, 3, ["student"])
 
 
@@ -141,8 +159,8 @@ def test_spread(values, text):
 
 
 def test_every_name_has_a_colour_of_its_own():
-    colours = colours_of(["base", "student", "one", "two", "one"])
-    assert len(set(colours.values())) == len(colours) == 4
+    colours = colours_of([*METHODS, *map(str, range(18)), "0"])
+    assert len(set(colours.values())) == len(colours) == 22
 
 
 def test_a_folder_of_neither_is_an_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
-from configs.sweeps import arithmetic
+from configs.sweeps import arithmetic, quickstart, settings, unlabelled
 from rdjax import cli, sweep, train
 from rdjax.errors import UserError
 from tests import tiny
@@ -69,6 +70,14 @@ def run(config, workdir: pathlib.Path, tmp_path: pathlib.Path) -> int:
     return ended.value.code or 0
 
 
+@pytest.mark.parametrize("module", [arithmetic, quickstart, settings, unlabelled])
+def test_the_sweeps_of_configs_pass_their_checks(module):
+    config = module.get_config()
+    sweep.check_sweep(config)
+    with pytest.raises(AttributeError):
+        config.train.epoch = 3
+
+
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -109,12 +118,19 @@ def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp
     assert max(np.abs(array).max() for name, array in theirs.items() if "lora_B" in name) > 1e-4
 
 
-def test_cells_on_the_same_rows_share_what_the_base_says(finished):
-    texts = [
-        (finished / "cells" / f"{method}_k2" / "seed0" / "predictions" / "test_id.base_with_rule.jsonl").read_text()
-        for method in ("rule_distill_base", "tune")
-    ]
-    assert texts[0] == texts[1]
+def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_path):
+    """Marked answers of the first cell turn up in another one, unless that asks in another way."""
+    first = tmp_path / "first"
+    shutil.copytree(finished / "cells" / "rule_distill_base_k2" / "seed0", first)
+    for path in (first / "predictions").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"response": "', '"response": "marked '))
+    for settings_of_tune, marked in (({}, True), ({"task": {"one_wording": True}}, False)):
+        config = small_sweep(model, **{"sweep.settings": {"tune": settings_of_tune}})
+        own = train.prepare(sweep.cell_config(config, "tune", 2, 0), tmp_path / f"run{marked}")
+        sweep.share_predictions(own, [first])
+        found = {path.name: path.read_text() for path in (own.workdir / "predictions").glob("*")}
+        assert ("test_id.base_with_rule.jsonl" in found) is marked
+        assert not any("student" in name for name in found)
 
 
 def test_a_finished_sweep_trains_nothing_again(finished, model, tmp_path, monkeypatch):
@@ -133,7 +149,7 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
 
     monkeypatch.setattr(sweep, "train_cell", fail_once)
     assert run(config, tmp_path / "run", tmp_path) == 1
-    assert "tune k = 2 (RuntimeError: out of memory)" in capfd.readouterr().err
+    assert "tune, k = 2, seed 0: RuntimeError: out of memory; tune, k = 2, seed 7" in capfd.readouterr().err
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base"}
     assert "out of memory" in (tmp_path / "run" / "report.html").read_text()
@@ -143,10 +159,31 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base", "tune"} and not summary["failed"]
 
 
+def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monkeypatch):
+    train_all = sweep.train_all
+
+    def seed_seven_diverges(runs, checkpoints):
+        if any(run.config.seed == 7 for run in runs):
+            raise UserError("the loss is nan")
+        return train_all(runs, checkpoints)
+
+    monkeypatch.setattr(sweep, "train_all", seed_seven_diverges)
+    config = small_sweep(model, **{"sweep.ks": (2,), "sweep.methods": ("tune",)})
+    assert run(config, tmp_path / "run", tmp_path) == 1
+    summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert [cell["seed"] for cell in summary["cells"]] == [0]
+    assert summary["failed"] == [{"method": "tune", "k": 2, "seed": "7", "error": "the loss is nan"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"sweep.methods": ("magic",)}, r"'magic' is unknown; accepted: rule_distill_base, .*, tune"),
+        ({"sweep.ks": (0,)}, r"config\.sweep\.ks = \(0,\); accepted: numbers of samples from 1 on"),
+        ({"sweep.ks": (9000,)}, r"config\.task\.k = 9000"),
+        ({"sweep.seeds": (-1,)}, r"config\.seed = -1; accepted: 0 to"),
+        ({"eval.judges": ("test_id=kindness",)}, r"'kindness' is unknown"),
+        ({"sweep.settings": {"tune": {"task": {"k": 3}}}}, r"sets task\.k or seed"),
         ({"sweep.ks": ()}, r"config\.sweep\.ks = \(\); accepted: one or more"),
         ({"sweep.seeds": (1, 1)}, r"config\.sweep\.seeds"),
         ({"sweep.settings": {"tune": {"lora": {"depth": 3}}}}, r"config\.sweep\.settings\.tune.*depth"),

@@ -22,8 +22,13 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.sweep.ks = (4, 8, 16, 32)
     config.sweep.seeds = (0, 1, 2, 3, 4)
-    config.sweep.updates = 800  # of every run, whatever its k; 0: train.epochs
+    config.sweep.updates = 800  # of every run whatever its k, where its settings give no train.epochs; 0: train.epochs
     # {method: fields that it sets otherwise}: each method at its own best. A name that is no method is a variant, of
     # config.method where it does not name another.
     config.sweep.settings = config_dict.ConfigDict()
+    # Enhanced-ICL: its teacher is the cell's own.
+    enhanced = (*config.eval.systems, "enhanced_with_rule")
+    config.sweep.settings.rule_distill_enhanced = {"eval": {"systems": enhanced}}
+    config.lock()
+    config.sweep.settings.unlock()  # any method or variant
     return config

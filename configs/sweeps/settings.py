@@ -1,4 +1,4 @@
-"""How settings were chosen for each method: on seeds and validation questions that no table uses.
+"""How the settings of each method were chosen: on seeds, and so on questions, that no table uses.
 
 python -m rdjax.sweep --config=configs/sweeps/settings.py --workdir=runs/settings
 """

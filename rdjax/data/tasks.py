@@ -182,8 +182,8 @@ def read_published(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[
 
 
 def _label_sentiment(rows: dict[str, list[dict]]) -> dict[str, list[str]]:
-    """Training outputs by the wording of their rule, which marks the class of the input."""
-    if "test_on_topic" not in rows:
+    """Training outputs by the wording of their rule, which marks the class of the input (not where k = 128)."""
+    if "test_on_topic" not in rows or len({row["rule"] for row in rows["train"]}) == 1:
         return {}
     topic = rows["test_on_topic"][0]["rule"]
     outputs = {"test_on_topic": [row["output"] for row in rows["train"] if row["rule"] == topic]}
@@ -192,10 +192,11 @@ def _label_sentiment(rows: dict[str, list[dict]]) -> dict[str, list[str]]:
 
 
 def _label_safety(rows: dict[str, list[dict]]) -> dict[str, list[str]]:
-    """Training outputs by their question: of the eight, the first four of the file are the harmful ones."""
+    """Training outputs by their question: in every published file the first half of them are the harmful ones."""
     questions = list(dict.fromkeys(row["input"] for row in rows["train"]))
-    outputs = {"test_harmful": [row["output"] for row in rows["train"] if row["input"] in questions[:4]]}
-    outputs["test_helpful"] = [row["output"] for row in rows["train"] if row["input"] in questions[4:]]
+    harmful = questions[: len(questions) // 2]
+    outputs = {"test_harmful": [row["output"] for row in rows["train"] if row["input"] in harmful]}
+    outputs["test_helpful"] = [row["output"] for row in rows["train"] if row["input"] not in harmful]
     return {split: texts for split, texts in outputs.items() if texts}
 
 

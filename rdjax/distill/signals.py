@@ -8,7 +8,6 @@ head, so the KL divergence stays exact over the whole vocabulary.
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rdjax.data.batches import Batch
@@ -16,6 +15,7 @@ from rdjax.distill.step import teacher_signals
 from rdjax.distill.teacher import Signals
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
+from rdjax.sharding import rows_sharding
 
 SignalSource = Callable[[np.ndarray, Batch], Signals]
 MakeBatch = Callable[[Sequence[Sequence[int]]], Batch]
@@ -40,7 +40,7 @@ def cached_signals(
     batch_size: int,
     make_batch: MakeBatch,
 ) -> SignalSource:
-    """Asks the teachers once for every pair and keeps what they show in device memory.
+    """Asks the teachers once for every pair and keeps what they show in host memory.
 
     Args:
       members, count: how many members, and how many pairs each has.
@@ -50,28 +50,27 @@ def cached_signals(
     for start in range(0, count, batch_size):
         numbers = list(range(start, min(start + batch_size, count)))
         batch = make_batch([numbers] * members)
-        parts.append(_by_example(teacher_signals(model.graph, model.base, teachers_M, batch, scale), len(numbers)))
-    kept = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+        shown = jax.device_get(teacher_signals(model.graph, model.base, teachers_M, batch, scale))
+        parts.append(_by_example(shown, len(numbers)))
+    kept_M = [
+        Signals(*(np.concatenate(leaves) for leaves in zip(*own, strict=True))) for own in zip(*parts, strict=True)
+    ]
+    # Laid out as the batch's rows: [M, A, L, B, Q, D] and [M, A, B, P, D].
+    shardings = Signals(rows_sharding(model.mesh, leading=3), rows_sharding(model.mesh, leading=2))
 
     def signals(rows_MAB: np.ndarray, batch: Batch) -> Signals:
         del batch
-        return _select(kept, rows_MAB)
+        chosen = [
+            Signals(np.moveaxis(kept.inputs_LBQD[rows_AB], 2, 1), kept.final_BPD[rows_AB])
+            for kept, rows_AB in zip(kept_M, rows_MAB, strict=True)
+        ]
+        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *chosen), shardings)
 
     return signals
 
 
-def _by_example(signals: Signals, count: int) -> Signals:
-    """Signals [M, A, L, B, Q, D] and [M, A, B, P, D] as [M, E, L, Q, D] and [M, E, P, D] of the first `count` rows."""
-    inputs = jnp.moveaxis(signals.inputs_LBQD, 2, 3)
-    inputs, final = (leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]) for leaf in (inputs, signals.final_BPD))
-    return Signals(inputs[:, :count], final[:, :count])
-
-
-@jax.jit
-def _select(kept: Signals, rows_MAB: jax.Array) -> Signals:
-    """The kept signals of some examples, laid out as a batch's."""
-
-    def one(kept: Signals, rows_AB: jax.Array) -> Signals:
-        return Signals(jnp.moveaxis(kept.inputs_LBQD[rows_AB], 2, 1), kept.final_BPD[rows_AB])
-
-    return jax.vmap(one)(kept, rows_MAB)
+def _by_example(signals: Signals, count: int) -> list[Signals]:
+    """Signals [M, A, L, B, Q, D] and [M, A, B, P, D] as each member's [E, L, Q, D] and [E, P, D], E = `count`."""
+    inputs, final = np.moveaxis(signals.inputs_LBQD, 2, 3), signals.final_BPD
+    inputs, final = (leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])[:, :count] for leaf in (inputs, final))
+    return [Signals(*own) for own in zip(inputs, final, strict=True)]

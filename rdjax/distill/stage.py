@@ -5,6 +5,7 @@ train side by side over one copy of the base; each gets what it would get alone.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -16,20 +17,9 @@ import numpy as np
 from ml_collections import config_dict
 
 from rdjax.checkpoint import Checkpoints
-from rdjax.data.batches import (
-    Batch,
-    Shape,
-    Slots,
-    as_update,
-    batch_shape,
-    collate,
-    epoch_order,
-    round_up,
-    steps_per_epoch,
-)
+from rdjax.data.batches import Slots, epoch_order, steps_per_epoch
 from rdjax.data.pairs import Pair
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
-from rdjax.distill.signals import SignalSource, cached_signals, online_signals
 from rdjax.distill.step import (
     Objective,
     StepOptions,
@@ -38,12 +28,12 @@ from rdjax.distill.step import (
     init_state,
     train_step,
 )
-from rdjax.distill.teacher import Signals
+from rdjax.distill.updates import Updates
 from rdjax.errors import UserError
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import replicated, row_multiple, rows_sharding
+from rdjax.sharding import replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +98,8 @@ def run_stage(
       config: the run's; its `train` and `optimizer` are read.
       folder: of this stage's checkpoints; a stage found there goes on, or is done.
     """
-    count, batch_size = len(members[0].train), config.train.batch_size
-    per_epoch = steps_per_epoch(count, batch_size)
+    count = len(members[0].train)
+    per_epoch = steps_per_epoch(count, config.train.batch_size)
     steps = per_epoch * config.train.epochs
     optimizer = make_optimizer(config.optimizer, steps)
     schedule = learning_rate_schedule(config.optimizer, steps)
@@ -123,41 +113,28 @@ def run_stage(
         member.log.truncate(stage.name, now.epoch * per_epoch)
     if now.epoch == config.train.epochs:
         return _finish(checkpoints, now)
-    teach = model, teachers_M, stage.options.scale, config.train
-    train = _Part.make([member.train for member in members], stage.slots, stage.objective, *teach)
+    make = functools.partial(
+        Updates.make, model=model, teachers_M=teachers_M, scale=stage.options.scale, train=config.train
+    )
+    train = make([member.train for member in members], stage.slots, stage.objective)
     validates = members[0].valid and config.train.valid_every
     if validates:
-        pairs = [member.valid for member in members]
-        valid = _Part.make(pairs, stage.valid_slots, stage.valid_objective, *teach)
+        valid = make([member.valid for member in members], stage.valid_slots, stage.valid_objective)
+    step = functools.partial(
+        train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
+    )
     with progress(steps, now.epoch * per_epoch, stage.name) as bar:
         for epoch in range(now.epoch + 1, config.train.epochs + 1):
-            orders = [epoch_order(count, member.seed, epoch) for member in members]
             state, metrics = now.state, None
-            for start in range(0, count, batch_size):
-                batch, signals, _ = train.take([order[start : start + batch_size] for order in orders])
-                before = metrics
-                state, metrics = train_step(
-                    state,
-                    model.base,
-                    batch,
-                    signals,
-                    seeds_M,
-                    graph=model.graph,
-                    optimizer=optimizer,
-                    objective=stage.objective,
-                    options=stage.options,
-                )
+            orders = [epoch_order(count, member.seed, epoch) for member in members]
+            for start in range(0, count, config.train.batch_size):
+                chosen = [order[start : start + config.train.batch_size] for order in orders]
+                batch, signals, _ = train.take(chosen)
+                before, (state, metrics) = metrics, step(state, model.base, batch, signals, seeds_M)
                 # The metrics of the step before: the device never waits for the log.
                 show(bar, before)
-            host = jax.device_get(metrics)
-            scalars = [{name: float(values[at]) for name, values in host.items()} for at in range(len(members))]
-            for member, mine in zip(members, scalars, strict=True):
-                if not math.isfinite(mine["loss"]):
-                    raise UserError(
-                        f"{stage.name}, seed {member.seed}: the loss is {mine['loss']} in epoch {epoch}; "
-                        "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
-                    )
-                mine |= {"epoch": epoch, "learning_rate": float(schedule(epoch * per_epoch - 1))}
+            scalars = _by_member(metrics, members)
+            _check_finite(stage, members, scalars, epoch)
             last = epoch == config.train.epochs
             best, best_losses = now.best, now.best_losses
             if not validates:
@@ -165,16 +142,34 @@ def run_stage(
             elif _due(config.train.valid_every, epoch, last):
                 losses = _validate(stage, model, valid, state.adapter)
                 better = [new < old for new, old in zip(losses, best_losses, strict=True)]
-                best, best_losses = _choose(better, state.adapter, best), list(map(min, losses, best_losses))
+                best = _choose(better, state.adapter, best)
+                # Not min(): a loss that is not a number is no better, and must not stay.
+                best_losses = [new if new < old else old for new, old in zip(losses, best_losses, strict=True)]
                 for mine, loss in zip(scalars, losses, strict=True):
                     mine["valid_loss"] = loss
             now = Standing(state, best, best_losses, epoch)
             for member, mine in zip(members, scalars, strict=True):
-                member.log.write(stage.name, epoch * per_epoch, mine)
+                rate = float(schedule(epoch * per_epoch - 1))
+                member.log.write(stage.name, epoch * per_epoch, {**mine, "epoch": epoch, "learning_rate": rate})
             if _due(config.train.checkpoint_every, epoch, last):
                 record = {"epoch": epoch, "step": epoch * per_epoch, "best_losses": best_losses}
                 checkpoints.save(epoch, {"state": state, "best": best}, record)
     return _finish(checkpoints, now)
+
+
+def _by_member(metrics: dict[str, jax.Array], members: Sequence[Member]) -> list[dict[str, float]]:
+    """Metrics [M] as each member's own numbers."""
+    host = jax.device_get(metrics)
+    return [{name: float(values[number]) for name, values in host.items()} for number in range(len(members))]
+
+
+def _check_finite(stage: Stage, members: Sequence[Member], scalars: Sequence[dict[str, float]], epoch: int) -> None:
+    for member, mine in zip(members, scalars, strict=True):
+        if not math.isfinite(mine["loss"]):
+            raise UserError(
+                f"{stage.name}, seed {member.seed}: the loss is {mine['loss']} in epoch {epoch}; "
+                "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+            )
 
 
 def _finish(checkpoints: Checkpoints, now: Standing) -> list[Adapter]:
@@ -217,83 +212,7 @@ def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
     return Standing(saved["state"], saved["best"], record["best_losses"], record["epoch"])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """The members' training or validation pairs: makes updates of one shape, with the teacher's signals.
-
-    Attributes:
-      pairs: of each member, as many.
-      shape, slots: padded sizes, the same for all updates, and which positions enter the losses.
-      rows, accumulation: rows of a micro-batch and micro-batches of an update, to suit the mesh.
-      batch_size: pairs an update.
-      source: of the teacher's signals; None when tuning on the response.
-    """
-
-    pairs: Sequence[Sequence[Pair]]
-    shape: Shape
-    slots: Slots
-    rows: int
-    accumulation: int
-    batch_size: int
-    model: LanguageModel
-    source: SignalSource | None = None
-
-    @classmethod
-    def make(
-        cls,
-        pairs: Sequence[Sequence[Pair]],
-        slots: Slots,
-        objective: Objective,
-        model: LanguageModel,
-        teachers_M: Adapter,
-        scale: float,
-        train: config_dict.ConfigDict,
-    ) -> "_Part":
-        """A part of a stage; where the objective distils, its signals are made here, once, or online."""
-        shape = batch_shape([pair for own in pairs for pair in own], slots)
-        rows = round_up(train.batch_size // train.accumulation, row_multiple(model.mesh))
-        # A mesh that wants more rows in a micro-batch needs fewer of them.
-        part = cls(pairs, shape, slots, rows, -(-train.batch_size // rows), train.batch_size, model)
-        if objective.kind != "distill":
-            return part
-        if train.teacher_signals == "online":
-            return dataclasses.replace(part, source=online_signals(model, teachers_M, scale))
-        source = cached_signals(model, teachers_M, scale, len(pairs), len(pairs[0]), train.batch_size, part.batch)
-        return dataclasses.replace(part, source=source)
-
-    def _collate(self, numbers: Sequence[Sequence[int]]) -> list[Batch]:
-        eos = self.model.tokenizer.eos_token_id
-        return [
-            collate([own[number] for number in chosen], self.rows * self.accumulation, self.shape, self.slots, eos)
-            for own, chosen in zip(self.pairs, numbers, strict=True)
-        ]
-
-    def _place(self, made: Sequence[Batch]) -> Batch:
-        updates = [as_update(batch, self.accumulation) for batch in made]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *updates)
-        return jax.device_put(batch, rows_sharding(self.model.mesh, leading=2))
-
-    def batch(self, numbers: Sequence[Sequence[int]]) -> Batch:
-        """The numbered pairs of each member as an update's micro-batches [M, A, B, ...] on the mesh."""
-        return self._place(self._collate(numbers))
-
-    def take(self, numbers: Sequence[Sequence[int]]) -> tuple[Batch, Signals | None, list[float]]:
-        """`batch`, the teacher's signals for it, and each member's slot weight before it was made 1.
-
-        Rows that are missing are padding.
-        """
-        made = self._collate(numbers)
-        batch = self._place(made)
-        weights = [float(member.weight_BP.sum()) for member in made]
-        if self.source is None:
-            return batch, None, weights
-        rows = np.zeros((len(numbers), self.rows * self.accumulation), np.int32)  # padding shows the first pair's
-        for member, chosen in enumerate(numbers):
-            rows[member, : len(chosen)] = chosen
-        return batch, self.source(rows.reshape(len(numbers), self.accumulation, -1), batch), weights
-
-
-def _validate(stage: Stage, model: LanguageModel, valid: _Part, adapters_M: Adapter) -> list[float]:
+def _validate(stage: Stage, model: LanguageModel, valid: Updates, adapters_M: Adapter) -> list[float]:
     """Each member's mean validation loss over all slots of its validation pairs."""
     members, count = len(valid.pairs), len(valid.pairs[0])
     totals, slots = np.zeros(members), np.zeros(members)

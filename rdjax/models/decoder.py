@@ -4,6 +4,7 @@ Modules hold parameters only. `nnx.split` turns a decoder into (graphdef, tree o
 transformations are JAX's own on the tree; `nnx.merge` joins the two inside a trace, where it costs nothing.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -73,7 +74,9 @@ class Linear(nnx.Module):
 def _drop(x, dropout: Dropout | None):
     if dropout is None:
         return x
-    keep = jax.random.bernoulli(dropout.key, 1 - dropout.rate, x.shape)
+    rows = jax.vmap(functools.partial(jax.random.fold_in, dropout.key))(jnp.arange(x.shape[0]))
+    # A key a row: the mask of a token does not change when the batch is padded to more tokens or rows.
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout.rate, x.shape[1:]))(rows)
     return jnp.where(keep, x / (1 - dropout.rate), 0)
 
 

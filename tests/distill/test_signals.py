@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from rdjax.data.batches import as_update, batch_shape, collate
 from rdjax.distill.signals import cached_signals, online_signals
+from rdjax.sharding import make_mesh
 from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
 SEEDS, COUNT, BATCH = (1, 2), 5, 2
@@ -17,7 +19,7 @@ SEEDS, COUNT, BATCH = (1, 2), 5, 2
 @pytest.mark.parametrize("slots", [SHARED, PUBLISHED])
 def test_cached_signals_equal_online_ones(slots):
     case = make_case()
-    model = types.SimpleNamespace(graph=case.graph, base=case.base)
+    model = types.SimpleNamespace(graph=case.graph, base=case.base, mesh=make_mesh(base.get_config().mesh))
     pairs = [random_pairs(COUNT, seed) for seed in SEEDS]
     shape = batch_shape([pair for own in pairs for pair in own], slots)
     teachers_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(random_adapter(case.config, seed) for seed in SEEDS))
