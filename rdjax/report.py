@@ -46,6 +46,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
@@ -159,6 +160,7 @@ def lengths_figure(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, 
                 median.set(color="black")
             axis.set_yticks(range(1, len(systems) + 1), map(label, systems))
             axis.invert_yaxis()
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_xlabel("tokens")
             axis.set_title(label(split))
 
