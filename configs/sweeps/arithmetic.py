@@ -26,6 +26,10 @@ def get_config() -> config_dict.ConfigDict:
     # {method: fields that it sets otherwise}: each method at its own best. A name that is no method is a variant, of
     # config.method where it does not name another.
     config.sweep.settings = config_dict.ConfigDict()
+    # The best of configs/sweeps/settings.py for tuning on the gold outputs; distillation's are the quickstart's.
+    tuning = {"optimizer": {"learning_rate": 5e-3}, "lora": {"rank": 16}}
+    config.sweep.settings.inst_tune_without_rule = tuning
+    config.sweep.settings.inst_tune_with_rule = tuning
     # Enhanced-ICL: its teacher is the cell's own.
     enhanced = (*config.eval.systems, "enhanced_with_rule")
     config.sweep.settings.rule_distill_enhanced = {"eval": {"systems": enhanced}}

@@ -29,8 +29,11 @@ def get_config() -> config_dict.ConfigDict:
             "optimizer": {"learning_rate": rate},
             "lora": {"rank": rank},
         }
-        for rate, rank in ((3e-4, 64), (1e-3, 64), (2e-3, 64), (5e-3, 64), (1e-3, 16), (5e-3, 16))
+        for rate, rank in ((3e-4, 64), (1e-3, 64), (2e-3, 64), (5e-3, 64), (1e-3, 16), (5e-3, 16), (1e-2, 16))
     }
+    # Tuning overfits within a few epochs: the best of them is looked for more often.
+    for name in ("tune_rate5e-03_rank16", "tune_rate2e-03_rank64"):
+        variants[f"{name}_often"] = variants[name] | {"train": {"valid_every": 2, "epochs": 100}}
     config.sweep.methods = tuple(variants)
     config.sweep.settings.update(variants)
     return config
