@@ -20,7 +20,10 @@ from rdjax.errors import UserError
 
 PAGE = "report.html"
 TEMPLATE = pathlib.Path(__file__).parent / "assets" / "report.html.jinja"
-SHOWN_ROWS = 50  # outputs of a split that the page shows; the rest stay in predictions/
+SHOWN_ROWS = 50  # outputs of a split that the page of a run shows; the rest stay in predictions/
+SHOWN_SWEEP_ROWS = 8  # the same of each method on the page of a sweep
+
+Predictions = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # records by split and system
 
 # Okabe and Ito's colours, which people who confuse red and green can tell apart.
 COLOURS = {
@@ -146,7 +149,7 @@ def hidden_figure(hidden: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return draw(len(hidden), paint)
 
 
-def lengths_figure(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+def lengths_figure(predictions: Predictions) -> str:
     """How long the systems' responses are, in tokens."""
     colours = colours_of(system for systems in predictions.values() for system in systems)
 
@@ -167,22 +170,44 @@ def lengths_figure(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, 
     return draw(len(predictions), paint, height=2.6)
 
 
-def side_by_side(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[dict[str, Any]]:
-    """What base, base with rule and student answer to the same inputs, the student's failures first."""
+def read_predictions(workdir: pathlib.Path, splits: Mapping[str, Mapping[str, Any]]) -> Predictions:
+    """The records of every split and system that a run evaluated."""
+    folder = workdir / "predictions"
+    return {
+        split: {system: _read_lines(folder / f"{split}.{system}.jsonl") for system in systems}
+        for split, systems in splits.items()
+    }
+
+
+def side_by_side(predictions: Predictions, most: int, where: str = "") -> list[dict[str, Any]]:
+    """What base, base with rule and student answer to the same inputs, the student's failures first.
+
+    Args:
+      most: rows of a split.
+      where: from which run of a sweep they are.
+    """
     shown = []
     for split, systems in predictions.items():
         names = [name for name in ("base", "base_with_rule", "student") if name in systems] or list(systems)
         leading = names[-1]
         order = sorted(range(len(systems[leading])), key=lambda at: systems[leading][at]["correct"] is True)
         rows = []
-        for at in order[:SHOWN_ROWS]:
+        for at in order[:most]:
             records = [systems[name][at] for name in names]
             answers = [{"text": record["response"], "correct": record["correct"]} for record in records]
             rows.append({"input": records[0]["input"], "gold": records[0]["gold"], "answers": answers})
         verdicts = [record["correct"] for record in systems[leading]]
         failures = None if None in verdicts else verdicts.count(False)
         shown.append(
-            {"split": split, "systems": names, "rows": rows, "total": len(order), "failures": failures, "of": leading}
+            {
+                "where": where,
+                "split": split,
+                "systems": names,
+                "rows": rows,
+                "total": len(order),
+                "failures": failures,
+                "of": leading,
+            }
         )
     return shown
 
@@ -191,11 +216,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     """What the template shows of a run."""
     record, scores = _read(workdir / "config.json"), _read(workdir / "eval.json")
     splits = scores["splits"]
-    predictions: dict[str, dict[str, list]] = {}
-    for split, systems in splits.items():
-        predictions[split] = {
-            system: _read_lines(workdir / "predictions" / f"{split}.{system}.jsonl") for system in systems
-        }
+    predictions = read_predictions(workdir, splits)
     lines = _read_lines(workdir / "metrics.jsonl")
     config = record["config"]
     tests = {split: systems for split, systems in splits.items() if split != "retain"}
@@ -221,13 +242,13 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "splits": splits,
         "judge_errors": scores.get("judge_errors", {}),
         "figures": figures,
-        "outputs": side_by_side(predictions),
+        "outputs": side_by_side(predictions, SHOWN_ROWS),
         "record": record,
         "config": json.dumps(config, indent=2),
     }
 
 
-def _rule(predictions: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+def _rule(predictions: Predictions) -> str:
     """What the prompt of the base with rule has that the base's has not."""
     for systems in predictions.values():
         if systems.get("base") and systems.get("base_with_rule"):
@@ -301,8 +322,7 @@ def sweep_curves(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> s
     colours = colours_of(cell["method"] for cell in cells)
     curves: dict[tuple[int, str], dict[int, list[float]]] = {}
     for cell in cells:
-        folder = workdir / "cells" / f"{cell['method']}_k{cell['k']}" / f"seed{cell['seed']}"
-        for line in _read_lines(folder / "metrics.jsonl"):
+        for line in _read_lines(_run_folder(workdir, cell) / "metrics.jsonl"):
             if line["stage"] == "student":
                 points = curves.setdefault((cell["k"], cell["method"]), {})
                 points.setdefault(line["step"], []).append(line["loss"])
@@ -322,6 +342,52 @@ def sweep_curves(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> s
     return draw(len(ks), paint) if curves else ""
 
 
+def sweep_hidden(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The distance from the teacher's hidden states at every layer and k, mean over seeds, on the first test split."""
+    split = next(split for cell in cells for split in cell["splits"])
+    ks = sorted({cell["k"] for cell in cells})
+    colours = colours_of(cell["method"] for cell in cells)
+
+    def paint(axes: Sequence[Any]) -> None:
+        for axis, k in zip(axes, ks, strict=True):
+            groups: dict[tuple[str, str], list[Sequence[float]]] = {}
+            for cell in cells:
+                for system in ("base", "student"):
+                    layers = cell.get("hidden_distance", {}).get(split, {}).get(system)
+                    if layers and cell["k"] == k:
+                        groups.setdefault((cell["method"], system), []).append(layers)
+            for (method, system), runs in groups.items():
+                means = [statistics.mean(layer) for layer in zip(*runs, strict=True)]
+                line = (
+                    {"linestyle": ":"} if system == "base" else {"marker": "o", "markersize": 4, "label": label(method)}
+                )
+                axis.plot(means, color=colours[method], **line)
+            axis.set_title(f"{label(split)}, k = {k}")
+            axis.set_xlabel("input of block")
+            axis.set_ylim(bottom=0)
+        axes[0].set_ylabel(r"$||u_t - u_s||^2$")
+        axes[0].legend(fontsize=8)
+
+    return draw(len(ks), paint)
+
+
+def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs side by side of every method: its first seed at the largest k, the first split."""
+    shown = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        cell = max((cell for cell in cells if cell["method"] == method), key=lambda cell: cell["k"])
+        split = next(iter(cell["splits"]), None)
+        if split is not None:
+            where = f"{label(method)}, k = {cell['k']}, seed {cell['seed']}"
+            predictions = read_predictions(_run_folder(workdir, cell), {split: cell["splits"][split]})
+            shown += side_by_side(predictions, SHOWN_SWEEP_ROWS, where) if any(predictions[split].values()) else []
+    return shown
+
+
+def _run_folder(workdir: pathlib.Path, cell: Mapping[str, Any]) -> pathlib.Path:
+    return workdir / "cells" / f"{cell['method']}_k{cell['k']}" / f"seed{cell['seed']}"
+
+
 def sweep_rows(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The table of a sweep: for each method, k and system the mean over seeds and its range, a column a split."""
     splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"]))
@@ -334,7 +400,19 @@ def sweep_rows(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for split in splits:
                 scored = [cell["splits"][split][system] for cell in mine if system in cell["splits"].get(split, {})]
                 columns.append(spread([scores[metric_of(scores)] for scores in scored]))
-            rows.append({"method": method, "k": k, "system": system, "seeds": len(mine), "columns": columns})
+            kept = [cell["splits"].get("retain", {}).get(system, {}) for cell in mine]
+            first = [cell["splits"][splits[0]].get(system) for cell in mine if splits[0] in cell["splits"]]
+            rows.append(
+                {
+                    "method": method,
+                    "k": k,
+                    "system": system,
+                    "seeds": len(mine),
+                    "columns": columns,
+                    "forgotten": spread([scores.get("kl_from_base") for scores in kept]),
+                    "tokens": spread([scores["mean_response_tokens"] for scores in first if scores]),
+                }
+            )
     return {"splits": splits, "rows": rows}
 
 
@@ -352,8 +430,9 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
     record, summary = _read(workdir / "config.json"), _read(workdir / "sweep.json")
     cells, config = summary["cells"], record["config"]
     figures = {}
-    if any(cell["splits"] for cell in cells):
-        figures = {"sweep": sweep_figure(cells), "curves": sweep_curves(workdir, cells)}
+    evaluated = any(cell["splits"] for cell in cells)
+    if evaluated:
+        figures = {"sweep": sweep_figure(cells), "curves": sweep_curves(workdir, cells), "hidden": sweep_hidden(cells)}
     return {
         "kind": "sweep",
         "title": f"{config['task']['name']}: methods against k",
@@ -364,8 +443,9 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
             "k": ", ".join(map(str, config["sweep"]["ks"])),
             "seeds": ", ".join(map(str, config["sweep"]["seeds"])),
         },
-        "table": sweep_rows(cells) if cells else None,
+        "table": sweep_rows(cells) if evaluated else None,
         "failed": summary["failed"],
+        "outputs": sweep_outputs(workdir, cells),
         "figures": figures,
         "record": record,
         "config": json.dumps(config, indent=2),

@@ -69,9 +69,11 @@ def write_sweep(folder: pathlib.Path) -> pathlib.Path:
         for k in sweep["ks"]:
             for seed in sweep["seeds"]:
                 scores = {
-                    system: {"exact_match": k / 10 + seed / 100} for system in ("base", "base_with_rule", "student")
+                    system: {"exact_match": k / 10 + seed / 100, "mean_response_tokens": 3.5}
+                    for system in ("base", "base_with_rule", "student")
                 }
                 cells.append({"method": method, "k": k, "seed": seed, "splits": {"test_id": scores, "retain": scores}})
+                cells[-1]["hidden_distance"] = {"test_id": {"base": [0.0, 0.5], "student": [0.0, 0.1]}}
     failed = [{"method": "mine", "k": 16, "seed": 1, "error": EVIL}]
     (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": failed}))
     return folder
@@ -118,7 +120,7 @@ def test_a_run_without_a_test_split_has_its_curves(tmp_path):
 
 def test_a_sweep_without_a_test_split_has_a_page(tmp_path):
     folder = write_sweep(tmp_path / "sweep")
-    cells = [{"method": "mine", "k": 4, "seed": 0, "splits": {}}]
+    cells = [{"method": "mine", "k": 4, "seed": 0, "splits": {}, "hidden_distance": {}}]
     (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": []}))
     assert "<svg" not in write_report(folder).read_text()
 
@@ -129,7 +131,7 @@ def test_the_same_results_give_the_same_page(tmp_path):
 
 
 def test_without_a_judge_nothing_is_called_a_failure():
-    (part,) = side_by_side({"test": {"student": [prediction("a", None, "")]}})
+    (part,) = side_by_side({"test": {"student": [prediction("a", None, "")]}}, 9)
     assert part["failures"] is None
 
 
@@ -137,7 +139,7 @@ def test_failures_come_first():
     predictions = {
         "test": {"student": [prediction("a", True, ""), prediction("b", False, ""), prediction("c", True, "")]}
     }
-    (part,) = side_by_side(predictions)
+    (part,) = side_by_side(predictions, 9)
     assert [row["answers"][0]["text"] for row in part["rows"]] == ["b", "a", "c"]
     assert (part["failures"], part["total"], part["systems"]) == (1, 3, ["student"])
 
