@@ -198,5 +198,5 @@ def test_a_mistake_is_told_before_any_cell_starts(model, changes, message):
 
 def test_a_run_config_is_no_sweep(model):
     config = sweep.cell_config(small_sweep(model), "tune", 2, 0)
-    with pytest.raises(UserError, match=r"config\.sweep is missing"):
+    with pytest.raises(UserError, match=r"config\.sweep\.\w+ is missing; a sweep starts from"):
         sweep.check_sweep(config)
