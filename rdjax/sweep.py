@@ -22,10 +22,12 @@ from rdjax.config import METHODS, check_config
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
+from rdjax.figures import spread
 from rdjax.judges import judges_of
 from rdjax.models.load import LanguageModel, load_model
-from rdjax.report import spread, write_report
+from rdjax.report import write_report
 from rdjax.sharding import make_mesh
+from rdjax.sweep_page import cell_folder, run_folder
 from rdjax.train import (
     FINISHED,
     Run,
@@ -100,14 +102,14 @@ def load_once(path: str, dtype: str, data: int, fsdp: int, tensor: int) -> Langu
     return load_model(path, dtype, make_mesh(sizes))
 
 
-def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, folder: pathlib.Path) -> list[Run]:
+def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: pathlib.Path) -> list[Run]:
     """The runs of a cell, a seed each, over one copy of the model."""
     runs = []
     for seed in config.sweep.seeds:
         own = cell_config(config, method, k, seed)
         mesh = own.mesh
         model = load_once(own.model.path, own.model.dtype, mesh.data, mesh.fsdp, mesh.tensor)
-        runs.append(prepare(own, folder / f"seed{seed}", model, "rdjax.sweep"))
+        runs.append(prepare(own, run_folder(workdir, method, k, seed), model, "rdjax.sweep"))
     return runs
 
 
@@ -185,7 +187,7 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
         for k in config.sweep.ks:
             folder = cell_folder(workdir, method, k)
             for seed in config.sweep.seeds:
-                path = folder / f"seed{seed}" / FINISHED
+                path = run_folder(workdir, method, k, seed) / FINISHED
                 if path.exists():
                     scores = json.loads(path.read_text())
                     cells.append({"method": method, "k": k, "seed": seed, **scores})
@@ -193,10 +195,6 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
                 failures = json.loads((folder / FAILURE).read_text())
                 failed += [{"method": method, "k": k, "seed": seed, "error": text} for seed, text in failures.items()]
     return {"cells": cells, "failed": failed}
-
-
-def cell_folder(workdir: pathlib.Path, method: str, k: int) -> pathlib.Path:
-    return workdir / "cells" / f"{method}_k{k}"
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -224,7 +222,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     told: set[str] = set()
     for number, (method, k) in enumerate(order, start=1):
         folder = cell_folder(workdir, method, k)
-        places = [folder / f"seed{seed}" for seed in config.sweep.seeds]
+        places = [run_folder(workdir, method, k, seed) for seed in config.sweep.seeds]
         title = f"cell {number} of {len(order)}: {method}, k = {k}, {len(places)} seeds"
         if all((place / FINISHED).exists() for place in places):
             print(f"{title}: finished")
@@ -233,7 +231,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         print(title)
         began = time.monotonic()
         try:
-            runs = prepare_cell(config, method, k, folder)
+            runs = prepare_cell(config, method, k, workdir)
             for note in dict.fromkeys(note for run in runs for note in run.task.notes if note not in told):
                 print(f"note: {note}")
                 told.add(note)

@@ -25,6 +25,22 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     beside.replace(path)
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; UserError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
+
+
+def read_lines(path: pathlib.Path) -> list[Any]:
+    """The objects of a JSON Lines file; none where it is not there."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
     """Checks that a run of this config may work there; writes nothing.
 

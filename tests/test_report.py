@@ -9,7 +9,10 @@ import pytest
 
 from rdjax.config import METHODS
 from rdjax.errors import UserError
-from rdjax.report import colours_of, side_by_side, spread, sweep_rows, write_report
+from rdjax.figures import colours_of, spread
+from rdjax.report import write_report
+from rdjax.run_page import side_by_side
+from rdjax.sweep_page import sweep_rows
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 

@@ -1,0 +1,196 @@
+"""What the report of a sweep shows."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rdjax.figures import colours_of, draw, label, metric_of, spread
+from rdjax.run_page import read_predictions, side_by_side
+from rdjax.workdir import read_json, read_lines
+
+SHOWN_ROWS = 8  # outputs of each method that the page shows
+
+
+def cell_folder(workdir: pathlib.Path, method: str, k: int) -> pathlib.Path:
+    """Where a sweep keeps a cell."""
+    return workdir / "cells" / f"{method}_k{k}"
+
+
+def run_folder(workdir: pathlib.Path, method: str, k: int, seed: int) -> pathlib.Path:
+    """Where a sweep keeps the run of one seed of a cell."""
+    return cell_folder(workdir, method, k) / f"seed{seed}"
+
+
+def sweep_figure(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The student's score against k on every split: mean over seeds, band from lowest to highest; ceiling and base."""
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"]))
+    colours = colours_of(methods)
+    ks = sorted({cell["k"] for cell in cells})
+
+    def values(split: str, system: str, k: int, method: str) -> list[float]:
+        found = []
+        for cell in cells:
+            scores = cell["splits"].get(split, {}).get(system)
+            if scores and (cell["k"], cell["method"]) == (k, method):
+                found.append(scores[metric_of(scores)])
+        return [value for value in found if value is not None]
+
+    def band(axis: Any, split: str, method: str, color: str, label: str) -> None:
+        points = [(k, found) for k in ks if (found := values(split, "student", k, method))]
+        at = [k for k, _ in points]
+        means = [statistics.mean(found) for _, found in points]
+        axis.plot(at, means, color=color, label=label, marker="o", markersize=4)
+        low, high = [min(found) for _, found in points], [max(found) for _, found in points]
+        axis.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
+
+    def paint(axes: Sequence[Any]) -> None:
+        for axis, split in zip(axes, splits, strict=True):
+            for system, line in (("base_with_rule", "--"), ("base", ":")):
+                # One line where all methods have the same base; a line each where rule, task or model differ.
+                found = {method: [values(split, system, k, method) for k in ks] for method in methods}
+                known = {method: scores for method, scores in found.items() if any(scores)}
+                shared = all(scores == next(iter(known.values())) for scores in known.values())
+                for method in list(known)[: 1 if shared else None]:
+                    at = [k for k, scores in zip(ks, known[method], strict=True) if scores]
+                    means = [statistics.mean(scores) for scores in known[method] if scores]
+                    axis.plot(at, means, color="black" if shared else colours[method], linestyle=line)
+            for method in methods:
+                band(axis, split, method, color=colours[method], label=label(method))
+            system = next(iter(next(cell["splits"][split] for cell in cells if split in cell["splits"]).values()))
+            axis.set_title(f"{label(split)}: {label(metric_of(system))}")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(ks, map(str, ks))
+            axis.minorticks_off()
+            axis.set_xlabel("k (training samples)")
+            axis.set_ylim(top=1.03)
+        axes[0].legend(fontsize=8)
+
+    return draw(len(splits), paint, height=3.6)
+
+
+def sweep_curves(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> str:
+    """The students' training loss over updates, a panel a k, the mean over seeds."""
+    ks = sorted({cell["k"] for cell in cells})
+    colours = colours_of(cell["method"] for cell in cells)
+    curves: dict[tuple[int, str], dict[int, list[float]]] = {}
+    for cell in cells:
+        for line in read_lines(run_folder(workdir, cell["method"], cell["k"], cell["seed"]) / "metrics.jsonl"):
+            if line["stage"] == "student":
+                points = curves.setdefault((cell["k"], cell["method"]), {})
+                points.setdefault(line["step"], []).append(line["loss"])
+
+    def paint(axes: Sequence[Any]) -> None:
+        for axis, k in zip(axes, ks, strict=True):
+            for (own_k, method), points in curves.items():
+                if own_k == k:
+                    means = [statistics.mean(losses) for losses in points.values()]
+                    axis.plot(list(points), means, color=colours[method], label=label(method))
+            axis.set_title(f"k = {k}")
+            axis.set_xlabel("updates")
+            axis.set_yscale("log")
+        axes[0].set_ylabel("training loss (each method's own)")
+        axes[-1].legend(fontsize=8)
+
+    return draw(len(ks), paint) if curves else ""
+
+
+def sweep_hidden(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The distance from the teacher's hidden states at every layer and k, mean over seeds, on the first test split."""
+    split = next(split for cell in cells for split in cell["splits"])
+    ks = sorted({cell["k"] for cell in cells})
+    colours = colours_of(cell["method"] for cell in cells)
+
+    def paint(axes: Sequence[Any]) -> None:
+        for axis, k in zip(axes, ks, strict=True):
+            groups: dict[tuple[str, str], list[Sequence[float]]] = {}
+            for cell in cells:
+                for system in ("base", "student"):
+                    layers = cell.get("hidden_distance", {}).get(split, {}).get(system)
+                    if layers and cell["k"] == k:
+                        groups.setdefault((cell["method"], system), []).append(layers)
+            for (method, system), runs in groups.items():
+                means = [statistics.mean(layer) for layer in zip(*runs, strict=True)]
+                line = (
+                    {"linestyle": ":"} if system == "base" else {"marker": "o", "markersize": 4, "label": label(method)}
+                )
+                axis.plot(means, color=colours[method], **line)
+            axis.set_title(f"{label(split)}, k = {k}")
+            axis.set_xlabel("input of block")
+            axis.set_ylim(bottom=0)
+        axes[0].set_ylabel(r"$||u_t - u_s||^2$")
+        axes[0].legend(fontsize=8)
+
+    return draw(len(ks), paint)
+
+
+def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs side by side of every method: its first seed at the largest k, the first split."""
+    shown = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        cell = max((cell for cell in cells if cell["method"] == method), key=lambda cell: cell["k"])
+        split = next(iter(cell["splits"]), None)
+        if split is not None:
+            where = f"{label(method)}, k = {cell['k']}, seed {cell['seed']}"
+            predictions = read_predictions(
+                run_folder(workdir, cell["method"], cell["k"], cell["seed"]), {split: cell["splits"][split]}
+            )
+            shown += side_by_side(predictions, SHOWN_ROWS, where) if any(predictions[split].values()) else []
+    return shown
+
+
+def sweep_rows(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of a sweep: for each method, k and system the mean over seeds and its range, a column a split."""
+    splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"]))
+    systems = list(dict.fromkeys(system for cell in cells for split in cell["splits"].values() for system in split))
+    rows = []
+    for method, k in dict.fromkeys((cell["method"], cell["k"]) for cell in cells):
+        mine = [cell for cell in cells if (cell["method"], cell["k"]) == (method, k)]
+        for system in systems:
+            columns = []
+            for split in splits:
+                scored = [cell["splits"][split][system] for cell in mine if system in cell["splits"].get(split, {})]
+                columns.append(spread([scores[metric_of(scores)] for scores in scored]))
+            kept = [cell["splits"].get("retain", {}).get(system, {}) for cell in mine]
+            first = [cell["splits"][splits[0]].get(system) for cell in mine if splits[0] in cell["splits"]]
+            rows.append(
+                {
+                    "method": method,
+                    "k": k,
+                    "system": system,
+                    "seeds": len(mine),
+                    "columns": columns,
+                    "forgotten": spread([scores.get("kl_from_base") for scores in kept]),
+                    "tokens": spread([scores["mean_response_tokens"] for scores in first if scores]),
+                }
+            )
+    return {"splits": splits, "rows": rows}
+
+
+def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
+    """What the template shows of a sweep."""
+    record, summary = read_json(workdir / "config.json"), read_json(workdir / "sweep.json")
+    cells, config = summary["cells"], record["config"]
+    figures = {}
+    evaluated = any(cell["splits"] for cell in cells)
+    if evaluated:
+        figures = {"sweep": sweep_figure(cells), "curves": sweep_curves(workdir, cells), "hidden": sweep_hidden(cells)}
+    return {
+        "kind": "sweep",
+        "title": f"{config['task']['name']}: methods against k",
+        "facts": {
+            "model": config["model"]["path"],
+            "task": config["task"]["name"],
+            "methods": ", ".join(config["sweep"]["methods"]),
+            "k": ", ".join(map(str, config["sweep"]["ks"])),
+            "seeds": ", ".join(map(str, config["sweep"]["seeds"])),
+        },
+        "table": sweep_rows(cells) if evaluated else None,
+        "failed": summary["failed"],
+        "outputs": sweep_outputs(workdir, cells),
+        "figures": figures,
+        "record": record,
+        "config": json.dumps(config, indent=2),
+    }
