@@ -13,7 +13,7 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0
 
     config.model = config_dict.ConfigDict()
-    config.model.vocab = 640
+    config.model.vocab = 1024
     config.model.width = 160
     config.model.layers = 6
     config.model.heads = 4
@@ -21,7 +21,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.feed_forward = 432
 
     config.data = config_dict.ConfigDict()
-    config.data.rows = 24  # documents a step
+    config.data.rows = 28  # documents a step
     config.data.length = 192  # tokens a document
     config.data.prefix_weight = 0.05  # loss weight of a prefix token; an answer token weighs 1
     # The curriculum: expressions that need no rule ("12 max 57 + 3 = ?") first, for they teach adding, comparing and
@@ -38,4 +38,6 @@ def get_config() -> config_dict.ConfigDict:
     config.train.steps = 6000
     config.train.save_every = 200
     config.train.probe_every = 200  # exact match on fresh questions
+    # Steps whose model is kept too, as <workdir>/model-<step>: weaker bases, to set a student against its ceiling.
+    config.train.keep = (1200, 2000, 3200)
     return config

@@ -41,6 +41,8 @@ from rdjax.tasks.documents import (
     random_document,
     random_expressions,
     random_symbol,
+    refusal_document,
+    sentiment_document,
 )
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 from rdjax.workdir import check_workdir, open_workdir
@@ -162,7 +164,7 @@ def correct_tokens(graph, params, batch: Packed) -> jax.Array:
 
 
 def probe_documents(seed: int) -> dict[str, list[Document]]:
-    """Fresh rules of every value, alone in the prompt, with operands of two digits and of three and four."""
+    """Fresh rules of all three tasks; of arithmetic every value, alone in the prompt, with short and long operands."""
     rng = random.Random(f"probe-{seed}")
     made: dict[str, list[Document]] = {}
     for value in VALUES:
@@ -172,6 +174,8 @@ def probe_documents(seed: int) -> dict[str, list[Document]]:
                 rows = [rule.row(rng.randint(low, high), rng.randint(low, high)) for _ in range(PROBE_QUESTIONS)]
                 asked = [(row["input"], row["output"]) for row in rows if not row["output"].startswith("-")]
                 made.setdefault(f"{value}_{name}", []).append(Document(HEAD + rule.text(), asked))
+    made["sentiment"] = [sentiment_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
+    made["refusal"] = [refusal_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
     return made
 
 
@@ -254,6 +258,8 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
             if done % config.train.save_every == 0 or done == config.train.steps:
                 saved = {"seconds": time.monotonic() - began}
                 checkpoints.save(done, {"params": params, "moments": moments}, saved)
+            if done in config.train.keep:
+                write_model(workdir / f"model-{done}", c, tokenizer, params)
     checkpoints.close()
     log.close()
     folder = workdir / "model"
