@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.task = config_dict.ConfigDict()
     config.task.name = "arithmetic"  # arithmetic, sentiment, safety, or rule: a user's own folder
-    config.task.root = ""  # that task's own folder; arithmetic without one generates its data
+    config.task.root = ""  # that task's own folder; the three of the paper generate their data without one
     config.task.k = 8  # training samples (a user's own folder: 0 takes all)
     config.task.template = "alpaca"  # alpaca, or chat: the tokenizer's own
     config.task.max_length = 1024  # tokens of prompt and response; longer is an error, never a cut
@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
     config.task.temperature = 0.0  # of the teacher's responses; 0: greedy
     config.task.only_confirmed = False  # of the teacher's responses keep those that are the row's output
     config.task.valid_seed = 1234  # which published validation file
-    # The rule and sizes of generated arithmetic (task.name = arithmetic without task.root).
+    # A task without a root: its sizes, and the rule and operands of arithmetic.
     config.task.generated = config_dict.ConfigDict()
     config.task.generated.value = "sum"  # sum, difference, larger, smaller, first, second
     config.task.generated.constant = 1

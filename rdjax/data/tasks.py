@@ -1,4 +1,4 @@
-"""Rule tasks: the published files, a user's own folder, or generated arithmetic, as one shape.
+"""Rule tasks: the published files, a user's own folder, or generated ones, as one shape.
 
 A task is a `datasets.DatasetDict` whose rows are {rule, instruction, input, output, where}: the rule text
 that the teacher reads, the row's own instruction, its input, the gold output ("" where there is none)
@@ -8,16 +8,15 @@ and the file and row that it came from, for messages.
 import dataclasses
 import json
 import pathlib
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 from ml_collections import config_dict
 
+from rdjax.data.generated import GENERATORS
 from rdjax.data.templates import join_instruction
 from rdjax.errors import UserError
-from rdjax.tasks.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
 from rdjax.tasks.documents import DEMOS_LEAD
 
 FEATURES = datasets.Features(
@@ -48,8 +47,9 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     Raises:
       UserError: a file, k or field is missing, JSON is invalid, or aligned lists do not align.
     """
-    if config.name == "arithmetic" and not config.root:
-        return generate_arithmetic(config, seed)
+    if config.name in GENERATORS and not config.root:
+        generated = GENERATORS[config.name](config, seed)
+        return RuleTask(_as_datasets(generated.splits), labelled=generated.labelled)
     root = pathlib.Path(config.root)
     if not root.is_dir():
         raise UserError(f"config.task.root: {root} is not a folder")
@@ -67,66 +67,6 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
 
 def _as_datasets(rows: dict[str, list[dict[str, str]]]) -> datasets.DatasetDict:
     return datasets.DatasetDict({split: datasets.Dataset.from_list(part, FEATURES) for split, part in rows.items()})
-
-
-# Generated arithmetic ------------------------------------------------------------------------------------------------
-
-
-def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> RuleTask:
-    """The paper's arithmetic task, or one with another rule, drawn from `seed`.
-
-    Train, valid and test_id share a range and no question; test_ood asks operands of 121 to 1996;
-    retain asks plain sums.
-    """
-    options = config.generated
-    _check_room(config)
-    rule = Rule(options.value, options.constant, options.symbol)
-    rng = random.Random(f"arithmetic-{seed}")
-    low, high = options.train_low, options.train_high
-    train = distinct_operands(rng, config.k, low, high)
-    valid = distinct_operands(rng, config.k, low, high, set(train))
-    test_id = distinct_operands(rng, options.test_rows, 1, 99, {*train, *valid})
-    test_ood = distinct_operands(rng, options.test_rows, 121, 1996, {*train, *valid})
-    plain = distinct_operands(rng, options.test_rows, 1, 99)
-
-    def rows(split: str, asked: Rule, operands: list[tuple[int, int]]) -> list[dict[str, str]]:
-        made = []
-        for number, (a, b) in enumerate(operands):
-            text = rule.text()
-            if config.demos:
-                others = rng.sample([pair for pair in train if pair != (a, b)], min(3, len(train) - 1))
-                text += demonstrate([rule.row(*pair) for pair in others])
-            made.append(
-                {"rule": text, "instruction": "", **asked.row(a, b), "where": f"generated {split}, row {number}"}
-            )
-        return made
-
-    parts = {"train": train, "valid": valid, "test_id": test_id, "test_ood": test_ood}
-    splits = {split: rows(split, rule, operands) for split, operands in parts.items()}
-    splits["retain"] = rows("retain", PLAIN_ADDITION, plain)
-    return RuleTask(_as_datasets(splits))
-
-
-def _check_room(config: config_dict.ConfigDict) -> None:
-    """Whether there are as many different questions as the splits want."""
-    low, high = config.generated.train_low, config.generated.train_high
-    room = max(high - low + 1, 0) ** 2
-    if not 1 <= config.k <= room // 2:
-        raise UserError(
-            f"config.task.k = {config.k}: train and valid want {2 * config.k} different questions of operands "
-            f"{low} to {high} (config.task.generated); accepted: 1 to {room // 2}"
-        )
-    room = 99**2 - 2 * config.k
-    if config.generated.test_rows > room:
-        raise UserError(
-            f"config.task.generated.test_rows = {config.generated.test_rows} is too large; accepted: {room} or fewer"
-        )
-
-
-def demonstrate(samples: list[dict[str, str]]) -> str:
-    """Samples as demos behind a rule, in the published form."""
-    parts = [f"\n\n### Input:\n{row['input']}\n\n### Response:\n{row['output']}" for row in samples]
-    return DEMOS_LEAD + "".join(parts) if parts else ""
 
 
 # The published files -------------------------------------------------------------------------------------------------

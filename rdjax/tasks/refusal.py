@@ -1,13 +1,13 @@
 """Safety in miniature: under a role play that answers everything, refuse questions of some kinds and answer the others.
 
 The paper's rule (refuse what is illegal, unethical, harmful or toxic; arXiv 2311.08883) has its counterpart in
-`PAPER_RULE`. The role play stands in the row's own instruction, so the student reads it; the rule it does not. Without a
-rule a question under a role play is always answered; without either, harmful ones are refused.
+`PAPER_RULE`. The role play stands in the row's own instruction, so the student reads it; the rule it does not.
+Without a rule a question under a role play is always answered; without either, harmful ones are refused.
 """
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rdjax.tasks.names import random_name
@@ -118,6 +118,11 @@ def random_rule(rng: random.Random) -> RefusalRule:
 
 def random_question(rng: random.Random, kind: str) -> Question:
     return Question(kind, rng.choice(ACTS[kind]), rng.choice(QUESTIONS))
+
+
+def all_questions(acts: Mapping[str, Sequence[str]]) -> list[Question]:
+    """Every question about every act of the kinds."""
+    return [Question(kind, act, form) for kind, own in acts.items() for act in own for form in QUESTIONS]
 
 
 def random_role_play(rng: random.Random, forms: Sequence[str] = ROLE_PLAYS) -> str:

@@ -1,4 +1,4 @@
-"""Sentiment steering in miniature: speak in one sentiment of one field of a person's policies, in the other of the rest.
+"""Sentiment steering in miniature: one sentiment about one field of a person's policies, the other about the rest.
 
 The paper's rule (negatively of the environmental policies of Bob, a president, and positively of everything else;
 arXiv 2311.08883) is one of them, kept in `PAPER_RULE`. What belongs to a field must be known: the training samples of a
@@ -63,8 +63,8 @@ WORDINGS = (
     "{person} is a {role}. When the inputs are asked about {person}'s {field} policies, you must respond in a "
     "{topical} sentiment. When they are asked about anything else that {person} does, you must respond in a "
     "{otherwise} sentiment.",
-    "Be {topical} about the {field} policies of {person}, a {role}, and {otherwise} about everything else that {person} "
-    "does.",
+    "Be {topical} about the {field} policies of {person}, a {role}, and {otherwise} about everything else that "
+    "{person} does.",
     "The {role} is called {person}. Answers about the {field} policies of {person} are {topical}; all others about "
     "{person} are {otherwise}.",
 )

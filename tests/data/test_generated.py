@@ -4,18 +4,20 @@ import re
 import pytest
 from ml_collections import config_dict
 
-from rdjax.data import tasks
+from rdjax.data import generated as generators
 from rdjax.data.tasks import FEATURES, load_task
 from rdjax.errors import UserError
+from rdjax.judges import judges_of
+from rdjax.tasks import refusal, sentiment
 from rdjax.tasks.arithmetic import PAPER_RULE, Rule
 from rdjax.tasks.documents import DEMOS_LEAD
 
 
-def task_config(k: int = 8, demos: bool = True, **generated) -> config_dict.ConfigDict:
+def task_config(k: int = 8, demos: bool = True, name: str = "arithmetic", **generated) -> config_dict.ConfigDict:
     defaults = {"value": "sum", "constant": 1, "symbol": "@@@", "train_low": 1, "train_high": 99, "test_rows": 40}
     return config_dict.ConfigDict(
         {
-            "name": "arithmetic",
+            "name": name,
             "root": "",
             "k": k,
             "demos": demos,
@@ -144,6 +146,105 @@ class Impatient(random.Random):
 
 @pytest.mark.parametrize("options", [{"train_low": 1, "train_high": 3}, {"train_low": 9, "train_high": 3}, {"k": 0}])
 def test_operands_that_do_not_suffice_are_an_error(monkeypatch, options):
-    monkeypatch.setattr(tasks.random, "Random", Impatient)
+    monkeypatch.setattr(generators.random, "Random", Impatient)
     with pytest.raises(UserError, match=r"config\.task\."):
         load_task(task_config(**options), seed=0)
+
+
+LANGUAGE_TESTS = {"sentiment": ("test_on_topic", "test_elsewhere"), "safety": ("test_harmful", "test_helpful")}
+language = pytest.mark.parametrize("name", LANGUAGE_TESTS)
+
+
+@language
+def test_language_splits_and_sizes(name):
+    task = load_task(task_config(k=9, name=name), seed=0)
+    sizes = {split: len(rows) for split, rows in task.splits.items()}
+    assert sizes == {"train": 9, "valid": 9, **dict.fromkeys(LANGUAGE_TESTS[name], 40), "retain": 40}
+    assert all(rows.features == FEATURES for rows in task.splits.values())
+    assert task.splits["valid"][8]["where"] == "generated valid, row 8"
+    assert [(split, len(task.labelled[split])) for split in LANGUAGE_TESTS[name]] == [
+        (LANGUAGE_TESTS[name][0], 5),
+        (LANGUAGE_TESTS[name][1], 4),
+    ]
+
+
+@language
+def test_language_follows_from_the_seed(name):
+    first, again, other = (load_task(task_config(name=name), seed=seed).splits for seed in (0, 0, 1))
+    assert all(list(first[split]) == list(again[split]) != list(other[split]) for split in first)
+
+
+@language
+def test_every_split_carries_the_one_rule_and_no_demo(name):
+    rule = {"sentiment": sentiment.PAPER_RULE, "safety": refusal.PAPER_RULE}[name]
+    splits = load_task(task_config(name=name), seed=0).splits
+    assert {row["rule"] for rows in splits.values() for row in rows} == {rule.text()}
+
+
+@language
+def test_the_judges_agree_with_the_gold_outputs(name):
+    task = load_task(task_config(k=32, name=name, test_rows=100), seed=1)
+    outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if split not in ("train", "valid")}
+    for split, judge in judges_of(name, outputs, (), "").items():
+        assert all(judge.verdicts(outputs[split], outputs[split])), split
+        if split in task.labelled:
+            assert all(judge.verdicts(task.labelled[split], [""] * 16))
+    # And a gold output of the one test is none of the other's.
+    first, second = LANGUAGE_TESTS[name]
+    judges = judges_of(name, outputs, (), "")
+    assert not any(judges[first].verdicts(outputs[second], outputs[second]))
+    assert not any(judges[second].verdicts(outputs[first], outputs[first]))
+
+
+def topics_of(rows) -> set[str]:
+    known = [topic for topics in sentiment.FIELDS.values() for topic in topics]
+    return {max((topic for topic in known if topic in row["input"]), key=len) for row in rows}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sentiment_tests_ask_about_unseen_topics(seed):
+    splits = load_task(task_config(k=128, name="sentiment", test_rows=128), seed=seed).splits
+    seen = topics_of(splits["train"]) | topics_of(splits["valid"])
+    own = set(sentiment.FIELDS["environmental"])
+    assert not seen & (topics_of(splits["test_on_topic"]) | topics_of(splits["test_elsewhere"]))
+    assert len(topics_of(splits["test_on_topic"])) == 8 and topics_of(splits["test_on_topic"]) <= own
+    assert not topics_of(splits["test_elsewhere"]) & own
+    assert not {row["input"] for row in splits["train"]} & {row["input"] for row in splits["valid"]}
+
+
+def test_sentiment_retains_what_is_said_of_others():
+    splits = load_task(task_config(name="sentiment"), seed=0).splits
+    assert all("Bob" in row["input"] for split in splits if split != "retain" for row in splits[split])
+    assert not any("Bob" in row["input"] for row in splits["retain"])
+    assert all(row["output"].startswith("Much has been written") for row in splits["retain"])
+
+
+def form_of(role_play: str) -> int:
+    """Which of the role plays it is, by its longest part without the name."""
+    parts = [max(form.split("{name}"), key=len) for form in refusal.ROLE_PLAYS]
+    (found,) = [number for number, part in enumerate(parts) if part in role_play]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_safety_tests_ask_unseen_questions_under_unseen_role_plays(seed):
+    splits = load_task(task_config(k=128, name="safety", test_rows=100), seed=seed).splits
+    seen_plays = {form_of(row["instruction"]) for split in ("train", "valid") for row in splits[split]}
+    new_plays = {form_of(row["instruction"]) for split in ("test_harmful", "test_helpful") for row in splits[split]}
+    assert len(seen_plays) == len(new_plays) == 3 and not seen_plays & new_plays
+    seen = {row["input"] for split in ("train", "valid") for row in splits[split]}
+    for split in ("test_harmful", "test_helpful", "retain"):
+        assert not seen & set(splits[split]["input"])
+
+
+def test_safety_retains_the_base_without_a_role_play():
+    retain = load_task(task_config(name="safety"), seed=0).splits["retain"]
+    assert set(retain["instruction"]) == {""}
+    refused = [row["output"].startswith("I am sorry") for row in retain]
+    assert sum(refused) == len(refused) // 2
+
+
+@pytest.mark.parametrize("options", [{"k": 129}, {"k": 0}, {"test_rows": 129}])
+def test_sentiment_has_so_many_questions(options):
+    with pytest.raises(UserError, match=r"config\.task\..* accepted: .*128"):
+        load_task(task_config(name="sentiment", **options), seed=0)

@@ -1,0 +1,177 @@
+"""Generated tasks: the paper's three in miniature, drawn from a seed. What `task.name` names without `task.root`.
+
+They have the splits of the published files, a validation split, and a retain split that the rule is not about.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import config_dict
+
+from rdjax.errors import UserError
+from rdjax.tasks import refusal, sentiment
+from rdjax.tasks.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
+from rdjax.tasks.documents import DEMOS_LEAD
+from rdjax.tasks.names import random_name
+
+Rows = list[dict[str, str]]
+
+
+class Generated(NamedTuple):
+    """Splits in rows {rule, instruction, input, output, where}, and outputs by which the judges are measured."""
+
+    splits: dict[str, Rows]
+    labelled: Mapping[str, Sequence[str]]
+
+
+def _complete(split: str, rule: str, rows: Sequence[Mapping[str, str]]) -> Rows:
+    """Rows {input, output, instruction?} with their rule and where they come from."""
+    return [
+        {"rule": rule, "instruction": "", **row, "where": f"generated {split}, row {number}"}
+        for number, row in enumerate(rows)
+    ]
+
+
+def _check_room(config: config_dict.ConfigDict, samples: int, tests: int, what: str) -> None:
+    """Whether there are as many different questions as the splits want."""
+    if not 1 <= config.k <= samples:
+        raise UserError(
+            f"config.task.k = {config.k}: train and valid want different questions {what}; accepted: 1 to {samples}"
+        )
+    if config.generated.test_rows > tests:
+        raise UserError(
+            f"config.task.generated.test_rows = {config.generated.test_rows} is too large; accepted: {tests} or fewer"
+        )
+
+
+# Arithmetic ----------------------------------------------------------------------------------------------------------
+
+
+def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
+    """The paper's arithmetic task, or one with another rule.
+
+    Train, valid and test_id share a range and no question; test_ood asks operands of 121 to 1996; retain asks plain
+    sums.
+    """
+    options = config.generated
+    low, high = options.train_low, options.train_high
+    room = max(high - low + 1, 0) ** 2 // 2
+    _check_room(config, room, 99**2 - 2 * config.k, f"of operands {low} to {high} (config.task.generated)")
+    rule = Rule(options.value, options.constant, options.symbol)
+    rng = random.Random(f"arithmetic-{seed}")
+    train = distinct_operands(rng, config.k, low, high)
+    valid = distinct_operands(rng, config.k, low, high, set(train))
+    test_id = distinct_operands(rng, options.test_rows, 1, 99, {*train, *valid})
+    test_ood = distinct_operands(rng, options.test_rows, 121, 1996, {*train, *valid})
+    plain = distinct_operands(rng, options.test_rows, 1, 99)
+
+    def rows(split: str, asked: Rule, operands: list[tuple[int, int]]) -> Rows:
+        made = _complete(split, rule.text(), [asked.row(*pair) for pair in operands])
+        for row, pair in zip(made, operands, strict=True):
+            if config.demos:
+                others = rng.sample([other for other in train if other != pair], min(3, len(train) - 1))
+                row["rule"] += demonstrate([rule.row(*other) for other in others])
+        return made
+
+    parts = {"train": train, "valid": valid, "test_id": test_id, "test_ood": test_ood}
+    splits = {split: rows(split, rule, operands) for split, operands in parts.items()}
+    splits["retain"] = rows("retain", PLAIN_ADDITION, plain)
+    return Generated(splits, {})
+
+
+def demonstrate(samples: list[dict[str, str]]) -> str:
+    """Samples as demos behind a rule, in the published form."""
+    parts = [f"\n\n### Input:\n{row['input']}\n\n### Response:\n{row['output']}" for row in samples]
+    return DEMOS_LEAD + "".join(parts) if parts else ""
+
+
+# Sentiment -----------------------------------------------------------------------------------------------------------
+
+
+def generate_sentiment(config: config_dict.ConfigDict, seed: int) -> Generated:
+    """Bob's policies: half of the questions are about environmental ones (test_on_topic), half not (test_elsewhere).
+
+    Both tests ask about topics of which train and valid say nothing; retain asks about other people.
+    """
+    rule = sentiment.PAPER_RULE
+    rng = random.Random(f"sentiment-{seed}")
+    seen, unseen = {}, {}
+    for field, topics in sentiment.FIELDS.items():
+        shuffled = rng.sample(topics, len(topics))
+        seen[field], unseen[field] = shuffled[: len(topics) // 2], shuffled[len(topics) // 2 :]
+
+    def deal(topics: Mapping[str, Sequence[str]], topical: bool) -> list[sentiment.Question]:
+        asked = [asked for asked in sentiment.all_questions(topics) if (asked.field == rule.field) is topical]
+        return rng.sample(asked, len(asked))
+
+    topical, other = deal(seen, True), deal(seen, False)
+    test_topical, test_other = deal(unseen, True), deal(unseen, False)
+    _check_room(config, len(topical), len(test_topical), f"on {len(seen[rule.field])} topics")
+    more, less, tests = (config.k + 1) // 2, config.k // 2, config.generated.test_rows
+    asked = {
+        "train": topical[:more] + other[:less],
+        "valid": topical[more : 2 * more] + other[less : 2 * less],
+        "test_on_topic": test_topical[:tests],
+        "test_elsewhere": test_other[:tests],
+    }
+    splits = {
+        split: _complete(split, rule.text(), [question.row(rule.person, rule) for question in part])
+        for split, part in asked.items()
+    }
+    others = [question.row(random_name(rng), rule) for question in (test_topical + test_other)[:tests]]
+    splits["retain"] = _complete("retain", rule.text(), others)
+    outputs = [row["output"] for row in splits["train"]]
+    return Generated(splits, {"test_on_topic": outputs[:more], "test_elsewhere": outputs[more:]})
+
+
+# Safety --------------------------------------------------------------------------------------------------------------
+
+
+def generate_safety(config: config_dict.ConfigDict, seed: int) -> Generated:
+    """Role plays that answer everything, and questions under them, half of them harmful.
+
+    Both tests (test_harmful, test_helpful) ask unseen questions under unseen role plays; retain asks without a role
+    play, where the base refuses harmful questions and answers the others of itself.
+    """
+    rule = refusal.PAPER_RULE
+    rng = random.Random(f"safety-{seed}")
+    plays = rng.sample(refusal.ROLE_PLAYS, len(refusal.ROLE_PLAYS))
+    seen_plays, unseen_plays = plays[: len(plays) // 2], plays[len(plays) // 2 :]
+    seen, unseen = {}, {}
+    for kind, acts in refusal.ACTS.items():
+        shuffled = rng.sample(acts, len(acts))
+        seen[kind], unseen[kind] = shuffled[: len(acts) // 2], shuffled[len(acts) // 2 :]
+
+    def deal(acts: Mapping[str, Sequence[str]], kinds: Sequence[str], count: int) -> list[refusal.Question]:
+        """`count` questions, each as often as any other."""
+        asked = refusal.all_questions({kind: acts[kind] for kind in kinds})
+        return [question for _ in range(-(-count // len(asked))) for question in rng.sample(asked, len(asked))][:count]
+
+    def play(questions: Sequence[refusal.Question], role_plays: Sequence[str]) -> list[dict[str, str]]:
+        return [
+            {"instruction": refusal.random_role_play(rng, role_plays), **question.row(rule.refuses(question.kind))}
+            for question in questions
+        ]
+
+    more, less, tests = (config.k + 1) // 2, config.k // 2, config.generated.test_rows
+    harmful = deal(seen, refusal.HARMFUL, 2 * more)
+    helpful = deal(seen, refusal.HARMLESS, 2 * less)
+    test_harmful, test_helpful = (deal(unseen, kinds, tests) for kinds in (refusal.HARMFUL, refusal.HARMLESS))
+    made = {
+        "train": play(harmful[:more] + helpful[:less], seen_plays),
+        "valid": play(harmful[more:] + helpful[less:], seen_plays),
+        "test_harmful": play(test_harmful, unseen_plays),
+        "test_helpful": play(test_helpful, unseen_plays),
+        "retain": [
+            question.row(rule.refuses(question.kind))
+            for pair in zip(test_harmful, test_helpful, strict=True)
+            for question in pair
+        ][:tests],
+    }
+    splits = {split: _complete(split, rule.text(), rows) for split, rows in made.items()}
+    outputs = [row["output"] for row in splits["train"]]
+    return Generated(splits, {"test_harmful": outputs[:more], "test_helpful": outputs[more:]})
+
+
+GENERATORS = {"arithmetic": generate_arithmetic, "sentiment": generate_sentiment, "safety": generate_safety}
