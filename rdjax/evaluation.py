@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rdjax.data.batches import Batch, Side, Slots, batch_shape, collate, round_up
+from rdjax.data.batches import Batch, Side, Slots, batch_shape, collate, round_up, teacher_prefix
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, kl_divergence
 from rdjax.distill.teacher import Signals, logits, read_side
@@ -21,7 +21,7 @@ from rdjax.generation import generate
 from rdjax.judges import Judge
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
-from rdjax.sharding import row_multiple, rows_sharding
+from rdjax.sharding import replicated, row_multiple, rows_sharding
 
 # Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01
@@ -118,8 +118,8 @@ class Divergence(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _read(base, adapter: Adapter, side: Side, *, graph) -> Signals:
-    return read_side(graph, base, adapter, side)
+def _read(base, adapter: Adapter, side: Side, prefix_P: jax.Array | None, *, graph) -> Signals:
+    return read_side(graph, base, adapter, side, prefix_P=prefix_P)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -143,7 +143,10 @@ def divergence(
     triples = zip(prompts, responses.ids, responses.ended, strict=True)
     pairs = [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
     rows = round_up(options.batch_size, row_multiple(model.mesh))
-    shape = batch_shape(pairs, GAP_SLOTS)
+    shared = teacher_prefix(pairs, GAP_SLOTS)
+    prefix = np.array(pairs[0].prompts.teacher_ids[:shared], np.int32)
+    prefix_P = jax.device_put(prefix, replicated(model.mesh)) if shared else None
+    shape = batch_shape(pairs, GAP_SLOTS, shared)
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
     for start in range(0, len(pairs), rows):
@@ -153,12 +156,14 @@ def divergence(
         batch = jax.device_put(batch, rows_sharding(model.mesh))
 
         def read(system: System, batch: Batch = batch) -> Signals:
-            side = batch.teacher if system.with_rule else batch.student
-            return _read(model.base, effective(system.adapter, options.scale), side, graph=model.graph)
+            side, before = (batch.teacher, prefix_P) if system.with_rule else (batch.student, None)
+            return _read(model.base, effective(system.adapter, options.scale), side, before, graph=model.graph)
 
         wanted = read(reference)
         for name, system in systems.items():
-            kl, hidden_L = _compare(model.base, wanted, read(system), batch, graph=model.graph)
+            same = system.adapter is reference.adapter and system.with_rule == reference.with_rule
+            shown = wanted if same else read(system)
+            kl, hidden_L = _compare(model.base, wanted, shown, batch, graph=model.graph)
             kls[name] += float(kl)
             hidden[name] += np.asarray(hidden_L, np.float64)
     return {name: Divergence(kls[name] / tokens, (hidden[name] / positions).tolist()) for name in systems}

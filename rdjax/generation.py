@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rdjax.data.batches import round_up
-from rdjax.models.decoder import Cache
+from rdjax.data.batches import round_up, shared_prefix
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
-from rdjax.sharding import row_multiple, rows_sharding
+from rdjax.sharding import replicated, row_multiple, rows_sharding
 
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 
@@ -42,7 +41,13 @@ def generate(
     Returns:
       For each prompt the new ids without the end of sequence, and whether the end was reached.
     """
+    if not prompts:
+        return []
     rows = round_up(batch_size, row_multiple(model.mesh))
+    # A rule is read once for all prompts that begin with it.
+    shared = shared_prefix(prompts)
+    prefix_P = jax.device_put(np.array(prompts[0][:shared], np.int32), replicated(model.mesh))
+    prompts = [prompt[shared:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: dict[int, tuple[list[int], bool]] = {}
     eos = () if ignore_eos else model.eos_ids
@@ -58,6 +63,7 @@ def generate(
             _decode(
                 model.base,
                 effective(adapter, scale),
+                prefix_P,
                 *placed,
                 seed,
                 graph=model.graph,
@@ -83,6 +89,7 @@ def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
 def _decode(
     base,
     adapter,
+    prefix_P,
     tokens_BT,
     lengths_B,
     numbers_B,
@@ -93,14 +100,15 @@ def _decode(
     eos: tuple[int, ...],
     temperature: float,
 ):
-    """New tokens [B, steps] for prompts padded on the left; a row of length 0 is padding and ends at once."""
+    """New tokens [B, steps] for prompts that begin with the prefix; a row of length 0 is padding and ends at once.
+
+    Slots of the cache: the prefix, the prompts' own tokens padded on the left, the new tokens.
+    """
     decoder = nnx.merge(graph, base)
-    c = decoder.config
     B, T = tokens_BT.shape
-    start_B = T - lengths_B
-    slots_S = jnp.arange(T + steps)
-    shape = (c.layers, B, T + steps, c.kv_heads, c.head_width)
-    empty = jnp.zeros(shape, decoder.embed_tokens[...].dtype)
+    P = prefix_P.shape[0]
+    padding_B = T - lengths_B
+    slots_S = jnp.arange(P + T + steps)
 
     def choose(logits_BV, at):
         if not temperature:
@@ -112,8 +120,8 @@ def _decode(
 
     def forward(tokens, slots_T, cache, at):
         """The token that follows the last of `tokens`, and the cache; token t sits at slot slots_T[t]."""
-        positions_BT = jnp.maximum(slots_T - start_B[:, None], 0)
-        real_BS = slots_S >= start_B[:, None]
+        positions_BT = jnp.maximum(slots_T - padding_B[:, None], 0)
+        real_BS = (slots_S < P) | (slots_S >= P + padding_B[:, None])
         causal_TS = slots_S <= slots_T[:, None]
         mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
         out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache)
@@ -130,9 +138,9 @@ def _decode(
         at, token_B, cache, new_BN, done_B = carry
         new_BN = new_BN.at[:, at].set(token_B)
         done_B = done_B | ended(token_B)
-        token_B, cache = forward(token_B[:, None], (T + at)[None], cache, at + 1)
+        token_B, cache = forward(token_B[:, None], (P + T + at)[None], cache, at + 1)
         return at + 1, token_B, cache, new_BN, done_B
 
-    token_B, cache = forward(tokens_BT, jnp.arange(T), Cache(empty, empty, jnp.zeros((), jnp.int32)), 0)
+    token_B, cache = forward(tokens_BT, P + jnp.arange(T), decoder.read_prefix(prefix_P, B, T + steps, adapter), 0)
     first = (jnp.zeros((), jnp.int32), token_B, cache, jnp.zeros((B, steps), jnp.int32), lengths_B == 0)
     return jax.lax.while_loop(unfinished, one, first)[3]

@@ -7,10 +7,13 @@ import pytest
 from flax import nnx
 
 from configs import base
+from rdjax import generation
+from rdjax.data import batches
 from rdjax.generation import generate
 from rdjax.models.load import load_model
 from rdjax.sharding import make_mesh
 from tests import tiny
+from tests.distill.case import random_adapter
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,31 @@ def test_draws_are_as_frequent_as_the_model_says(model, temperature):
     expected = np.asarray(jax.nn.softmax(jnp.asarray(logits_V) / temperature))
     assert np.abs(observed - expected).max() < 5 * np.sqrt(expected.max() / count)
     assert expected.max() > 2 / model.config.vocab, "the probabilities differ enough to tell"
+
+
+SHARED = tiny.random_tokens(21, seed=99).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}, {"batch_size": 2}])
+def test_a_prefix_that_prompts_share_changes_nothing(model, monkeypatch, options):
+    prompts = [SHARED + prompt for prompt in PROMPTS]
+    adapter = random_adapter(model.config)
+    options = {"batch_size": 8, "ignore_eos": True, **options}
+    lengths = []
+    real = generation._decode
+
+    def spy(base, adapter, prefix_P, tokens_BT, *rest, **more):
+        lengths.append((prefix_P.shape[0], tokens_BT.shape[1]))
+        return real(base, adapter, prefix_P, tokens_BT, *rest, **more)
+
+    monkeypatch.setattr(generation, "_decode", spy)
+    reused = generate(model, adapter, 1.0, prompts, 6, **options)
+    assert {prefix for prefix, _ in lengths} == {16}
+    lengths.clear()
+    monkeypatch.setattr(batches, "PREFIX_PAYS", 10**6)
+    assert generate(model, adapter, 1.0, prompts, 6, **options) == reused
+    assert {prefix for prefix, _ in lengths} == {0} and max(width for _, width in lengths) >= 61
+
+
+def test_no_prompt_has_no_answer(model):
+    assert generate(model, None, 1.0, [], 6, 8) == []

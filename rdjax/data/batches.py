@@ -1,5 +1,6 @@
 """Batches: pairs as padded arrays, with loss weights that already hold the reduction."""
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,15 +10,18 @@ import numpy as np
 
 from rdjax.data.pairs import Pair
 
+# A shared prefix of fewer tokens is read in every row: reading it once would save little.
+PREFIX_PAYS = 16
+
 
 class Side(NamedTuple):
     """One of the two sequences of each pair.
 
     Attributes:
-      tokens_BT: prompt and response, padded on the right.
+      tokens_BT: prompt and response, padded on the right; less the prefix where all rows share one.
       lengths_B: real tokens of each row.
-      predict_BP: where the logits of the response are read.
-      aligned_BQ: where hidden states are compared.
+      predict_BP: where the logits of the response are read, as places in `tokens_BT`.
+      aligned_BQ: where hidden states are compared, likewise.
     """
 
     tokens_BT: np.ndarray
@@ -51,12 +55,17 @@ class Slots(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Padded sizes, the same for all batches of a stage, so that one program serves them."""
+    """Padded sizes, the same for all batches of a stage, so that one program serves them.
+
+    Attributes:
+      prefix: leading tokens of the teacher's prompts that all share and the batch leaves out (`shared_prefix`).
+    """
 
     teacher: int
     student: int
     predict: int
     aligned: int
+    prefix: int = 0
 
 
 def _predict(pair: Pair, prompt: int, slots: Slots) -> list[int]:
@@ -78,17 +87,37 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def batch_shape(pairs: Sequence[Pair], slots: Slots) -> Shape:
-    """The smallest shape, in steps of 8 tokens, that holds every pair."""
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, in steps of 8; 0 where reading them once would not pay.
+
+    Every prompt keeps at least one token of its own.
+    """
+    ids = [tuple(prompt) for prompt in prompts]
+    # What the first and the last in order share, all share.
+    both = zip(min(ids), max(ids), strict=False)
+    common = len([*itertools.takewhile(lambda pair: pair[0] == pair[1], both)])
+    length = min(common, *(len(prompt) - 1 for prompt in prompts)) // 8 * 8
+    return length if length >= PREFIX_PAYS else 0
+
+
+def teacher_prefix(pairs: Sequence[Pair], slots: Slots) -> int:
+    """`shared_prefix` of the teacher's prompts, less what the losses read."""
+    ends = [_aligned(pair, len(pair.prompts.teacher_ids), slots)[0] for pair in pairs]
+    return shared_prefix([pair.prompts.teacher_ids[: end + 1] for pair, end in zip(pairs, ends, strict=True)])
+
+
+def batch_shape(pairs: Sequence[Pair], slots: Slots, prefix: int = 0) -> Shape:
+    """The smallest shape, in steps of 8 tokens, that holds every pair less the teacher's prefix."""
 
     def longest(sizes: Iterator[int]) -> int:
         return round_up(max(sizes), 8)
 
     return Shape(
-        longest(len(pair.prompts.teacher_ids) + len(pair.response_ids) for pair in pairs),
+        longest(len(pair.prompts.teacher_ids) + len(pair.response_ids) - prefix for pair in pairs),
         longest(len(pair.prompts.student_ids) + len(pair.response_ids) for pair in pairs),
         longest(len(_predict(pair, len(pair.prompts.student_ids), slots)) for pair in pairs),
         longest(len(_aligned(pair, len(pair.prompts.student_ids), slots)) for pair in pairs),
+        prefix,
     )
 
 
@@ -103,7 +132,12 @@ def collate(pairs: Sequence[Pair], rows: int, shape: Shape, slots: Slots, eos: i
     student = Side(zeros("S"), np.ones(rows, np.int32), zeros("P"), zeros("Q"))
     batch = Batch(teacher, student, zeros("P"), zeros("P", np.float32), zeros("Q", np.float32))
     for row, pair in enumerate(pairs):
-        for side, prompt in ((teacher, pair.prompts.teacher_ids), (student, pair.prompts.student_ids)):
+        for side, whole, left_out in (
+            (teacher, pair.prompts.teacher_ids, shape.prefix),
+            (student, pair.prompts.student_ids, 0),
+        ):
+            # Less the prefix, the places of what remains are the shorter prompt's.
+            prompt = whole[left_out:]
             ids = prompt + pair.response_ids
             predict, aligned = _predict(pair, len(prompt), slots), _aligned(pair, len(prompt), slots)
             side.tokens_BT[row, : len(ids)] = ids

@@ -36,17 +36,30 @@ def read_side(
     side: Side,
     dropout: Dropout | None = None,
     remat: bool = False,
+    prefix_P: jax.Array | None = None,
 ) -> Signals:
-    """One forward over one side of a batch; `adapter` is scaled (`lora.effective`)."""
-    T = side.tokens_BT.shape[1]
+    """One forward over one side of a batch.
+
+    Args:
+      adapter: scaled (`lora.effective`).
+      prefix_P: tokens that stand before every row and are read once for all; nothing is differentiated through them.
+    """
+    decoder = nnx.merge(graph, base)
+    B, T = side.tokens_BT.shape
     segments_BT = (jnp.arange(T) < side.lengths_B[:, None]).astype(jnp.int32)
     positions_BT = jnp.broadcast_to(jnp.arange(T), side.tokens_BT.shape)
-    out = nnx.merge(graph, base)(
+    mask_BTS, cache = causal_mask(segments_BT), None
+    if prefix_P is not None:
+        P = prefix_P.shape[0]
+        positions_BT, cache = P + positions_BT, decoder.read_prefix(prefix_P, B, T, adapter)
+        mask_BTS = jnp.concatenate([jnp.ones((B, T, P), bool), mask_BTS], axis=-1)
+    out = decoder(
         side.tokens_BT,
         positions_BT,
-        causal_mask(segments_BT),
+        mask_BTS,
         adapter=adapter,
         dropout=dropout,
+        cache=cache,
         inputs_at_BQ=side.aligned_BQ,
         remat=remat,
     )

@@ -215,6 +215,21 @@ class Decoder(nnx.Module):
             cache = Cache(*kvs, index + tokens_BT.shape[1])
         return Output(self.norm(x_BTD), inputs_LBQD, cache)
 
+    def read_prefix(self, prefix_P: jax.Array, rows: int, room: int, adapter: dict | None) -> Cache:
+        """Reads tokens that `rows` rows share, once; a cache of every row, with room for as many further tokens."""
+        c, P = self.config, prefix_P.shape[0]
+        empty = jnp.zeros((c.layers, 1, P, c.kv_heads, c.head_width), self.embed_tokens[...].dtype)
+        read = Cache(empty, empty, jnp.zeros((), jnp.int32))
+        if P:
+            causal = jnp.tril(jnp.ones((1, P, P), bool))
+            read = self(prefix_P[None], jnp.arange(P)[None], causal, adapter=adapter, cache=read).cache
+
+        def spread(one_L1PKH: jax.Array) -> jax.Array:
+            shared = jnp.broadcast_to(one_L1PKH, (c.layers, rows, *one_L1PKH.shape[2:]))
+            return jnp.pad(shared, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
+
+        return Cache(spread(read.k_LBSKH), spread(read.v_LBSKH), read.index)
+
     def logits(self, final_BPD: jax.Array) -> jax.Array:
         """Next-token logits [B, P, V] in float32 from final-normed hidden states."""
         head_DV = self.embed_tokens[...].T if self.config.tied_embeddings else self.lm_head.kernel[...]

@@ -151,7 +151,8 @@ def test_an_update_keeps_rows_in_order():
 
 def test_the_shape_holds_every_pair_in_steps_of_eight():
     # The longest have 18 and 9 tokens, 5 prediction and 7 aligned positions.
-    assert batch_shape(PAIRS, SHARED) == (24, 16, 8, 8)
+    assert batch_shape(PAIRS, SHARED) == (24, 16, 8, 8, 0)
+    assert batch_shape(PAIRS, SHARED, prefix=8) == (16, 16, 8, 8, 8)
 
 
 def test_one_shape_serves_every_batch():
