@@ -1,8 +1,12 @@
-"""One self-contained page for a run or a sweep: `python -m rdjax.report --workdir=runs/quickstart`."""
+"""One self-contained page for a run or a sweep: `python -m rdjax.report --workdir=runs/quickstart`.
+
+With `--figures=<folder>` the page's figures are written there as well, an SVG file each.
+"""
 
 import pathlib
 
 import jinja2
+from absl import flags
 
 from rdjax import cli, experiment_flags
 from rdjax.errors import UserError
@@ -10,12 +14,17 @@ from rdjax.figures import label, metric_of
 from rdjax.run_page import run_page
 from rdjax.sweep_page import sweep_page
 
+_FIGURES = flags.DEFINE_string("figures", None, "Folder for the page's figures as SVG files; default: none.")
+
 PAGE = "report.html"
 TEMPLATE = pathlib.Path(__file__).parent / "assets" / "report.html.jinja"
 
 
-def write_report(workdir: pathlib.Path) -> pathlib.Path:
+def write_report(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pathlib.Path:
     """Writes `<workdir>/report.html` for the finished run or the sweep that lies there.
+
+    Args:
+      figures: a folder for the page's figures, `<name>.svg`; None writes none.
 
     Raises:
       UserError: neither lies there.
@@ -33,12 +42,18 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     beside = path.with_suffix(".part")
     beside.write_text(template.render(**page), encoding="utf-8")
     beside.replace(path)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, svg in page["figures"].items():
+            if svg:
+                (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
     return path
 
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    print(f"wrote {write_report(experiment_flags.workdir())}")
+    figures = pathlib.Path(_FIGURES.value) if _FIGURES.value else None
+    print(f"wrote {write_report(experiment_flags.workdir(), figures)}")
 
 
 if __name__ == "__main__":

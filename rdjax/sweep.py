@@ -22,12 +22,11 @@ from rdjax.config import METHODS, check_config
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
-from rdjax.figures import spread
 from rdjax.judges import judges_of
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.report import write_report
 from rdjax.sharding import make_mesh
-from rdjax.sweep_page import cell_folder, run_folder
+from rdjax.sweep_page import Table, cell_folder, run_folder, sweep_table
 from rdjax.train import (
     FINISHED,
     Run,
@@ -197,21 +196,9 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
     return {"cells": cells, "failed": failed}
 
 
-def table(summary: dict[str, Any]) -> str:
-    """A markdown table: for each method, k and split the mean over seeds and its range."""
-    groups: dict[tuple, dict[str, list[float]]] = {}
-    for cell in summary["cells"]:
-        for split, systems in cell["splits"].items():
-            for system, scores in systems.items():
-                metric = next(iter(scores))
-                value = scores[metric]
-                if value is not None:
-                    row = groups.setdefault((cell["method"], cell["k"]), {})
-                    row.setdefault(f"{split} {system}", []).append(value)
-    columns = list(dict.fromkeys(name for row in groups.values() for name in row))
-    lines = [["method", "k", *columns], ["---"] * (2 + len(columns))]
-    for (method, k), row in groups.items():
-        lines.append([method, str(k), *(spread(row[name]) if name in row else "-" for name in columns)])
+def markdown(table: Table) -> str:
+    """A table as Markdown."""
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -262,7 +249,9 @@ def main(argv: list[str]) -> None:
     run_cells(config, workdir)
     summary = summarise(config, workdir)
     write_json(workdir / SUMMARY, summary)
-    print(f"{table(summary)}\nwrote {write_report(workdir)}")
+    if any(cell["splits"] for cell in summary["cells"]):
+        print(markdown(sweep_table(summary["cells"])))
+    print(f"wrote {write_report(workdir)}")
     if summary["failed"]:
         names = "; ".join("{method}, k = {k}, seed {seed}: {error}".format(**cell) for cell in summary["failed"])
         print(f"failed: {names}. The same command tries them again.", file=sys.stderr)

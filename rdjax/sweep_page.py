@@ -4,11 +4,13 @@ import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rdjax.figures import colours_of, draw, label, metric_of, spread
 from rdjax.run_page import read_predictions, side_by_side
 from rdjax.workdir import read_json, read_lines
+
+Cell = Mapping[str, Any]  # of sweep.json: method, k, seed, and what the run's eval.json holds
 
 SHOWN_ROWS = 8  # outputs of each method that the page shows
 
@@ -23,7 +25,7 @@ def run_folder(workdir: pathlib.Path, method: str, k: int, seed: int) -> pathlib
     return cell_folder(workdir, method, k) / f"seed{seed}"
 
 
-def sweep_figure(cells: Sequence[Mapping[str, Any]]) -> str:
+def sweep_figure(cells: Sequence[Cell]) -> str:
     """The student's score against k on every split: mean over seeds, band from lowest to highest; ceiling and base."""
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"]))
@@ -71,7 +73,38 @@ def sweep_figure(cells: Sequence[Mapping[str, Any]]) -> str:
     return draw(len(splits), paint, height=3.6)
 
 
-def sweep_curves(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> str:
+def ceiling_figure(cells: Sequence[Cell]) -> str:
+    """Every run's student against its ceiling, the base with the rule; "" where all methods have the same ceiling."""
+    splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"] if split != "retain"))
+    colours = colours_of(cell["method"] for cell in cells)
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {split: {} for split in splits}
+    for cell in cells:
+        for split in splits:
+            systems = cell["splits"].get(split, {})
+            if {"base_with_rule", "student"} <= systems.keys():
+                pair = tuple(systems[name][metric_of(systems[name])] for name in ("base_with_rule", "student"))
+                if None not in pair:
+                    points[split].setdefault(cell["method"], []).append(pair)
+    ceilings = [{tuple(at for at, _ in found) for found in groups.values()} for groups in points.values()]
+    if all(len(found) < 2 for found in ceilings):
+        return ""
+
+    def paint(axes: Sequence[Any]) -> None:
+        for axis, (split, groups) in zip(axes, points.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+            for method, found in groups.items():
+                axis.scatter(*zip(*found, strict=True), color=colours[method], label=label(method), s=28, alpha=0.8)
+            axis.set_title(label(split))
+            axis.set_xlabel("base with rule (ceiling)")
+            axis.set_xlim(0, 1.03)
+            axis.set_ylim(0, 1.03)
+        axes[0].set_ylabel("student")
+        axes[0].legend(fontsize=8)
+
+    return draw(len(points), paint, height=3.6)
+
+
+def sweep_curves(workdir: pathlib.Path, cells: Sequence[Cell]) -> str:
     """The students' training loss over updates, a panel a k, the mean over seeds."""
     ks = sorted({cell["k"] for cell in cells})
     colours = colours_of(cell["method"] for cell in cells)
@@ -97,7 +130,7 @@ def sweep_curves(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> s
     return draw(len(ks), paint) if curves else ""
 
 
-def sweep_hidden(cells: Sequence[Mapping[str, Any]]) -> str:
+def sweep_hidden(cells: Sequence[Cell]) -> str:
     """The distance from the teacher's hidden states at every layer and k, mean over seeds, on the first test split."""
     split = next(split for cell in cells for split in cell["splits"])
     ks = sorted({cell["k"] for cell in cells})
@@ -126,7 +159,7 @@ def sweep_hidden(cells: Sequence[Mapping[str, Any]]) -> str:
     return draw(len(ks), paint)
 
 
-def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Outputs side by side of every method: its first seed at the largest k, the first split."""
     shown = []
     for method in dict.fromkeys(cell["method"] for cell in cells):
@@ -141,32 +174,49 @@ def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> 
     return shown
 
 
-def sweep_rows(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The table of a sweep: for each method, k and system the mean over seeds and its range, a column a split."""
+class Table(NamedTuple):
+    """Text cells: one head, and rows as long as it."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def sweep_table(cells: Sequence[Cell]) -> Table:
+    """For each k the systems and the methods' students: the mean over seeds and its range, a column a split.
+
+    A system on which all methods agree (the base, its ceiling) has one row, else one for each method.
+    """
     splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"]))
+    tests = [split for split in splits if split != "retain"]
     systems = list(dict.fromkeys(system for cell in cells for split in cell["splits"].values() for system in split))
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    asked = {split: scores for cell in cells for split, own in cell["splits"].items() for scores in own.values()}
+    head = ["k", "system", *(f"{label(split)}: {label(metric_of(asked[split]))}" for split in splits)]
+    head += [*(f"{label(split)}: gap closed" for split in tests), "retain: KL from base", f"tokens, {label(splits[0])}"]
+
+    def columns(k: int, method: str, system: str) -> list[str] | None:
+        mine = [cell["splits"] for cell in cells if (cell["k"], cell["method"]) == (k, method)]
+
+        def values(split: str, metric: str | None = None) -> str:
+            scored = [own[split][system] for own in mine if system in own.get(split, {})]
+            return spread([scores.get(metric or metric_of(scores)) for scores in scored])
+
+        if not any(system in scores for own in mine for scores in own.values()):
+            return None
+        forgotten, tokens = values("retain", "kl_from_base"), values(splits[0], "mean_response_tokens")
+        return [*map(values, splits), *(values(split, "gap_closed") for split in tests), forgotten, tokens]
+
     rows = []
-    for method, k in dict.fromkeys((cell["method"], cell["k"]) for cell in cells):
-        mine = [cell for cell in cells if (cell["method"], cell["k"]) == (method, k)]
-        for system in systems:
-            columns = []
-            for split in splits:
-                scored = [cell["splits"][split][system] for cell in mine if system in cell["splits"].get(split, {})]
-                columns.append(spread([scores[metric_of(scores)] for scores in scored]))
-            kept = [cell["splits"].get("retain", {}).get(system, {}) for cell in mine]
-            first = [cell["splits"][splits[0]].get(system) for cell in mine if splits[0] in cell["splits"]]
-            rows.append(
-                {
-                    "method": method,
-                    "k": k,
-                    "system": system,
-                    "seeds": len(mine),
-                    "columns": columns,
-                    "forgotten": spread([scores.get("kl_from_base") for scores in kept]),
-                    "tokens": spread([scores["mean_response_tokens"] for scores in first if scores]),
-                }
-            )
-    return {"splits": splits, "rows": rows}
+    for k in sorted({cell["k"] for cell in cells}):
+        for system in sorted(systems, key="student".__eq__):
+            made = {method: found for method in methods if (found := columns(k, method, system))}
+            if system == "student":
+                rows += [[str(k), label(method), *found] for method, found in made.items()]
+            elif len(set(map(tuple, made.values()))) == 1:
+                rows.append([str(k), label(system), *next(iter(made.values()))])
+            else:
+                rows += [[str(k), f"{label(system)} ({label(method)})", *found] for method, found in made.items()]
+    return Table(head, rows)
 
 
 def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
@@ -176,7 +226,8 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
     figures = {}
     evaluated = any(cell["splits"] for cell in cells)
     if evaluated:
-        figures = {"sweep": sweep_figure(cells), "curves": sweep_curves(workdir, cells), "hidden": sweep_hidden(cells)}
+        figures = {"sweep": sweep_figure(cells), "ceiling": ceiling_figure(cells)}
+        figures |= {"curves": sweep_curves(workdir, cells), "hidden": sweep_hidden(cells)}
     return {
         "kind": "sweep",
         "title": f"{config['task']['name']}: methods against k",
@@ -187,7 +238,9 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
             "k": ", ".join(map(str, config["sweep"]["ks"])),
             "seeds": ", ".join(map(str, config["sweep"]["seeds"])),
         },
-        "table": sweep_rows(cells) if evaluated else None,
+        "table": sweep_table(cells) if evaluated else None,
+        # Those of the most samples: there are as many labelled outputs.
+        "judge_errors": max(cells, key=lambda cell: cell["k"]).get("judge_errors", {}) if cells else {},
         "failed": summary["failed"],
         "outputs": sweep_outputs(workdir, cells),
         "figures": figures,

@@ -263,7 +263,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
     splits = {name: part.select(range(min(limit or len(part), len(part)))) for name, part in splits.items()}
     if not splits or not run.config.eval.systems:
         print("no test split or no system: nothing to evaluate")
-        return {"splits": {}}
+        return {"splits": {}, "judge_errors": judge_errors(run)}
     systems = systems_of(run, adapters)
     total = sum(map(len, splits.values())) * len(systems)
     options = eval_options(run.config, run.spec)

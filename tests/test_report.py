@@ -4,6 +4,7 @@ import html.parser
 import json
 import pathlib
 import shutil
+import xml.etree.ElementTree
 
 import pytest
 
@@ -12,7 +13,7 @@ from rdjax.errors import UserError
 from rdjax.figures import colours_of, spread
 from rdjax.report import write_report
 from rdjax.run_page import side_by_side
-from rdjax.sweep_page import sweep_rows
+from rdjax.sweep_page import ceiling_figure, sweep_table
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -128,6 +129,14 @@ def test_a_sweep_without_a_test_split_has_a_page(tmp_path):
     assert "<svg" not in write_report(folder).read_text()
 
 
+def test_figures_are_files_of_their_own_where_wanted(tmp_path):
+    write_report(write_sweep(tmp_path / "sweep"), tmp_path / "made" / "figures")
+    made = {path.name: path.read_text() for path in (tmp_path / "made" / "figures").iterdir()}
+    assert made.keys() == {"sweep.svg", "hidden.svg"}
+    for svg in made.values():
+        assert xml.etree.ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+
+
 def test_the_same_results_give_the_same_page(tmp_path):
     folder = write_run(tmp_path / "run")
     assert write_report(folder).read_text() == write_report(folder).read_text()
@@ -147,12 +156,35 @@ def test_failures_come_first():
     assert (part["failures"], part["total"], part["systems"]) == (1, 3, ["student"])
 
 
-def test_rows_of_a_sweep_are_means_over_seeds(tmp_path):
-    cells = json.loads((write_sweep(tmp_path / "sweep") / "sweep.json").read_text())["cells"]
-    made = sweep_rows(cells)
-    assert made["splits"] == ["test_id", "retain"]
-    row = next(row for row in made["rows"] if (row["method"], row["k"], row["system"]) == ("mine", 8, "student"))
-    assert row["seeds"] == 2 and row["columns"] == ["0.81 (0.80-0.81)"] * 2
+@pytest.fixture
+def cells(tmp_path):
+    return json.loads((write_sweep(tmp_path / "sweep") / "sweep.json").read_text())["cells"]
+
+
+def test_rows_of_a_sweep_are_means_over_seeds(cells):
+    table = sweep_table(cells)
+    assert table.head[:4] == ["k", "system", "test id: exact match", "retain: exact match"]
+    (row,) = [row for row in table.rows if row[:2] == ["8", "mine"]]
+    assert row[2:4] == ["0.81 (0.80-0.81)"] * 2
+    assert all(len(row) == len(table.head) for row in table.rows)
+
+
+def test_systems_on_which_methods_agree_have_one_row(cells):
+    names = [row[1] for row in sweep_table(cells).rows if row[0] == "4"]
+    assert names == ["base", "base with rule", "rule distill base", "mine"]
+    for cell in cells:
+        if cell["method"] == "mine":
+            cell["splits"]["test_id"]["base_with_rule"]["exact_match"] = 0.9
+    names = [row[1] for row in sweep_table(cells).rows if row[0] == "4"]
+    assert names[1:3] == ["base with rule (rule distill base)", "base with rule (mine)"]
+
+
+def test_students_stand_against_their_ceilings_where_these_differ(cells):
+    assert ceiling_figure(cells) == ""
+    for cell in cells:
+        if cell["method"] == "mine":
+            cell["splits"]["test_id"]["base_with_rule"]["exact_match"] = 0.9
+    assert "ceiling" in ceiling_figure(cells)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
-from configs.sweeps import arithmetic, quickstart, settings, unlabelled
+from configs.sweeps import arithmetic, quickstart, safety, sentiment, settings, strength, unlabelled
 from rdjax import cli, sweep, train
 from rdjax.errors import UserError
 from tests import tiny
@@ -70,7 +70,7 @@ def run(config, workdir: pathlib.Path, tmp_path: pathlib.Path) -> int:
     return ended.value.code or 0
 
 
-@pytest.mark.parametrize("module", [arithmetic, quickstart, settings, unlabelled])
+@pytest.mark.parametrize("module", [arithmetic, quickstart, safety, sentiment, settings, strength, unlabelled])
 def test_the_sweeps_of_configs_pass_their_checks(module):
     config = module.get_config()
     sweep.check_sweep(config)
@@ -93,6 +93,19 @@ def test_every_run_of_every_cell_has_scores(finished):
     for cell in summary["cells"]:
         assert list(cell["splits"]) == ["test_id", "test_ood", "retain"]
         assert cell["splits"]["test_id"]["student"]["n"] == 3
+
+
+@pytest.mark.parametrize("task", ["sentiment", "safety"])
+def test_the_other_tasks_run_from_their_generator_to_the_report(model, tmp_path, task):
+    changes = {"task.name": task, "sweep.methods": ("rule_distill_base",), "sweep.ks": (3,), "eval.batch_size": 3}
+    assert run(small_sweep(model, **changes), tmp_path / "run", tmp_path) == 0
+    (first, _) = json.loads((tmp_path / "run" / "sweep.json").read_text())["cells"]
+    judges = {"sentiment": ("negative", "positive"), "safety": ("refusal", "answer")}[task]
+    metrics = [next(iter(systems["student"])) for systems in first["splits"].values()]
+    assert metrics == [*judges, "exact_match"]
+    assert [error["judge"] for error in first["judge_errors"].values()] == list(judges)
+    assert all(error["wrong"] == 0 for error in first["judge_errors"].values())
+    assert "How often the judges are wrong" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_seed_is_laid_out_as_a_run(finished):

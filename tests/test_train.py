@@ -239,3 +239,9 @@ def test_published_files_run_on_a_random_model(model, published_data, tmp_path, 
     present = {"test_on_topic", "test_elsewhere"} if name == "sentiment" else set()
     assert set(splits) == present
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    # The judges are measured on the training outputs, also where the test files are absent.
+    judged = present or {"test_harmful", "test_helpful"}
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["judge_errors"].keys() == judged
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "How often the judges are wrong" in page
+    assert all(split.replace("_", " ") in page for split in judged)

@@ -12,6 +12,7 @@ from configs import quickstart
 
 def get_config() -> config_dict.ConfigDict:
     config = quickstart.get_config()
+    config.eval.systems = ("base", "base_with_rule", "student")
     config.unlock()  # it gets a section of its own
     config.sweep = config_dict.ConfigDict()
     config.sweep.methods = (

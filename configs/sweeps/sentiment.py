@@ -1,0 +1,20 @@
+"""The paper's sentiment study in miniature, on the embedded model: Bob's policies, and topics that no sample shows.
+
+    python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment
+
+The published files instead: --config.task.root=<data>/bob_sentiment_experiments --config.task.one_wording=True.
+"""
+
+from ml_collections import config_dict
+
+from configs.sweeps import arithmetic
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = arithmetic.get_config()
+    config.task.name = "sentiment"
+    config.eval.max_new_tokens = 40
+    config.sweep.ks = (8, 16, 32)
+    config.sweep.seeds = (0, 1, 2)
+    config.sweep.updates = 400
+    return config
