@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, kl_divergence
 from rdjax.distill.teacher import Signals, logits, read_side
 from rdjax.errors import UserError
+from rdjax.files import read_lines, write_lines
 from rdjax.generation import generate
 from rdjax.judges import Judge
 from rdjax.models.load import LanguageModel
@@ -267,26 +267,24 @@ def _write_predictions(
     answered: Answers,
     verdicts: Sequence[bool] | None = None,
 ) -> None:
-    """One line a row; the file is there whole or not at all."""
-    beside = path.with_suffix(".part")
-    with beside.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows):
-            record = {
-                "input": row["input"],
-                "gold": row["output"],
-                "response": answered.texts[number],
-                "ids": answered.ids[number],
-                "ended": answered.ended[number],
-                "correct": None if verdicts is None else verdicts[number],
-                "prompt": prompts[number].teacher_text if system.with_rule else prompts[number].student_text,
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    beside.replace(path)
+    """One line a row."""
+    records = [
+        {
+            "input": row["input"],
+            "gold": row["output"],
+            "response": answered.texts[number],
+            "ids": answered.ids[number],
+            "ended": answered.ended[number],
+            "correct": None if verdicts is None else verdicts[number],
+            "prompt": prompts[number].teacher_text if system.with_rule else prompts[number].student_text,
+        }
+        for number, row in enumerate(rows)
+    ]
+    write_lines(path, records)
 
 
 def _read_predictions(path: pathlib.Path) -> Answers:
-    with path.open(encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    records = read_lines(path)
     return Answers(*([record[name] for record in records] for name in ("ids", "ended", "response")))
 
 

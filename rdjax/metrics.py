@@ -8,6 +8,8 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
+from rdjax.files import write_lines
+
 
 class MetricsLog:
     """Appends scalars to `<workdir>/metrics.jsonl` and to TensorBoard event files beside it."""
@@ -30,9 +32,7 @@ class MetricsLog:
             return
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= after_step]
-        beside = self.path.with_suffix(".part")  # whole or not at all
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        beside.replace(self.path)
+        write_lines(self.path, kept)
 
     def close(self) -> None:
         self._events.close()

@@ -11,6 +11,7 @@ from absl import flags
 from rdjax import cli, experiment_flags
 from rdjax.errors import UserError
 from rdjax.figures import label, metric_of
+from rdjax.files import write_text
 from rdjax.run_page import run_page
 from rdjax.sweep_page import sweep_page
 
@@ -39,9 +40,7 @@ def write_report(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> 
     environment.filters |= {"label": label, "metric_of": metric_of}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = workdir / PAGE
-    beside = path.with_suffix(".part")
-    beside.write_text(template.render(**page), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, template.render(**page))
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         for name, svg in page["figures"].items():

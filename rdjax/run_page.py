@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.figures import COLOURS, colours_of, draw, label, metric_of
-from rdjax.workdir import read_json, read_lines
+from rdjax.files import read_json, read_lines
 
 SHOWN_ROWS = 50  # outputs of a split that the page shows; the rest stay in predictions/
 

@@ -22,6 +22,7 @@ from rdjax.config import METHODS, check_config
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
+from rdjax.files import write_json
 from rdjax.judges import judges_of
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.report import write_report
@@ -37,7 +38,7 @@ from rdjax.train import (
     train_all,
     weight_folders,
 )
-from rdjax.workdir import check_workdir, open_workdir, write_json
+from rdjax.workdir import check_workdir, open_workdir
 
 SUMMARY = "sweep.json"
 FAILURE = "failures.json"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rdjax.figures import colours_of, draw, label, metric_of, spread
+from rdjax.files import read_json, read_lines
 from rdjax.run_page import read_predictions, side_by_side
-from rdjax.workdir import read_json, read_lines
 
 Cell = Mapping[str, Any]  # of sweep.json: method, k, seed, and what the run's eval.json holds
 

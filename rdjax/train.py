@@ -35,13 +35,14 @@ from rdjax.evaluation import (
     prompts_of,
     table,
 )
+from rdjax.files import read_lines, write_json, write_lines
 from rdjax.judges import BUILT_IN, Judge, judges_of
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
 from rdjax.report import PAGE, write_report
 from rdjax.sharding import make_mesh, replicated
-from rdjax.workdir import check_workdir, open_workdir, write_json
+from rdjax.workdir import check_workdir, open_workdir
 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
 TUNE_WITH_RULE = Objective("tune_with_rule")
@@ -125,14 +126,12 @@ def teacher_pairs(
                 raise UserError(f"{prompt.where}: the teacher's own response is empty; leave this row out")
         columns = zip(rows, made.ids, made.ended, made.texts, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")  # whole or not at all
         lines = [
             {"input": row["input"], "gold": row["output"], "response": text, "ids": ids, "ended": ended}
             for row, ids, ended, text in columns
         ]
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        beside.replace(path)
-    saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        write_lines(path, lines)
+    saved = read_lines(path)
     pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, saved, strict=True)]
     if not config.task.only_confirmed:
         return pairs

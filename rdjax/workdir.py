@@ -6,39 +6,16 @@ import pathlib
 import platform
 import shlex
 import sys
-from typing import Any
 
 import jax
 from ml_collections import config_dict
 
 from rdjax.config import differences, plain
 from rdjax.errors import UserError
+from rdjax.files import write_json
 
 RECORD = "config.json"
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_suffix(path.suffix + ".part")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file; UserError where it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
-
-
-def read_lines(path: pathlib.Path) -> list[Any]:
-    """The objects of a JSON Lines file; none where it is not there."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:

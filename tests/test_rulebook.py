@@ -25,6 +25,7 @@ SMALL = {
     "train.steps": 4,
     "train.save_every": 2,
     "train.probe_every": 4,
+    "train.keep": (2,),
 }
 
 
@@ -49,7 +50,12 @@ def test_the_recipe_writes_a_model_that_loads(tmp_path):
     assert model.config.vocab == 400
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4]
-    assert {"sum_short", "larger_long", "second_long"} <= lines[0].keys()
+    assert {"sum_short", "larger_long", "second_long", "sentiment", "refusal"} <= lines[0].keys()
+    # A weaker model of the way there.
+    early = load_file(tmp_path / "run" / "model-2" / "model.safetensors")
+    final = load_file(folder / "model.safetensors")
+    assert early.keys() == final.keys() and any((early[name] != final[name]).any() for name in final)
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model-2").eos_token == "</s>"
 
 
 def test_a_stopped_training_ends_in_the_same_weights(tmp_path, monkeypatch):

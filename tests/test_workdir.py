@@ -3,10 +3,9 @@ import json
 import pytest
 
 from configs import base
-from rdjax import workdir as workdir_module
 from rdjax.config import plain
 from rdjax.errors import UserError
-from rdjax.workdir import PACKAGES, RECORD, check_workdir, open_workdir, write_json
+from rdjax.workdir import PACKAGES, RECORD, check_workdir, open_workdir
 
 
 @pytest.fixture
@@ -74,25 +73,3 @@ def test_other_data_is_refused(tmp_path, config):
     open_workdir(tmp_path, config, "rdjax.train", "data")
     with pytest.raises(UserError, match="holds a run on other data or weights"):
         open_workdir(tmp_path, config, "rdjax.train", "edited data")
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "eval.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["eval.json"]
-
-
-def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "eval.json"
-    write_json(path, {"a": 1})
-
-    def killed(self, target):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(workdir_module.pathlib.Path, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
