@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rdjax.data.batches import Batch, Side, Slots, batch_shape, collate, round_up, teacher_prefix
+from rdjax.data.batches import Batch, Shape, Side, Slots, batch_shape, collate, round_up, teacher_prefix
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, kl_divergence
 from rdjax.distill.teacher import Signals, logits, read_side
@@ -27,6 +27,7 @@ from rdjax.sharding import replicated, row_multiple, rows_sharding
 GAP_NEAR_ZERO = 0.01
 
 RETAIN = "retain"  # the split that the rule is not about
+FORGOTTEN = "retain, answered by the base without the rule"
 
 GAP_SLOTS = Slots(variant="ours", hidden_positions="shared", reduction="token")
 
@@ -131,22 +132,39 @@ def _compare(base, reference: Signals, system: Signals, batch: Batch, *, graph) 
     return kl, jnp.sum(distance_LBQ * batch.hidden_weight_BQ, axis=(1, 2))
 
 
+def answered_pairs(prompts: Sequence[Prompts], responses: Answers) -> list[Pair]:
+    """Prompts with the responses given to them."""
+    triples = zip(prompts, responses.ids, responses.ended, strict=True)
+    return [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
+
+
+def gap_shapes(groups: Mapping[str, Sequence[Pair]]) -> dict[str, Shape]:
+    """The shape in which each group of pairs is compared; groups that share a prefix share it, and so one program."""
+    prefixes = {name: teacher_prefix(pairs, GAP_SLOTS) for name, pairs in groups.items()}
+    shapes = {}
+    for prefix in set(prefixes.values()):
+        alike = [pair for name, pairs in groups.items() if prefixes[name] == prefix for pair in pairs]
+        shapes[prefix] = batch_shape(alike, GAP_SLOTS, prefix)
+    return {name: shapes[prefix] for name, prefix in prefixes.items()}
+
+
 def divergence(
     model: LanguageModel,
     reference: System,
     systems: Mapping[str, System],
-    prompts: Sequence[Prompts],
-    responses: Answers,
+    pairs: Sequence[Pair],
+    shape: Shape,
     options: EvalOptions,
 ) -> dict[str, Divergence]:
-    """How far each system is from the reference, teacher-forced on the reference's responses."""
-    triples = zip(prompts, responses.ids, responses.ended, strict=True)
-    pairs = [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
+    """How far each system is from the reference, teacher-forced on the reference's responses.
+
+    Args:
+      pairs: prompts with these responses.
+      shape: of `gap_shapes`.
+    """
     rows = round_up(options.batch_size, row_multiple(model.mesh))
-    shared = teacher_prefix(pairs, GAP_SLOTS)
-    prefix = np.array(pairs[0].prompts.teacher_ids[:shared], np.int32)
-    prefix_P = jax.device_put(prefix, replicated(model.mesh)) if shared else None
-    shape = batch_shape(pairs, GAP_SLOTS, shared)
+    prefix = np.array(pairs[0].prompts.teacher_ids[: shape.prefix], np.int32)
+    prefix_P = jax.device_put(prefix, replicated(model.mesh)) if shape.prefix else None
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
     for start in range(0, len(pairs), rows):
@@ -172,9 +190,9 @@ def divergence(
 def gap_to_close(model: LanguageModel, start: Adapter, prompts: Sequence[Prompts], options: EvalOptions) -> float:
     """E KL(base with rule || base), nats a token: what the rule in context changes, before any training."""
     reference = System(start, with_rule=True)
-    responses = answer(model, reference, prompts, options)
+    pairs = answered_pairs(prompts, answer(model, reference, prompts, options))
     base = {"base": System(start, with_rule=False)}
-    return divergence(model, reference, base, prompts, responses, options)["base"].kl
+    return divergence(model, reference, base, pairs, gap_shapes({"gap": pairs})["gap"], options)["base"].kl
 
 
 class JudgeError(Exception):
@@ -221,16 +239,22 @@ def evaluate(
             made[split][name] = answer(model, system, prompts[split], options, on_batch)
             _write_predictions(path, rows, prompts[split], system, made[split][name])
     results: dict[str, Any] = {"splits": {}, "hidden_distance": {}}
+    pairs = {}
+    for split in splits:
+        ruled = made[split].get("base_with_rule") or answer(model, reference, prompts[split], options)
+        pairs[split] = answered_pairs(prompts[split], ruled)
+    if RETAIN in splits:
+        plain = made[RETAIN].get("base") or answer(model, base, prompts[RETAIN], options)
+        pairs[FORGOTTEN] = answered_pairs(prompts[RETAIN], plain)
+    shapes = gap_shapes(pairs)
     for split, rows in splits.items():
-        responses = made[split].get("base_with_rule") or answer(model, reference, prompts[split], options)
         compared = {"base": base, **systems}
-        far = divergence(model, reference, compared, prompts[split], responses, options)
+        far = divergence(model, reference, compared, pairs[split], shapes[split], options)
         scores = results["splits"][split] = {}
         forgotten = {}
         if split == RETAIN:
-            own = made[split].get("base") or answer(model, base, prompts[split], options)
             unruled = {name: system for name, system in systems.items() if not system.with_rule}
-            forgotten = divergence(model, base, unruled, prompts[split], own, options)
+            forgotten = divergence(model, base, unruled, pairs[FORGOTTEN], shapes[FORGOTTEN], options)
         for name, answered in made[split].items():
             scores[name] = {}
             if split in judges:
