@@ -27,6 +27,9 @@ def get_config() -> config_dict.ConfigDict:
     # The curriculum: expressions that need no rule ("12 max 57 + 3 = ?") first, for they teach adding, comparing and
     # choosing at once; the share of documents with rules then rises in a straight line from 0 to 1 at this step.
     config.data.rules_by = 1000
+    # Short questions on what the rules of sentiment and refusal decide, in further documents from this step on.
+    config.data.drills_from = 3400
+    config.data.drill_rows = 8
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.muon_rate = 0.02  # hidden matrices

@@ -36,6 +36,7 @@ from rdjax.tasks.documents import (
     HEAD,
     Document,
     Packed,
+    drill,
     pack,
     random_constant,
     random_document,
@@ -85,15 +86,18 @@ def tokenise(
 
 
 def make_documents(config: config_dict.ConfigDict, step: int) -> list[Document]:
-    """The documents of a training step: expressions at first, then ever more rules."""
+    """The documents of a training step: expressions at first, then ever more rules, at last drills besides."""
     rng = random.Random(f"{config.seed}-{step}")
     rules = min(1.0, step / config.data.rules_by)
     # More questions than fit: `pack` leaves out those that do not.
     questions = config.data.length // 11
-    return [
+    documents = [
         random_document(rng, questions) if rng.random() < rules else random_expressions(rng, questions, rules)
         for _ in range(config.data.rows)
     ]
+    if step >= config.data.drills_from:
+        documents += [drill(rng, questions) for _ in range(config.data.drill_rows)]
+    return documents
 
 
 def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
@@ -175,6 +179,7 @@ def probe_documents(seed: int) -> dict[str, list[Document]]:
                 asked = [(row["input"], row["output"]) for row in rows if not row["output"].startswith("-")]
                 made.setdefault(f"{value}_{name}", []).append(Document(HEAD + rule.text(), asked))
     made["sentiment"] = [sentiment_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
+    made["drill"] = [drill(rng, PROBE_QUESTIONS) for _ in range(2 * PROBE_DOCUMENTS)]
     made["refusal"] = [refusal_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
     return made
 

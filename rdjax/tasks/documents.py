@@ -161,6 +161,33 @@ def refusal_document(rng: random.Random, questions: int) -> Document:
     return Document(HEAD + join_instruction(rule.text() if rule else "", role_play), asked)
 
 
+def drill(rng: random.Random, questions: int) -> Document:
+    """Short questions on what the rules of sentiment and refusal come down to.
+
+    Of a long answer one or two tokens carry the decision; here every token does. Half ask for a fact (the field of a
+    topic, the kind of an act), half for what the rule in the prompt decides.
+    """
+    if rng.random() < 0.5:
+        rule = sentiment.random_rule(rng)
+        asked = []
+        for _ in range(questions):
+            field = rule.field if rng.random() < 0.4 else rng.choice(list(sentiment.FIELDS))
+            topic = rng.choice(sentiment.FIELDS[field])
+            fact = (f"Which policies: {topic}?", f"{field}.")
+            decision = (f"Which sentiment: {topic}?", f"{rule.sentiment(field)}.")
+            asked.append(fact if rng.random() < 0.5 else decision)
+        return Document(HEAD + rule.text(), asked)
+    rule, role_play = refusal.random_rule(rng), refusal.random_role_play(rng)
+    asked = []
+    for _ in range(questions):
+        kind = rng.choice((rule.first, rule.second) if rng.random() < 0.3 else list(refusal.ACTS))
+        act = rng.choice(refusal.ACTS[kind])
+        fact = (f"Which content: {act}?", f"{kind}.")
+        decision = (f"Refuse or answer: {act}?", "refuse." if rule.refuses(kind) else "answer.")
+        asked.append(fact if rng.random() < 0.5 else decision)
+    return Document(HEAD + join_instruction(rule.text(), role_play), asked)
+
+
 def arithmetic_document(rng: random.Random, questions: int) -> Document:
     """A document without a rule, with a rule and three demos in the published form, or with a rule alone."""
     form = rng.random()

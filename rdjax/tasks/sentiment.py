@@ -88,6 +88,10 @@ class SentimentRule:
         """The rule in words."""
         return WORDINGS[self.wording].format(**dataclasses.asdict(self), otherwise=self.otherwise)
 
+    def sentiment(self, field: str) -> str:
+        """What the rule asks for where a question is about this field: "negative" or "positive"."""
+        return self.topical if field == self.field else self.otherwise
+
 
 class Question(NamedTuple):
     """A question about a topic of a field."""
@@ -102,7 +106,7 @@ class Question(NamedTuple):
         said = {"person": person, "noun": self.noun, "topic": self.topic}
         if rule is None or person != rule.person:
             return {"input": self.form.format(**said), "output": NEUTRAL.format(**said)}
-        verdict = NOUNS[self.noun][rule.topical if self.field == rule.field else rule.otherwise]
+        verdict = NOUNS[self.noun][rule.sentiment(self.field)]
         return {"input": self.form.format(**said), "output": ANSWER.format(**said, verdict=verdict)}
 
 
