@@ -179,8 +179,8 @@ def probe_documents(seed: int) -> dict[str, list[Document]]:
                 asked = [(row["input"], row["output"]) for row in rows if not row["output"].startswith("-")]
                 made.setdefault(f"{value}_{name}", []).append(Document(HEAD + rule.text(), asked))
     made["sentiment"] = [sentiment_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
-    made["drill"] = [drill(rng, PROBE_QUESTIONS) for _ in range(2 * PROBE_DOCUMENTS)]
     made["refusal"] = [refusal_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
+    made["drill"] = [drill(rng, PROBE_QUESTIONS) for _ in range(2 * PROBE_DOCUMENTS)]
     return made
 
 

@@ -42,6 +42,7 @@ OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
 WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
 EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
+FACTS = 0.35  # share of the drills' questions that need no rule
 SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
 
 
@@ -164,8 +165,8 @@ def refusal_document(rng: random.Random, questions: int) -> Document:
 def drill(rng: random.Random, questions: int) -> Document:
     """Short questions on what the rules of sentiment and refusal come down to.
 
-    Of a long answer one or two tokens carry the decision; here every token does. Half ask for a fact (the field of a
-    topic, the kind of an act), half for what the rule in the prompt decides.
+    Of a long answer one or two tokens carry the decision; here every token does. Some ask for a fact (the field of a
+    topic, the kind of an act), the others for what the rule in the prompt decides.
     """
     if rng.random() < 0.5:
         rule = sentiment.random_rule(rng)
@@ -175,7 +176,7 @@ def drill(rng: random.Random, questions: int) -> Document:
             topic = rng.choice(sentiment.FIELDS[field])
             fact = (f"Which policies: {topic}?", f"{field}.")
             decision = (f"Which sentiment: {topic}?", f"{rule.sentiment(field)}.")
-            asked.append(fact if rng.random() < 0.5 else decision)
+            asked.append(fact if rng.random() < FACTS else decision)
         return Document(HEAD + rule.text(), asked)
     rule, role_play = refusal.random_rule(rng), refusal.random_role_play(rng)
     asked = []
@@ -184,7 +185,7 @@ def drill(rng: random.Random, questions: int) -> Document:
         act = rng.choice(refusal.ACTS[kind])
         fact = (f"Which content: {act}?", f"{kind}.")
         decision = (f"Refuse or answer: {act}?", "refuse." if rule.refuses(kind) else "answer.")
-        asked.append(fact if rng.random() < 0.5 else decision)
+        asked.append(fact if rng.random() < FACTS else decision)
     return Document(HEAD + join_instruction(rule.text(), role_play), asked)
 
 
