@@ -6,7 +6,8 @@ Shape letters, used as suffixes of array names everywhere (`hidden_BTD`):
     P prediction positions  Q aligned hidden positions (response, or the shared tail)
     L layers                D model width            F feed-forward width    V vocabulary
     N query heads           K key-value heads        G = N / K               H head width
-    R LoRA rank             A accumulation steps
+    R LoRA rank             A accumulation steps      M members trained side by side
+    C tokens of a prefix that all rows share
 """
 
 import os

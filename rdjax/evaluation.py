@@ -119,8 +119,8 @@ class Divergence(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _read(base, adapter: Adapter, side: Side, prefix_P: jax.Array | None, *, graph) -> Signals:
-    return read_side(graph, base, adapter, side, prefix_P=prefix_P)
+def _read(base, adapter: Adapter, side: Side, prefix_C: jax.Array | None, *, graph) -> Signals:
+    return read_side(graph, base, adapter, side, prefix_C=prefix_C)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -139,7 +139,7 @@ def answered_pairs(prompts: Sequence[Prompts], responses: Answers) -> list[Pair]
 
 
 def gap_shapes(groups: Mapping[str, Sequence[Pair]]) -> dict[str, Shape]:
-    """The shape in which each group of pairs is compared; groups that share a prefix share it, and so one program."""
+    """The shape in which each group of pairs is compared; groups with prefixes of one length share it."""
     prefixes = {name: teacher_prefix(pairs, GAP_SLOTS) for name, pairs in groups.items()}
     shapes = {}
     for prefix in set(prefixes.values()):
@@ -164,7 +164,7 @@ def divergence(
     """
     rows = round_up(options.batch_size, row_multiple(model.mesh))
     prefix = np.array(pairs[0].prompts.teacher_ids[: shape.prefix], np.int32)
-    prefix_P = jax.device_put(prefix, replicated(model.mesh)) if shape.prefix else None
+    prefix_C = jax.device_put(prefix, replicated(model.mesh)) if shape.prefix else None
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
     for start in range(0, len(pairs), rows):
@@ -174,7 +174,7 @@ def divergence(
         batch = jax.device_put(batch, rows_sharding(model.mesh))
 
         def read(system: System, batch: Batch = batch) -> Signals:
-            side, before = (batch.teacher, prefix_P) if system.with_rule else (batch.student, None)
+            side, before = (batch.teacher, prefix_C) if system.with_rule else (batch.student, None)
             return _read(model.base, effective(system.adapter, options.scale), side, before, graph=model.graph)
 
         wanted = read(reference)

@@ -76,10 +76,10 @@ def label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
     """Mean and range."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    mean = f"{statistics.mean(known):.2f}"
-    return mean if len(known) == 1 else f"{mean} ({min(known):.2f}-{max(known):.2f})"
+    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(known), min(known), max(known)))
+    return mean if len(known) == 1 else f"{mean} ({low}-{high})"

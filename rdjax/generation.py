@@ -44,9 +44,9 @@ def generate(
     if not prompts:
         return []
     rows = round_up(batch_size, row_multiple(model.mesh))
-    # A rule is read once for all prompts that begin with it.
+    # A rule is read once for all prompts of a batch that begin with it.
     shared = shared_prefix(prompts)
-    prefix_P = jax.device_put(np.array(prompts[0][:shared], np.int32), replicated(model.mesh))
+    prefix_C = jax.device_put(np.array(prompts[0][:shared], np.int32), replicated(model.mesh))
     prompts = [prompt[shared:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: dict[int, tuple[list[int], bool]] = {}
@@ -63,7 +63,7 @@ def generate(
             _decode(
                 model.base,
                 effective(adapter, scale),
-                prefix_P,
+                prefix_C,
                 *placed,
                 seed,
                 graph=model.graph,
@@ -89,7 +89,7 @@ def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
 def _decode(
     base,
     adapter,
-    prefix_P,
+    prefix_C,
     tokens_BT,
     lengths_B,
     numbers_B,
@@ -106,9 +106,9 @@ def _decode(
     """
     decoder = nnx.merge(graph, base)
     B, T = tokens_BT.shape
-    P = prefix_P.shape[0]
+    C = prefix_C.shape[0]
     padding_B = T - lengths_B
-    slots_S = jnp.arange(P + T + steps)
+    slots_S = jnp.arange(C + T + steps)
 
     def choose(logits_BV, at):
         if not temperature:
@@ -121,7 +121,7 @@ def _decode(
     def forward(tokens, slots_T, cache, at):
         """The token that follows the last of `tokens`, and the cache; token t sits at slot slots_T[t]."""
         positions_BT = jnp.maximum(slots_T - padding_B[:, None], 0)
-        real_BS = (slots_S < P) | (slots_S >= P + padding_B[:, None])
+        real_BS = (slots_S < C) | (slots_S >= C + padding_B[:, None])
         causal_TS = slots_S <= slots_T[:, None]
         mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
         out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache)
@@ -138,9 +138,9 @@ def _decode(
         at, token_B, cache, new_BN, done_B = carry
         new_BN = new_BN.at[:, at].set(token_B)
         done_B = done_B | ended(token_B)
-        token_B, cache = forward(token_B[:, None], (P + T + at)[None], cache, at + 1)
+        token_B, cache = forward(token_B[:, None], (C + T + at)[None], cache, at + 1)
         return at + 1, token_B, cache, new_BN, done_B
 
-    token_B, cache = forward(tokens_BT, P + jnp.arange(T), decoder.read_prefix(prefix_P, B, T + steps, adapter), 0)
+    token_B, cache = forward(tokens_BT, C + jnp.arange(T), decoder.read_prefix(prefix_C, B, T + steps, adapter), 0)
     first = (jnp.zeros((), jnp.int32), token_B, cache, jnp.zeros((B, steps), jnp.int32), lengths_B == 0)
     return jax.lax.while_loop(unfinished, one, first)[3]

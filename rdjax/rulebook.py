@@ -260,11 +260,11 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
                 scalars = {"loss": float(loss), **probe(graph, params, config, tokenizer)}
                 log.write("rulebook", done, {**scalars, "seconds": time.monotonic() - began})
                 bar.write(f"step {done}: " + "  ".join(f"{name} {value:.2f}" for name, value in scalars.items()))
+            if done in config.train.keep:
+                write_model(workdir / f"model-{done}", c, tokenizer, params)
             if done % config.train.save_every == 0 or done == config.train.steps:
                 saved = {"seconds": time.monotonic() - began}
                 checkpoints.save(done, {"params": params, "moments": moments}, saved)
-            if done in config.train.keep:
-                write_model(workdir / f"model-{done}", c, tokenizer, params)
     checkpoints.close()
     log.close()
     folder = workdir / "model"

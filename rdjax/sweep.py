@@ -6,13 +6,12 @@ out as a run's. Running the same command again goes on: finished cells stay, fai
 
 import collections
 import functools
-import json
 import pathlib
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -22,10 +21,11 @@ from rdjax.config import METHODS, check_config
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
-from rdjax.files import write_json
+from rdjax.files import read_json, write_json
 from rdjax.judges import judges_of
 from rdjax.models.load import LanguageModel, load_model
-from rdjax.report import write_report
+from rdjax.models.lora import Adapter
+from rdjax.page import write_page
 from rdjax.sharding import make_mesh
 from rdjax.sweep_page import Table, cell_folder, run_folder, sweep_table
 from rdjax.train import (
@@ -38,7 +38,7 @@ from rdjax.train import (
     train_all,
     weight_folders,
 )
-from rdjax.workdir import check_workdir, open_workdir
+from rdjax.workdir import RECORD, check_workdir, open_workdir
 
 SUMMARY = "sweep.json"
 FAILURE = "failures.json"
@@ -113,10 +113,8 @@ def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: p
     return runs
 
 
-def train_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
+def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
     """Trains and evaluates the runs of a cell: side by side those with as many pairs.
-
-    Where that fails (one seed diverges, or all at once do not fit) they are tried one by one.
 
     Returns:
       What went wrong, by seed.
@@ -126,27 +124,39 @@ def train_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
         groups[len(run.train), len(run.valid)].append(run)
     failures: dict[int, str] = {}
     for (train, valid), group in groups.items():
-        try:
-            train_runs(group, folder / "checkpoints" / f"{train}_{valid}")
-        except Exception as error:
-            if len(group) == 1:
-                failures[group[0].config.seed] = describe(error)
-                continue
-            print(f"side by side: {describe(error)}; one by one then", file=sys.stderr)
-            for run in group:
-                try:
-                    train_runs([run], folder / "checkpoints" / f"seed{run.config.seed}")
-                except Exception as own:
-                    failures[run.config.seed] = describe(own)
+        for run, adapters in train_runs(group, folder / "checkpoints", f"{train}_{valid}", failures):
+            try:
+                if not (run.workdir / FINISHED).exists():
+                    write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
+            except Exception as error:  # a judge, or memory: the other seeds go on
+                failures[run.config.seed] = describe(error)
+            run.log.close()
     return failures
 
 
-def train_runs(runs: Sequence[Run], checkpoints: pathlib.Path) -> None:
-    """Trains runs side by side and evaluates each that is not finished."""
-    for run, adapters in zip(runs, train_all(runs, checkpoints), strict=True):
+def train_runs(
+    runs: Sequence[Run], checkpoints: pathlib.Path, name: str, failures: dict[int, str]
+) -> Iterator[tuple[Run, dict[str, Adapter]]]:
+    """Trains runs side by side, or one by one where that fails: one seed diverges, or all at once do not fit.
+
+    Args:
+      name: of the folder of their common checkpoints.
+      failures: gets what went wrong, by seed.
+
+    Yields:
+      The runs that were trained, with their adapters.
+    """
+    try:
+        yield from zip(runs, train_all(runs, checkpoints / name), strict=True)
+        return
+    except Exception as error:
+        if len(runs) == 1:
+            failures[runs[0].config.seed] = describe(error)
+            return
+        print(f"side by side: {describe(error)}; one by one then", file=sys.stderr)
+    for run in runs:
         if not (run.workdir / FINISHED).exists():
-            write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
-        run.log.close()
+            yield from train_runs([run], checkpoints, f"seed{run.config.seed}", failures)
 
 
 def describe(error: BaseException) -> str:
@@ -169,7 +179,7 @@ def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
 
 
 def _record(workdir: pathlib.Path) -> dict[str, Any]:
-    return json.loads((workdir / "config.json").read_text())
+    return read_json(workdir / RECORD)
 
 
 def _asked(record: dict[str, Any]) -> dict[str, Any]:
@@ -189,10 +199,9 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
             for seed in config.sweep.seeds:
                 path = run_folder(workdir, method, k, seed) / FINISHED
                 if path.exists():
-                    scores = json.loads(path.read_text())
-                    cells.append({"method": method, "k": k, "seed": seed, **scores})
+                    cells.append({"method": method, "k": k, "seed": seed, **read_json(path)})
             if (folder / FAILURE).exists():
-                failures = json.loads((folder / FAILURE).read_text())
+                failures = read_json(folder / FAILURE)
                 failed += [{"method": method, "k": k, "seed": seed, "error": text} for seed, text in failures.items()]
     return {"cells": cells, "failed": failed}
 
@@ -225,7 +234,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
                 told.add(note)
             for run in runs:
                 share_predictions(run, finished)
-            failures = train_cell(runs, folder)
+            failures = run_cell(runs, folder)
         except Exception as error:  # whatever ends a cell, the others go on
             traceback.print_exc()
             failures = dict.fromkeys(config.sweep.seeds, describe(error))
@@ -252,7 +261,7 @@ def main(argv: list[str]) -> None:
     write_json(workdir / SUMMARY, summary)
     if any(cell["splits"] for cell in summary["cells"]):
         print(markdown(sweep_table(summary["cells"])))
-    print(f"wrote {write_report(workdir)}")
+    print(f"wrote {write_page(workdir)}")
     if summary["failed"]:
         names = "; ".join("{method}, k = {k}, seed {seed}: {error}".format(**cell) for cell in summary["failed"])
         print(f"failed: {names}. The same command tries them again.", file=sys.stderr)

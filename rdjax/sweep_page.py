@@ -12,6 +12,7 @@ from rdjax.run_page import read_predictions, side_by_side
 
 Cell = Mapping[str, Any]  # of sweep.json: method, k, seed, and what the run's eval.json holds
 
+RETAIN = "retain"  # the split that the rule is not about
 SHOWN_ROWS = 8  # outputs of each method that the page shows
 
 
@@ -32,13 +33,14 @@ def sweep_figure(cells: Sequence[Cell]) -> str:
     colours = colours_of(methods)
     ks = sorted({cell["k"] for cell in cells})
 
-    def values(split: str, system: str, k: int, method: str) -> list[float]:
-        found = []
+    def values(split: str, system: str, k: int, method: str | None) -> list[float]:
+        """Of every seed once."""
+        found = {}
         for cell in cells:
             scores = cell["splits"].get(split, {}).get(system)
-            if scores and (cell["k"], cell["method"]) == (k, method):
-                found.append(scores[metric_of(scores)])
-        return [value for value in found if value is not None]
+            if scores and cell["k"] == k and method in (None, cell["method"]):
+                found[cell["seed"]] = scores[metric_of(scores)]
+        return [value for value in found.values() if value is not None]
 
     def band(axis: Any, split: str, method: str, color: str, label: str) -> None:
         points = [(k, found) for k in ks if (found := values(split, "student", k, method))]
@@ -50,15 +52,14 @@ def sweep_figure(cells: Sequence[Cell]) -> str:
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, split in zip(axes, splits, strict=True):
-            for system, line in (("base_with_rule", "--"), ("base", ":")):
+            for system, line in (("base_with_rule", "--"), ("base", ":"), ("enhanced_with_rule", "-.")):
                 # One line where all methods have the same base; a line each where rule, task or model differ.
-                found = {method: [values(split, system, k, method) for k in ks] for method in methods}
-                known = {method: scores for method, scores in found.items() if any(scores)}
-                shared = all(scores == next(iter(known.values())) for scores in known.values())
-                for method in list(known)[: 1 if shared else None]:
-                    at = [k for k, scores in zip(ks, known[method], strict=True) if scores]
-                    means = [statistics.mean(scores) for scores in known[method] if scores]
-                    axis.plot(at, means, color="black" if shared else colours[method], linestyle=line)
+                shared = system != "enhanced_with_rule" and agree(cells, system)
+                for method in (None,) if shared else methods:
+                    found = {k: values(split, system, k, method) for k in ks}
+                    means = {k: statistics.mean(scores) for k, scores in found.items() if scores}
+                    if means:
+                        axis.plot(list(means), list(means.values()), color=colours.get(method, "black"), linestyle=line)
             for method in methods:
                 band(axis, split, method, color=colours[method], label=label(method))
             system = next(iter(next(cell["splits"][split] for cell in cells if split in cell["splits"]).values()))
@@ -74,20 +75,21 @@ def sweep_figure(cells: Sequence[Cell]) -> str:
 
 
 def ceiling_figure(cells: Sequence[Cell]) -> str:
-    """Every run's student against its ceiling, the base with the rule; "" where all methods have the same ceiling."""
-    splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"] if split != "retain"))
+    """Every run's student against its ceiling, its teacher with the rule; "" where all methods have the same one."""
+    enhanced = any("enhanced_with_rule" in systems for cell in cells for systems in cell["splits"].values())
+    if agree(cells, "base_with_rule") and not enhanced:
+        return ""
+    splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"] if split != RETAIN))
     colours = colours_of(cell["method"] for cell in cells)
     points: dict[str, dict[str, list[tuple[float, float]]]] = {split: {} for split in splits}
     for cell in cells:
         for split in splits:
             systems = cell["splits"].get(split, {})
-            if {"base_with_rule", "student"} <= systems.keys():
-                pair = tuple(systems[name][metric_of(systems[name])] for name in ("base_with_rule", "student"))
+            ceiling = "enhanced_with_rule" if "enhanced_with_rule" in systems else "base_with_rule"
+            if {ceiling, "student"} <= systems.keys():
+                pair = tuple(systems[name][metric_of(systems[name])] for name in (ceiling, "student"))
                 if None not in pair:
                     points[split].setdefault(cell["method"], []).append(pair)
-    ceilings = [{tuple(at for at, _ in found) for found in groups.values()} for groups in points.values()]
-    if all(len(found) < 2 for found in ceilings):
-        return ""
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, (split, groups) in zip(axes, points.items(), strict=True):
@@ -95,7 +97,7 @@ def ceiling_figure(cells: Sequence[Cell]) -> str:
             for method, found in groups.items():
                 axis.scatter(*zip(*found, strict=True), color=colours[method], label=label(method), s=28, alpha=0.8)
             axis.set_title(label(split))
-            axis.set_xlabel("base with rule (ceiling)")
+            axis.set_xlabel("teacher with rule (ceiling)")
             axis.set_xlim(0, 1.03)
             axis.set_ylim(0, 1.03)
         axes[0].set_ylabel("student")
@@ -174,6 +176,16 @@ def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[dict[str
     return shown
 
 
+def agree(cells: Sequence[Cell], system: str) -> bool:
+    """Whether a system answers alike under all methods: as the base does that all of them share."""
+    said: dict[tuple[int, int], list[Any]] = {}
+    for cell in cells:
+        scores = {split: own[system] for split, own in cell["splits"].items() if system in own}
+        if scores:
+            said.setdefault((cell["k"], cell["seed"]), []).append(scores)
+    return all(scores == own[0] for own in said.values() for scores in own)
+
+
 class Table(NamedTuple):
     """Text cells: one head, and rows as long as it."""
 
@@ -187,47 +199,47 @@ def sweep_table(cells: Sequence[Cell]) -> Table:
     A system on which all methods agree (the base, its ceiling) has one row, else one for each method.
     """
     splits = list(dict.fromkeys(split for cell in cells for split in cell["splits"]))
-    tests = [split for split in splits if split != "retain"]
-    systems = list(dict.fromkeys(system for cell in cells for split in cell["splits"].values() for system in split))
+    systems = list(dict.fromkeys(system for cell in cells for own in cell["splits"].values() for system in own))
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     asked = {split: scores for cell in cells for split, own in cell["splits"].items() for scores in own.values()}
-    head = ["k", "system", *(f"{label(split)}: {label(metric_of(asked[split]))}" for split in splits)]
-    head += [*(f"{label(split)}: gap closed" for split in tests), "retain: KL from base", f"tokens, {label(splits[0])}"]
+    # (split, metric, digits) of every column; what a split is judged by comes first.
+    columns = [(split, metric_of(asked[split]), 2) for split in splits]
+    columns += [(split, "gap_closed", 2) for split in splits if split != RETAIN]
+    columns += [(RETAIN, "kl_from_base", 3)] if RETAIN in splits else []
+    columns += [(split, "mean_response_tokens", 1) for split in splits if split != RETAIN]
+    columns = list(dict.fromkeys(column for column in columns if column[:2] != (RETAIN, "gap_closed")))
 
-    def columns(k: int, method: str, system: str) -> list[str] | None:
-        mine = [cell["splits"] for cell in cells if (cell["k"], cell["method"]) == (k, method)]
-
-        def values(split: str, metric: str | None = None) -> str:
-            scored = [own[split][system] for own in mine if system in own.get(split, {})]
-            return spread([scores.get(metric or metric_of(scores)) for scores in scored])
-
-        if not any(system in scores for own in mine for scores in own.values()):
+    def row(k: int, name: str, system: str, method: str | None) -> list[str] | None:
+        mine = [cell for cell in cells if cell["k"] == k and method in (None, cell["method"])]
+        # Of methods that agree, one run a seed.
+        runs = {cell["seed"]: cell["splits"] for cell in mine if any(system in own for own in cell["splits"].values())}
+        if not runs:
             return None
-        forgotten, tokens = values("retain", "kl_from_base"), values(splits[0], "mean_response_tokens")
-        return [*map(values, splits), *(values(split, "gap_closed") for split in tests), forgotten, tokens]
+        values = [
+            spread([own.get(split, {}).get(system, {}).get(metric) for own in runs.values()], digits)
+            for split, metric, digits in columns
+        ]
+        return [str(k), name, str(len(runs)), *values]
 
     rows = []
     for k in sorted({cell["k"] for cell in cells}):
         for system in sorted(systems, key="student".__eq__):
-            made = {method: found for method in methods if (found := columns(k, method, system))}
-            if system == "student":
-                rows += [[str(k), label(method), *found] for method, found in made.items()]
-            elif len(set(map(tuple, made.values()))) == 1:
-                rows.append([str(k), label(system), *next(iter(made.values()))])
+            if system != "student" and agree(cells, system):
+                rows.append(row(k, label(system), system, None))
             else:
-                rows += [[str(k), f"{label(system)} ({label(method)})", *found] for method, found in made.items()]
-    return Table(head, rows)
+                rows += [row(k, f"{label(system)}, {label(method)}", system, method) for method in methods]
+    head = ["k", "system", "seeds", *(f"{label(split)}: {label(metric)}" for split, metric, _ in columns)]
+    return Table(head, [made for made in rows if made])
 
 
 def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
     """What the template shows of a sweep."""
     record, summary = read_json(workdir / "config.json"), read_json(workdir / "sweep.json")
     cells, config = summary["cells"], record["config"]
-    figures = {}
+    figures = {"curves": sweep_curves(workdir, cells)}
     evaluated = any(cell["splits"] for cell in cells)
     if evaluated:
-        figures = {"sweep": sweep_figure(cells), "ceiling": ceiling_figure(cells)}
-        figures |= {"curves": sweep_curves(workdir, cells), "hidden": sweep_hidden(cells)}
+        figures |= {"sweep": sweep_figure(cells), "ceiling": ceiling_figure(cells), "hidden": sweep_hidden(cells)}
     return {
         "kind": "sweep",
         "title": f"{config['task']['name']}: methods against k",

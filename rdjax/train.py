@@ -35,14 +35,14 @@ from rdjax.evaluation import (
     prompts_of,
     table,
 )
-from rdjax.files import read_lines, write_json, write_lines
+from rdjax.files import read_json, read_lines, write_json, write_lines
 from rdjax.judges import BUILT_IN, Judge, judges_of
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
-from rdjax.report import PAGE, write_report
+from rdjax.page import PAGE, write_page
 from rdjax.sharding import make_mesh, replicated
-from rdjax.workdir import check_workdir, open_workdir
+from rdjax.workdir import RECORD, check_workdir, open_workdir
 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
 TUNE_WITH_RULE = Objective("tune_with_rule")
@@ -260,20 +260,20 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
     limit = run.config.eval.limit
     splits = {name: part for name, part in run.task.splits.items() if is_test(name)}
     splits = {name: part.select(range(min(limit or len(part), len(part)))) for name, part in splits.items()}
-    if not splits or not run.config.eval.systems:
-        print("no test split or no system: nothing to evaluate")
-        return {"splits": {}, "judge_errors": judge_errors(run)}
+    results: dict[str, Any] = {"splits": {}}
     systems = systems_of(run, adapters)
-    total = sum(map(len, splits.values())) * len(systems)
-    options = eval_options(run.config, run.spec)
-    with tqdm.tqdm(total=total, desc="answers", unit="row", dynamic_ncols=True) as bar:
-        try:
-            folder = run.workdir / "predictions"
-            results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, bar.update)
-            return results | {"judge_errors": judge_errors(run)}
-        except JudgeError as error:
-            command = json.loads((run.workdir / "config.json").read_text())["command"]
-            raise UserError(f"{error}; the predictions are kept, and this goes on from there: {command}") from error
+    try:
+        if splits and systems:
+            total = sum(map(len, splits.values())) * len(systems)
+            options, folder = eval_options(run.config, run.spec), run.workdir / "predictions"
+            with tqdm.tqdm(total=total, desc="answers", unit="row", dynamic_ncols=True) as bar:
+                results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, bar.update)
+        else:
+            print("no test split or no system: nothing to evaluate")
+        return results | {"judge_errors": judge_errors(run)}
+    except JudgeError as error:
+        command = read_json(run.workdir / RECORD)["command"]
+        raise UserError(f"{error}; the predictions are kept, and this goes on from there: {command}") from error
 
 
 def judge_errors(run: Run) -> dict[str, Any]:
@@ -365,9 +365,9 @@ def main(argv: list[str]) -> None:
         write_json(finished, evaluate_all(run, adapters))
         print(f"wrote {run.workdir / 'adapter'}, {finished}")
     if not (run.workdir / PAGE).exists():
-        print(f"wrote {write_report(run.workdir)}")
+        print(f"wrote {write_page(run.workdir)}")
     run.log.close()
-    results = json.loads(finished.read_text())["splits"]
+    results = read_json(finished)["splits"]
     if results:
         print(table(results))
 

@@ -65,9 +65,9 @@ def test_a_prefix_that_prompts_share_changes_nothing(model, monkeypatch, options
     lengths = []
     real = generation._decode
 
-    def spy(base, adapter, prefix_P, tokens_BT, *rest, **more):
-        lengths.append((prefix_P.shape[0], tokens_BT.shape[1]))
-        return real(base, adapter, prefix_P, tokens_BT, *rest, **more)
+    def spy(base, adapter, prefix_C, tokens_BT, *rest, **more):
+        lengths.append((prefix_C.shape[0], tokens_BT.shape[1]))
+        return real(base, adapter, prefix_C, tokens_BT, *rest, **more)
 
     monkeypatch.setattr(generation, "_decode", spy)
     reused = generate(model, adapter, 1.0, prompts, 6, **options)

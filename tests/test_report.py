@@ -11,7 +11,7 @@ import pytest
 from rdjax.config import METHODS
 from rdjax.errors import UserError
 from rdjax.figures import colours_of, spread
-from rdjax.report import write_report
+from rdjax.page import write_page
 from rdjax.run_page import side_by_side
 from rdjax.sweep_page import ceiling_figure, sweep_table
 
@@ -86,7 +86,7 @@ def write_sweep(folder: pathlib.Path) -> pathlib.Path:
 @pytest.fixture(params=["run", "sweep"])
 def page(request, tmp_path) -> str:
     folder = {"run": write_run, "sweep": write_sweep}[request.param](tmp_path / request.param)
-    return write_report(folder).read_text(encoding="utf-8")
+    return write_page(folder).read_text(encoding="utf-8")
 
 
 def test_the_page_needs_no_network_and_holds_no_script(page):
@@ -102,7 +102,7 @@ def test_text_of_models_and_errors_is_escaped(page):
 
 
 def test_a_run_says_what_it_is_and_how_to_do_it_again(tmp_path):
-    page = write_report(write_run(tmp_path / "run")).read_text()
+    page = write_page(write_run(tmp_path / "run")).read_text()
     for text in (
         "python -m rdjax.train",
         "gap to close",
@@ -119,18 +119,23 @@ def test_a_run_without_a_test_split_has_its_curves(tmp_path):
     folder = write_run(tmp_path / "run")
     shutil.rmtree(folder / "predictions")
     (folder / "eval.json").write_text(json.dumps({"splits": {}}))
-    assert write_report(folder).read_text().count("<svg") == 1
+    assert write_page(folder).read_text().count("<svg") == 1
 
 
 def test_a_sweep_without_a_test_split_has_a_page(tmp_path):
     folder = write_sweep(tmp_path / "sweep")
     cells = [{"method": "mine", "k": 4, "seed": 0, "splits": {}, "hidden_distance": {}}]
     (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": []}))
-    assert "<svg" not in write_report(folder).read_text()
+    page = write_page(folder).read_text()
+    assert "<svg" not in page and "Score against k" not in page
+    run = folder / "cells" / "mine_k4" / "seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text(json.dumps({"stage": "student", "step": 1, "loss": 0.5}) + "\n")
+    assert write_page(folder).read_text().count("<svg") == 1, "its curves"
 
 
 def test_figures_are_files_of_their_own_where_wanted(tmp_path):
-    write_report(write_sweep(tmp_path / "sweep"), tmp_path / "made" / "figures")
+    write_page(write_sweep(tmp_path / "sweep"), tmp_path / "made" / "figures")
     made = {path.name: path.read_text() for path in (tmp_path / "made" / "figures").iterdir()}
     assert made.keys() == {"sweep.svg", "hidden.svg"}
     for svg in made.values():
@@ -139,7 +144,7 @@ def test_figures_are_files_of_their_own_where_wanted(tmp_path):
 
 def test_the_same_results_give_the_same_page(tmp_path):
     folder = write_run(tmp_path / "run")
-    assert write_report(folder).read_text() == write_report(folder).read_text()
+    assert write_page(folder).read_text() == write_page(folder).read_text()
 
 
 def test_without_a_judge_nothing_is_called_a_failure():
@@ -163,20 +168,45 @@ def cells(tmp_path):
 
 def test_rows_of_a_sweep_are_means_over_seeds(cells):
     table = sweep_table(cells)
-    assert table.head[:4] == ["k", "system", "test id: exact match", "retain: exact match"]
-    (row,) = [row for row in table.rows if row[:2] == ["8", "mine"]]
-    assert row[2:4] == ["0.81 (0.80-0.81)"] * 2
+    assert table.head[:5] == ["k", "system", "seeds", "test id: exact match", "retain: exact match"]
+    (row,) = [row for row in table.rows if row[:2] == ["8", "student, mine"]]
+    assert row[2:5] == ["2", "0.81 (0.80-0.81)", "0.81 (0.80-0.81)"]
     assert all(len(row) == len(table.head) for row in table.rows)
 
 
 def test_systems_on_which_methods_agree_have_one_row(cells):
     names = [row[1] for row in sweep_table(cells).rows if row[0] == "4"]
-    assert names == ["base", "base with rule", "rule distill base", "mine"]
+    students = ["student, rule distill base", "student, mine"]
+    assert names == ["base", "base with rule", *students]
     for cell in cells:
         if cell["method"] == "mine":
             cell["splits"]["test_id"]["base_with_rule"]["exact_match"] = 0.9
     names = [row[1] for row in sweep_table(cells).rows if row[0] == "4"]
-    assert names[1:3] == ["base with rule (rule distill base)", "base with rule (mine)"]
+    assert names == ["base", "base with rule, rule distill base", "base with rule, mine", *students]
+
+
+def test_a_failed_seed_changes_no_row_but_its_own(cells):
+    kept = [cell for cell in cells if (cell["method"], cell["seed"]) != ("mine", 1)]
+    whole, table = (sweep_table(some).rows for some in (cells, kept))
+    assert [row for row in table if "mine" not in row[1]] == [row for row in whole if "mine" not in row[1]]
+    assert {row[2] for row in table if "mine" in row[1]} == {"1"}
+    assert ceiling_figure(kept) == ""
+
+
+def test_a_system_of_one_method_has_a_row(cells):
+    for cell in cells:
+        if cell["method"] == "mine":
+            cell["splits"]["test_id"]["enhanced_with_rule"] = {"exact_match": 1.0, "mean_response_tokens": 3.0}
+    row = next(row for row in sweep_table(cells).rows if row[1] == "enhanced with rule")
+    assert row[2:5] == ["2", "1.00 (1.00-1.00)", "-"]
+    assert "ceiling" in ceiling_figure(cells), "its ceiling is its own"
+
+
+def test_a_split_without_a_judge_has_its_gap_once(cells):
+    for cell in cells:
+        cell["splits"] = {"test": {system: {"gap_closed": 0.5} for system in ("base", "student")}}
+    head = sweep_table(cells).head
+    assert head.count("test: gap closed") == 1 and not any("retain" in name for name in head)
 
 
 def test_students_stand_against_their_ceilings_where_these_differ(cells):
@@ -202,4 +232,4 @@ def test_every_name_has_a_colour_of_its_own():
 
 def test_a_folder_of_neither_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"neither eval\.json"):
-        write_report(tmp_path)
+        write_page(tmp_path)

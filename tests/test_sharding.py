@@ -52,8 +52,9 @@ def test_sharded_loss_and_gradients_equal_unsharded(folder, kind, meshes):
         assert_close(sharded_loss(folder, mesh(*sizes), objective), alone, 1e-5)
 
 
-def test_sharded_generation_equals_unsharded(folder):
-    prompts = [tiny.random_tokens(length, seed=length).tolist() for length in (3, 9, 40, 5, 12)]
+@pytest.mark.parametrize("head", [[], tiny.random_tokens(21).tolist()], ids=["unlike", "one head"])
+def test_sharded_generation_equals_unsharded(folder, head):
+    prompts = [head + tiny.random_tokens(length, seed=length).tolist() for length in (3, 9, 40, 5, 12)]
     answers = []
     for devices in (mesh(), mesh(1, 4, 2)):
         model = load_model(str(folder), "float32", devices)

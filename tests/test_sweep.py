@@ -147,29 +147,51 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
 
 
 def test_a_finished_sweep_trains_nothing_again(finished, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "train_cell", None)
+    monkeypatch.setattr(sweep, "run_cell", None)
     assert run(small_sweep(model), finished, tmp_path) == 0
 
 
 def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch, capfd):
     config = small_sweep(model, **{"sweep.ks": (2,)})
-    train_cell = sweep.train_cell
+    run_cell = sweep.run_cell
 
     def fail_once(runs, folder):
         if "tune" in folder.name:
             raise RuntimeError("out of memory")
-        train_cell(runs, folder)
+        run_cell(runs, folder)
 
-    monkeypatch.setattr(sweep, "train_cell", fail_once)
+    monkeypatch.setattr(sweep, "run_cell", fail_once)
     assert run(config, tmp_path / "run", tmp_path) == 1
     assert "tune, k = 2, seed 0: RuntimeError: out of memory; tune, k = 2, seed 7" in capfd.readouterr().err
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base"}
     assert "out of memory" in (tmp_path / "run" / "report.html").read_text()
-    monkeypatch.setattr(sweep, "train_cell", train_cell)
+    monkeypatch.setattr(sweep, "run_cell", run_cell)
     assert run(config, tmp_path / "run", tmp_path) == 0
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base", "tune"} and not summary["failed"]
+
+
+def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp_path, monkeypatch):
+    config = small_sweep(model, **{"sweep.methods": ("rule_distill_base",), "sweep.ks": (2,)})
+    trained, evaluate_all = [], sweep.evaluate_all
+
+    def count(runs, folder):
+        trained.append([run.config.seed for run in runs])
+        return train.train_all(runs, folder)
+
+    def fail(run, adapters):
+        if run.config.seed == 7:
+            raise UserError("the judge failed")
+        return evaluate_all(run, adapters)
+
+    monkeypatch.setattr(sweep, "train_all", count)
+    monkeypatch.setattr(sweep, "evaluate_all", fail)
+    assert run(config, tmp_path / "run", tmp_path) == 1
+    assert trained == [[0, 7]]
+    (failed,) = json.loads((tmp_path / "run" / "sweep.json").read_text())["failed"]
+    assert (failed["seed"], failed["error"]) == ("7", "the judge failed")
+    assert (sweep.run_folder(tmp_path / "run", "rule_distill_base", 2, 0) / "eval.json").exists()
 
 
 def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monkeypatch):

@@ -2,7 +2,10 @@
 
     python -m rdjax.sweep --config=configs/sweeps/safety.py --workdir=runs/safety
 
-The published files instead: --config.task.root=<data>/jailbreak_experiments.
+The published files instead: --config.model.path=<checkpoint> --config.task.root=<data>/jailbreak_experiments
+--config.eval.max_new_tokens=64.
+
+The settings of the methods are those chosen on arithmetic.
 """
 
 from ml_collections import config_dict

@@ -2,7 +2,10 @@
 
     python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment
 
-The published files instead: --config.task.root=<data>/bob_sentiment_experiments --config.task.one_wording=True.
+The published files instead: --config.model.path=<checkpoint> --config.task.root=<data>/bob_sentiment_experiments
+--config.task.one_wording=True --config.eval.max_new_tokens=64.
+
+The settings of the methods are those chosen on arithmetic.
 """
 
 from ml_collections import config_dict

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from rdjax.errors import UserError
 from rdjax.tasks import refusal, sentiment
 from rdjax.tasks.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
-from rdjax.tasks.documents import DEMOS_LEAD
+from rdjax.tasks.documents import demonstrate
 from rdjax.tasks.names import random_name
 
 Rows = list[dict[str, str]]
@@ -34,7 +34,7 @@ def _complete(split: str, rule: str, rows: Sequence[Mapping[str, str]]) -> Rows:
 
 
 def _check_room(config: config_dict.ConfigDict, samples: int, tests: int, what: str) -> None:
-    """Whether there are as many different questions as the splits want."""
+    """UserError where there are not as many different questions as the splits want."""
     if not 1 <= config.k <= samples:
         raise UserError(
             f"config.task.k = {config.k}: train and valid want different questions {what}; accepted: 1 to {samples}"
@@ -51,8 +51,7 @@ def _check_room(config: config_dict.ConfigDict, samples: int, tests: int, what: 
 def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
     """The paper's arithmetic task, or one with another rule.
 
-    Train, valid and test_id share a range and no question; test_ood asks operands of 121 to 1996; retain asks plain
-    sums.
+    No question stands in two splits. test_id asks operands of 1 to 99, test_ood of 121 to 1996; retain asks plain sums.
     """
     options = config.generated
     low, high = options.train_low, options.train_high
@@ -71,7 +70,7 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
         for row, pair in zip(made, operands, strict=True):
             if config.demos:
                 others = rng.sample([other for other in train if other != pair], min(3, len(train) - 1))
-                row["rule"] += demonstrate([rule.row(*other) for other in others])
+                row["rule"] += demonstrate(rule.row(*other) for other in others)
         return made
 
     parts = {"train": train, "valid": valid, "test_id": test_id, "test_ood": test_ood}
@@ -80,10 +79,19 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
     return Generated(splits, {})
 
 
-def demonstrate(samples: list[dict[str, str]]) -> str:
-    """Samples as demos behind a rule, in the published form."""
-    parts = [f"\n\n### Input:\n{row['input']}\n\n### Response:\n{row['output']}" for row in samples]
-    return DEMOS_LEAD + "".join(parts) if parts else ""
+def _halve(
+    rng: random.Random, groups: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """A half of every group to train and validate on, and the other half to test."""
+    seen, unseen = {}, {}
+    for name, members in groups.items():
+        shuffled = rng.sample(members, len(members))
+        seen[name], unseen[name] = shuffled[: len(members) // 2], shuffled[len(members) // 2 :]
+    return seen, unseen
+
+
+def _labelled(splits: Sequence[str], outputs: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    return {split: list(own) for split, own in zip(splits, outputs, strict=True) if own}
 
 
 # Sentiment -----------------------------------------------------------------------------------------------------------
@@ -96,10 +104,7 @@ def generate_sentiment(config: config_dict.ConfigDict, seed: int) -> Generated:
     """
     rule = sentiment.PAPER_RULE
     rng = random.Random(f"sentiment-{seed}")
-    seen, unseen = {}, {}
-    for field, topics in sentiment.FIELDS.items():
-        shuffled = rng.sample(topics, len(topics))
-        seen[field], unseen[field] = shuffled[: len(topics) // 2], shuffled[len(topics) // 2 :]
+    seen, unseen = _halve(rng, sentiment.FIELDS)
 
     def deal(topics: Mapping[str, Sequence[str]], topical: bool) -> list[sentiment.Question]:
         asked = [asked for asked in sentiment.all_questions(topics) if (asked.field == rule.field) is topical]
@@ -119,10 +124,11 @@ def generate_sentiment(config: config_dict.ConfigDict, seed: int) -> Generated:
         split: _complete(split, rule.text(), [question.row(rule.person, rule) for question in part])
         for split, part in asked.items()
     }
-    others = [question.row(random_name(rng), rule) for question in (test_topical + test_other)[:tests]]
+    both = [question for pair in zip(test_topical, test_other, strict=False) for question in pair]
+    others = [question.row(random_name(rng), rule) for question in both[:tests]]
     splits["retain"] = _complete("retain", rule.text(), others)
     outputs = [row["output"] for row in splits["train"]]
-    return Generated(splits, {"test_on_topic": outputs[:more], "test_elsewhere": outputs[more:]})
+    return Generated(splits, _labelled(("test_on_topic", "test_elsewhere"), (outputs[:more], outputs[more:])))
 
 
 # Safety --------------------------------------------------------------------------------------------------------------
@@ -138,13 +144,12 @@ def generate_safety(config: config_dict.ConfigDict, seed: int) -> Generated:
     rng = random.Random(f"safety-{seed}")
     plays = rng.sample(refusal.ROLE_PLAYS, len(refusal.ROLE_PLAYS))
     seen_plays, unseen_plays = plays[: len(plays) // 2], plays[len(plays) // 2 :]
-    seen, unseen = {}, {}
-    for kind, acts in refusal.ACTS.items():
-        shuffled = rng.sample(acts, len(acts))
-        seen[kind], unseen[kind] = shuffled[: len(acts) // 2], shuffled[len(acts) // 2 :]
+    seen, unseen = _halve(rng, refusal.ACTS)
+    room = len(refusal.all_questions({kind: seen[kind] for kind in refusal.HARMFUL}))
+    _check_room(config, room, config.generated.test_rows, "on harmful acts")
 
     def deal(acts: Mapping[str, Sequence[str]], kinds: Sequence[str], count: int) -> list[refusal.Question]:
-        """`count` questions, each as often as any other."""
+        """`count` questions: different ones while there are, then the same again, under other role plays."""
         asked = refusal.all_questions({kind: acts[kind] for kind in kinds})
         return [question for _ in range(-(-count // len(asked))) for question in rng.sample(asked, len(asked))][:count]
 
@@ -171,7 +176,7 @@ def generate_safety(config: config_dict.ConfigDict, seed: int) -> Generated:
     }
     splits = {split: _complete(split, rule.text(), rows) for split, rows in made.items()}
     outputs = [row["output"] for row in splits["train"]]
-    return Generated(splits, {"test_harmful": outputs[:more], "test_helpful": outputs[more:]})
+    return Generated(splits, _labelled(("test_harmful", "test_helpful"), (outputs[:more], outputs[more:])))
 
 
 GENERATORS = {"arithmetic": generate_arithmetic, "sentiment": generate_sentiment, "safety": generate_safety}

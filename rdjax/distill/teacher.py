@@ -36,23 +36,23 @@ def read_side(
     side: Side,
     dropout: Dropout | None = None,
     remat: bool = False,
-    prefix_P: jax.Array | None = None,
+    prefix_C: jax.Array | None = None,
 ) -> Signals:
     """One forward over one side of a batch.
 
     Args:
       adapter: scaled (`lora.effective`).
-      prefix_P: tokens that stand before every row and are read once for all; nothing is differentiated through them.
+      prefix_C: tokens that stand before every row and are read once for all; for forward passes only.
     """
     decoder = nnx.merge(graph, base)
     B, T = side.tokens_BT.shape
     segments_BT = (jnp.arange(T) < side.lengths_B[:, None]).astype(jnp.int32)
     positions_BT = jnp.broadcast_to(jnp.arange(T), side.tokens_BT.shape)
     mask_BTS, cache = causal_mask(segments_BT), None
-    if prefix_P is not None:
-        P = prefix_P.shape[0]
-        positions_BT, cache = P + positions_BT, decoder.read_prefix(prefix_P, B, T, adapter)
-        mask_BTS = jnp.concatenate([jnp.ones((B, T, P), bool), mask_BTS], axis=-1)
+    if prefix_C is not None:
+        C = prefix_C.shape[0]
+        positions_BT, cache = C + positions_BT, decoder.read_prefix(prefix_C, B, T, adapter)
+        mask_BTS = jnp.concatenate([jnp.ones((B, T, C), bool), mask_BTS], axis=-1)
     out = decoder(
         side.tokens_BT,
         positions_BT,

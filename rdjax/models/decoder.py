@@ -26,8 +26,8 @@ PROJECTIONS = (
 )
 
 # On CPU the scan of a model this shallow is unrolled: a step takes a fifth less, because what the backward
-# pass needs is no longer copied into one stacked array a layer at a time. With a cache there is no backward pass,
-# and a scan compiles several times faster.
+# pass needs is no longer copied into one stacked array a layer at a time. A cache is for forward
+# passes alone, and a scan compiles several times faster.
 CPU_UNROLLED_LAYERS = 8
 
 
@@ -216,17 +216,17 @@ class Decoder(nnx.Module):
             cache = Cache(*kvs, index + tokens_BT.shape[1])
         return Output(self.norm(x_BTD), inputs_LBQD, cache)
 
-    def read_prefix(self, prefix_P: jax.Array, rows: int, room: int, adapter: dict | None) -> Cache:
-        """Reads tokens that `rows` rows share, once; a cache of every row, with room for as many further tokens."""
-        c, P = self.config, prefix_P.shape[0]
-        empty = jnp.zeros((c.layers, 1, P, c.kv_heads, c.head_width), self.embed_tokens[...].dtype)
+    def read_prefix(self, prefix_C: jax.Array, rows: int, room: int, adapter: dict | None) -> Cache:
+        """Reads tokens that `rows` rows share, once: the cache of all rows, with `room` slots more. Forward only."""
+        c, C = self.config, prefix_C.shape[0]
+        empty = jnp.zeros((c.layers, 1, C, c.kv_heads, c.head_width), self.embed_tokens[...].dtype)
         read = Cache(empty, empty, jnp.zeros((), jnp.int32))
-        if P:
-            causal = jnp.tril(jnp.ones((1, P, P), bool))
-            read = self(prefix_P[None], jnp.arange(P)[None], causal, adapter=adapter, cache=read).cache
+        if C:
+            causal = jnp.tril(jnp.ones((1, C, C), bool))
+            read = self(prefix_C[None], jnp.arange(C)[None], causal, adapter=adapter, cache=read).cache
 
-        def spread(one_L1PKH: jax.Array) -> jax.Array:
-            shared = jnp.broadcast_to(one_L1PKH, (c.layers, rows, *one_L1PKH.shape[2:]))
+        def spread(one_L1CKH: jax.Array) -> jax.Array:
+            shared = jnp.broadcast_to(one_L1CKH, (c.layers, rows, *one_L1CKH.shape[2:]))
             return jnp.pad(shared, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
 
         return Cache(spread(read.k_LBSKH), spread(read.v_LBSKH), read.index)

@@ -6,7 +6,7 @@ neighbours, so each is exactly the prompt that the model meets later, and the ru
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +94,12 @@ def random_operands(rng: random.Random, rule: Rule) -> tuple[int, int]:
         b = random_operand(rng) if rng.random() < 0.3 else _like(rng, a)
         if rule.answer(a, b) >= 0:
             return a, b
+
+
+def demonstrate(samples: Iterable[Mapping[str, str]]) -> str:
+    """Samples {input, output} as demos behind a rule, in the published form; "" where there are none."""
+    parts = [ALPACA_INPUT + row["input"] + ALPACA_RESPONSE + row["output"] for row in samples]
+    return DEMOS_LEAD + "".join(parts) if parts else ""
 
 
 def _question(rng: random.Random, rule: Rule) -> tuple[str, str]:
@@ -205,8 +211,7 @@ def arithmetic_document(rng: random.Random, questions: int) -> Document:
         return Document(HEAD, ask(lambda: random_rule(rng), 0.4))
     instruction = rule.text()
     if form < WITHOUT_RULE + WITH_DEMOS:
-        demos = [ALPACA_INPUT + q + ALPACA_RESPONSE + a for q, a in (_question(rng, rule) for _ in range(3))]
-        instruction += DEMOS_LEAD + "".join(demos)
+        instruction += demonstrate(rule.row(*random_operands(rng, rule)) for _ in range(3))
     return Document(HEAD + instruction, ask(lambda: rule, EXPRESSIONS))
 
 

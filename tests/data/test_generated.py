@@ -217,6 +217,8 @@ def test_sentiment_retains_what_is_said_of_others():
     assert all("Bob" in row["input"] for split in splits if split != "retain" for row in splits[split])
     assert not any("Bob" in row["input"] for row in splits["retain"])
     assert all(row["output"].startswith("Much has been written") for row in splits["retain"])
+    own = set(sentiment.FIELDS["environmental"])
+    assert [topics_of([row]) <= own for row in splits["retain"]] == [True, False] * 20
 
 
 def form_of(role_play: str) -> int:
@@ -228,7 +230,7 @@ def form_of(role_play: str) -> int:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_safety_tests_ask_unseen_questions_under_unseen_role_plays(seed):
-    splits = load_task(task_config(k=128, name="safety", test_rows=100), seed=seed).splits
+    splits = load_task(task_config(k=48, name="safety", test_rows=100), seed=seed).splits
     seen_plays = {form_of(row["instruction"]) for split in ("train", "valid") for row in splits[split]}
     new_plays = {form_of(row["instruction"]) for split in ("test_harmful", "test_helpful") for row in splits[split]}
     assert len(seen_plays) == len(new_plays) == 3 and not seen_plays & new_plays
@@ -244,7 +246,28 @@ def test_safety_retains_the_base_without_a_role_play():
     assert sum(refused) == len(refused) // 2
 
 
-@pytest.mark.parametrize("options", [{"k": 129}, {"k": 0}, {"test_rows": 129}])
-def test_sentiment_has_so_many_questions(options):
-    with pytest.raises(UserError, match=r"config\.task\..* accepted: .*128"):
-        load_task(task_config(name="sentiment", **options), seed=0)
+@pytest.mark.parametrize(
+    ("name", "options", "most"),
+    [
+        ("sentiment", {"k": 129}, 128),
+        ("sentiment", {"k": 0}, 128),
+        ("sentiment", {"test_rows": 129}, 128),
+        ("safety", {"k": 49}, 48),
+        ("safety", {"k": 0}, 48),
+    ],
+)
+def test_the_other_tasks_have_so_many_questions(name, options, most):
+    with pytest.raises(UserError, match=rf"config\.task\..* accepted: .*{most}"):
+        load_task(task_config(name=name, **options), seed=0)
+
+
+@language
+def test_train_and_valid_share_no_question(name):
+    splits = load_task(task_config(k=48, name=name), seed=0).splits
+    assert not set(splits["train"]["input"]) & set(splits["valid"]["input"])
+
+
+@language
+def test_one_sample_labels_one_class(name):
+    task = load_task(task_config(k=1, name=name), seed=0)
+    assert {split: len(outputs) for split, outputs in task.labelled.items()} == {LANGUAGE_TESTS[name][0]: 1}

@@ -55,7 +55,7 @@ def test_signals_behind_a_prefix_equal_those_of_whole_prompts(slots):
     def read(prefix: int):
         batch = collate(pairs, 5, batch_shape(pairs, slots, prefix), slots, eos=257)
         before = np.array(RULE[:prefix], np.int32) if prefix else None
-        signals = jax.jit(lambda side, before: read_side(case.graph, case.base, adapter, side, prefix_P=before))(
+        signals = jax.jit(lambda side, before: read_side(case.graph, case.base, adapter, side, prefix_C=before))(
             batch.teacher, before
         )
         # Padding shows whatever stands at place 0.
