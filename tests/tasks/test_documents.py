@@ -15,6 +15,7 @@ from rdjax.tasks.documents import (
     SYMBOLS,
     Document,
     arithmetic_document,
+    drill,
     pack,
     random_document,
     random_expressions,
@@ -233,3 +234,29 @@ def test_refusal_documents_follow_their_rule():
         (False, False, False),
         (False, True, False),
     }
+
+
+def test_drills_ask_for_facts_and_decisions_and_answer_them():
+    rng = random.Random(11)
+    fields = {topic: field for field, topics in sentiment.FIELDS.items() for topic in topics}
+    kinds = {act: kind for kind, acts in refusal.ACTS.items() for act in acts}
+    seen = set()
+    for _ in range(300):
+        document = drill(rng, 8)
+        rule = document.prefix.removeprefix(HEAD)
+        assert "Bob" not in rule and not re.search(r"illegal or unethical|unethical or illegal", rule)
+        for question, answer in document.questions:
+            asked, subject = re.fullmatch(r"(.*): (.*)\?", question).groups()
+            match asked:
+                case "Which policies":
+                    wanted = fields[subject]
+                case "Which content":
+                    wanted = kinds[subject]
+                case "Which sentiment":
+                    first, second = re.findall("negative|positive", rule)[:2]
+                    wanted = first if re.search(rf"\b{fields[subject]}\b", rule) else second
+                case "Refuse or answer":
+                    wanted = "refuse" if re.search(rf"\b{kinds[subject]}\b", rule) else "answer"
+            assert answer == f"{wanted}."
+            seen.add((asked, wanted))
+    assert len(seen) == len(sentiment.FIELDS) + len(refusal.ACTS) + 2 + 2
