@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
-from configs.sweeps import arithmetic, quickstart, safety, sentiment, settings, strength, unlabelled
+from configs.sweeps import arithmetic, rules, safety, sentiment, settings, strength, unlabelled
 from rdjax import cli, sweep, train
 from rdjax.errors import UserError
 from tests import tiny
@@ -70,7 +70,7 @@ def run(config, workdir: pathlib.Path, tmp_path: pathlib.Path) -> int:
     return ended.value.code or 0
 
 
-@pytest.mark.parametrize("module", [arithmetic, quickstart, safety, sentiment, settings, strength, unlabelled])
+@pytest.mark.parametrize("module", [arithmetic, rules, safety, sentiment, settings, strength, unlabelled])
 def test_the_sweeps_of_configs_pass_their_checks(module):
     config = module.get_config()
     sweep.check_sweep(config)
