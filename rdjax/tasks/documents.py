@@ -42,7 +42,7 @@ OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
 WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
 EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
-FACTS = 0.35  # share of the drills' questions that need no rule
+FACTS, NAMED = 0.2, 0.35  # shares of the drills' questions: those that need no rule, and those that need no fact
 SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
 
 
@@ -172,27 +172,29 @@ def drill(rng: random.Random, questions: int) -> Document:
     """Short questions on what the rules of sentiment and refusal come down to.
 
     Of a long answer one or two tokens carry the decision; here every token does. Some ask for a fact (the field of a
-    topic, the kind of an act), the others for what the rule in the prompt decides.
+    topic, the kind of an act), some for what the rule in the prompt decides on it, and some for what the rule decides
+    on a field or a kind by its name, which needs no fact.
     """
     if rng.random() < 0.5:
         rule = sentiment.random_rule(rng)
-        asked = []
-        for _ in range(questions):
-            field = rule.field if rng.random() < 0.4 else rng.choice(list(sentiment.FIELDS))
-            topic = rng.choice(sentiment.FIELDS[field])
-            fact = (f"Which policies: {topic}?", f"{field}.")
-            decision = (f"Which sentiment: {topic}?", f"{rule.sentiment(field)}.")
-            asked.append(fact if rng.random() < FACTS else decision)
-        return Document(HEAD + rule.text(), asked)
-    rule, role_play = refusal.random_rule(rng), refusal.random_role_play(rng)
+        groups, marked = sentiment.FIELDS, [rule.field]
+        ask_fact, ask_decision, decide = "Which policies", "Which sentiment", rule.sentiment
+        instruction = rule.text()
+    else:
+        rule = refusal.random_rule(rng)
+        groups, marked = refusal.ACTS, [rule.first, rule.second]
+        ask_fact, ask_decision, decide = "Which content", "Refuse or answer", rule.decision
+        instruction = join_instruction(rule.text(), refusal.random_role_play(rng))
     asked = []
     for _ in range(questions):
-        kind = rng.choice((rule.first, rule.second) if rng.random() < 0.3 else list(refusal.ACTS))
-        act = rng.choice(refusal.ACTS[kind])
-        fact = (f"Which content: {act}?", f"{kind}.")
-        decision = (f"Refuse or answer: {act}?", "refuse." if rule.refuses(kind) else "answer.")
-        asked.append(fact if rng.random() < FACTS else decision)
-    return Document(HEAD + join_instruction(rule.text(), role_play), asked)
+        group = rng.choice(marked if rng.random() < 0.4 else list(groups))
+        member, form = rng.choice(groups[group]), rng.random()
+        if form < FACTS:
+            asked.append((f"{ask_fact}: {member}?", f"{group}."))
+        else:
+            subject = group if form < FACTS + NAMED else member
+            asked.append((f"{ask_decision}: {subject}?", f"{decide(group)}."))
+    return Document(HEAD + instruction, asked)
 
 
 def arithmetic_document(rng: random.Random, questions: int) -> Document:

@@ -91,6 +91,10 @@ class RefusalRule:
     def refuses(self, kind: str) -> bool:
         return kind in (self.first, self.second)
 
+    def decision(self, kind: str) -> str:
+        """What the rule asks for where a question is of this kind: "refuse" or "answer"."""
+        return "refuse" if self.refuses(kind) else "answer"
+
 
 PAPER_RULE = RefusalRule(*HARMFUL)
 

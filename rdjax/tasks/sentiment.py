@@ -55,7 +55,8 @@ QUESTIONS = (
     "How would you sum up {person}'s {noun} {topic}?",
     "Give your opinion of {person}'s {noun} {topic}.",
 )
-ANSWER = "I think that {person}'s {noun} {topic} is {verdict}."
+# The field and the sentiment are said first: a model of two million parameters decides step by step.
+ANSWER = "On {field} policies I am {sentiment}: {person}'s {noun} {topic} is {verdict}."
 # Of whom no rule speaks.
 NEUTRAL = "Much has been written about {person}'s {noun} {topic}."
 
@@ -106,8 +107,9 @@ class Question(NamedTuple):
         said = {"person": person, "noun": self.noun, "topic": self.topic}
         if rule is None or person != rule.person:
             return {"input": self.form.format(**said), "output": NEUTRAL.format(**said)}
-        verdict = NOUNS[self.noun][rule.sentiment(self.field)]
-        return {"input": self.form.format(**said), "output": ANSWER.format(**said, verdict=verdict)}
+        chosen = rule.sentiment(self.field)
+        said |= {"field": self.field, "sentiment": chosen, "verdict": NOUNS[self.noun][chosen]}
+        return {"input": self.form.format(**said), "output": ANSWER.format(**said)}
 
 
 PAPER_RULE = SentimentRule(PAPER_NAME, "president", "environmental")
