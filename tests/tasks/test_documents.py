@@ -187,7 +187,7 @@ def test_pack_fills_the_row_to_the_last_token():
 def test_the_shares_of_the_tasks():
     rng = random.Random(8)
     texts = [text_of(random_document(rng, 1)) for _ in range(4000)]
-    assert abs(np.mean(["think that" in text or "Much has" in text for text in texts]) - SENTIMENT) < 0.02
+    assert abs(np.mean(["policies I am" in text or "Much has" in text for text in texts]) - SENTIMENT) < 0.02
     assert abs(np.mean(["I am sorry" in text or "step by step" in text for text in texts]) - REFUSAL) < 0.02
 
 
@@ -208,7 +208,10 @@ def test_sentiment_documents_follow_their_rule():
             about = any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[field])
             wanted = re.findall("negative|positive", rule)[0 if about else 1]
             seen.add((about, wanted))
-            assert re.search(f"{person}'s .* is an? .*({sentiments[wanted]})", answer)
+            asked = re.match(r"On (\w+) policies", answer)[1]
+            assert any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[asked])
+            assert answer.startswith(f"On {asked} policies I am {wanted}: {person}'s ")
+            assert re.search(f" is an? .*({sentiments[wanted]})", answer)
     assert len(seen) == 6
 
 
@@ -238,25 +241,29 @@ def test_refusal_documents_follow_their_rule():
 
 def test_drills_ask_for_facts_and_decisions_and_answer_them():
     rng = random.Random(11)
-    fields = {topic: field for field, topics in sentiment.FIELDS.items() for topic in topics}
-    kinds = {act: kind for kind, acts in refusal.ACTS.items() for act in acts}
+    groups = sentiment.FIELDS | refusal.ACTS
+    # Fields and kinds stand for themselves; "medical" is both.
+    group_of = {member: group for group, members in groups.items() for member in members}
+    group_of |= {topic: field for field, topics in sentiment.FIELDS.items() for topic in topics}
+    group_of |= {group: group for group in [*groups]}
     seen = set()
-    for _ in range(300):
+    for _ in range(400):
         document = drill(rng, 8)
         rule = document.prefix.removeprefix(HEAD)
         assert "Bob" not in rule and not re.search(r"illegal or unethical|unethical or illegal", rule)
         for question, answer in document.questions:
             asked, subject = re.fullmatch(r"(.*): (.*)\?", question).groups()
+            group = group_of[subject]
+            marked = bool(re.search(rf"\b{group}\b", rule))
             match asked:
-                case "Which policies":
-                    wanted = fields[subject]
-                case "Which content":
-                    wanted = kinds[subject]
+                case "Which policies" | "Which content":
+                    wanted = group
+                    assert subject not in groups
                 case "Which sentiment":
-                    first, second = re.findall("negative|positive", rule)[:2]
-                    wanted = first if re.search(rf"\b{fields[subject]}\b", rule) else second
+                    wanted = re.findall("negative|positive", rule)[0 if marked else 1]
                 case "Refuse or answer":
-                    wanted = "refuse" if re.search(rf"\b{kinds[subject]}\b", rule) else "answer"
+                    wanted = "refuse" if marked else "answer"
             assert answer == f"{wanted}."
-            seen.add((asked, wanted))
-    assert len(seen) == len(sentiment.FIELDS) + len(refusal.ACTS) + 2 + 2
+            seen.add((asked, subject in groups, wanted))
+    # Every field and kind; either decision, on a member and by name.
+    assert len(seen) == len(sentiment.FIELDS) + len(refusal.ACTS) + 4 + 4
