@@ -29,7 +29,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.rules_by = 1000
     # Short questions on what the rules of sentiment and refusal decide, in further documents from this step on.
     config.data.drills_from = 3400
-    config.data.drill_rows = 8
+    config.data.drill_rows = 20
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.muon_rate = 0.02  # hidden matrices

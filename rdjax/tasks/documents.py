@@ -42,7 +42,7 @@ OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
 WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
 EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
-FACTS, NAMED = 0.2, 0.35  # shares of the drills' questions: those that need no rule, and those that need no fact
+FACTS, NAMED = 0.1, 0.5  # shares of the drills' questions: those that need no rule, and those that need no fact
 SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
 
 
@@ -178,12 +178,12 @@ def drill(rng: random.Random, questions: int) -> Document:
     if rng.random() < 0.5:
         rule = sentiment.random_rule(rng)
         groups, marked = sentiment.FIELDS, [rule.field]
-        ask_fact, ask_decision, decide = "Which policies", "Which sentiment", rule.sentiment
+        ask_fact, decide = "Which policies", rule.sentiment
         instruction = rule.text()
     else:
         rule = refusal.random_rule(rng)
         groups, marked = refusal.ACTS, [rule.first, rule.second]
-        ask_fact, ask_decision, decide = "Which content", "Refuse or answer", rule.decision
+        ask_fact, decide = "Which content", rule.decision
         instruction = join_instruction(rule.text(), refusal.random_role_play(rng))
     asked = []
     for _ in range(questions):
@@ -193,7 +193,7 @@ def drill(rng: random.Random, questions: int) -> Document:
             asked.append((f"{ask_fact}: {member}?", f"{group}."))
         else:
             subject = group if form < FACTS + NAMED else member
-            asked.append((f"{ask_decision}: {subject}?", f"{decide(group)}."))
+            asked.append((f"What about {subject}?", f"{decide(group)}."))
     return Document(HEAD + instruction, asked)
 
 
