@@ -251,18 +251,18 @@ def test_drills_ask_for_facts_and_decisions_and_answer_them():
         document = drill(rng, 8)
         rule = document.prefix.removeprefix(HEAD)
         assert "Bob" not in rule and not re.search(r"illegal or unethical|unethical or illegal", rule)
+        steers = "negative" in rule
         for question, answer in document.questions:
-            asked, subject = re.fullmatch(r"(.*): (.*)\?", question).groups()
+            asked, subject = re.fullmatch(r"(Which policies:|Which content:|What about) (.*)\?", question).groups()
             group = group_of[subject]
             marked = bool(re.search(rf"\b{group}\b", rule))
-            match asked:
-                case "Which policies" | "Which content":
-                    wanted = group
-                    assert subject not in groups
-                case "Which sentiment":
-                    wanted = re.findall("negative|positive", rule)[0 if marked else 1]
-                case "Refuse or answer":
-                    wanted = "refuse" if marked else "answer"
+            if asked != "What about":
+                wanted = group
+                assert subject not in groups
+            elif steers:
+                wanted = re.findall("negative|positive", rule)[0 if marked else 1]
+            else:
+                wanted = "refuse" if marked else "answer"
             assert answer == f"{wanted}."
             seen.add((asked, subject in groups, wanted))
     # Every field and kind; either decision, on a member and by name.
