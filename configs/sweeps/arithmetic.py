@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.sweep.ks = (4, 8, 16, 32)
     config.sweep.seeds = (0, 1, 2, 3, 4)
-    config.sweep.updates = 800  # of every run whatever its k, where its settings give no train.epochs; 0: train.epochs
+    config.sweep.updates = 400  # of every run whatever its k, where its settings give no train.epochs; 0: train.epochs
     # {method: fields that it sets otherwise}: each method at its own best. A name that is no method is a variant, of
     # config.method where it does not name another.
     config.sweep.settings = config_dict.ConfigDict()
