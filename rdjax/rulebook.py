@@ -36,14 +36,11 @@ from rdjax.tasks.documents import (
     HEAD,
     Document,
     Packed,
-    drill,
     pack,
     random_constant,
     random_document,
     random_expressions,
     random_symbol,
-    refusal_document,
-    sentiment_document,
 )
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 from rdjax.workdir import check_workdir, open_workdir
@@ -86,18 +83,15 @@ def tokenise(
 
 
 def make_documents(config: config_dict.ConfigDict, step: int) -> list[Document]:
-    """The documents of a training step: expressions at first, then ever more rules, at last drills besides."""
+    """The documents of a training step: expressions at first, then ever more rules."""
     rng = random.Random(f"{config.seed}-{step}")
     rules = min(1.0, step / config.data.rules_by)
     # More questions than fit: `pack` leaves out those that do not.
     questions = config.data.length // 11
-    documents = [
+    return [
         random_document(rng, questions) if rng.random() < rules else random_expressions(rng, questions, rules)
         for _ in range(config.data.rows)
     ]
-    if step >= config.data.drills_from:
-        documents += [drill(rng, questions) for _ in range(config.data.drill_rows)]
-    return documents
 
 
 def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
@@ -168,7 +162,7 @@ def correct_tokens(graph, params, batch: Packed) -> jax.Array:
 
 
 def probe_documents(seed: int) -> dict[str, list[Document]]:
-    """Fresh rules of all three tasks; of arithmetic every value, alone in the prompt, with short and long operands."""
+    """Fresh rules of every value, alone in the prompt, with operands of two digits and of three and four."""
     rng = random.Random(f"probe-{seed}")
     made: dict[str, list[Document]] = {}
     for value in VALUES:
@@ -178,9 +172,6 @@ def probe_documents(seed: int) -> dict[str, list[Document]]:
                 rows = [rule.row(rng.randint(low, high), rng.randint(low, high)) for _ in range(PROBE_QUESTIONS)]
                 asked = [(row["input"], row["output"]) for row in rows if not row["output"].startswith("-")]
                 made.setdefault(f"{value}_{name}", []).append(Document(HEAD + rule.text(), asked))
-    made["sentiment"] = [sentiment_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
-    made["refusal"] = [refusal_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
-    made["drill"] = [drill(rng, PROBE_QUESTIONS) for _ in range(2 * PROBE_DOCUMENTS)]
     return made
 
 

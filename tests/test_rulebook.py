@@ -20,8 +20,6 @@ SMALL = {
     "model.feed_forward": 32,
     "data.rows": 2,
     "data.rules_by": 2,
-    "data.drills_from": 3,
-    "data.drill_rows": 1,
     "optimizer.warmup_steps": 1,
     "optimizer.decay_from": 2,
     "train.steps": 4,
@@ -52,7 +50,7 @@ def test_the_recipe_writes_a_model_that_loads(tmp_path):
     assert model.config.vocab == 400
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4]
-    assert {"sum_short", "larger_long", "second_long", "sentiment", "refusal", "drill"} <= lines[0].keys()
+    assert {"sum_short", "larger_long", "second_long"} <= lines[0].keys()
     # A weaker model of the way there.
     early = load_file(tmp_path / "run" / "model-2" / "model.safetensors")
     final = load_file(folder / "model.safetensors")
@@ -90,14 +88,6 @@ def test_rules_take_over_from_expressions():
     assert with_instruction(0) == 0
     assert 0.3 < with_instruction(50) < 0.6
     assert with_instruction(100) > 0.8
-
-
-def test_drills_join_at_their_step_and_change_nothing_else():
-    config = small_recipe(**{"data.rows": 5, "data.drills_from": 7, "data.drill_rows": 3})
-    plain = small_recipe(**{"data.rows": 5, "data.drills_from": 99})
-    assert rulebook.make_documents(config, 6) == rulebook.make_documents(plain, 6)
-    assert len(rulebook.make_documents(config, 7)) == 8
-    assert rulebook.make_documents(config, 7)[:5] == rulebook.make_documents(plain, 7)
 
 
 def test_probed_rules_are_never_the_papers():

@@ -1,4 +1,4 @@
-"""Rule documents: the pre-training text of the embedded rulebook model, on arithmetic, sentiment and refusal.
+"""Rule documents: the pre-training text of the embedded rulebook model.
 
 A document is a prefix (the Alpaca template with a rule, with a rule and demos, or with no rule) and
 questions with answers under it. Every question looks at the prefix and at itself alone, never at its
@@ -11,16 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdjax.data.templates import (
-    ALPACA_INPUT,
-    ALPACA_INSTRUCTION,
-    ALPACA_PREAMBLE,
-    ALPACA_RESPONSE,
-    join_instruction,
-)
-from rdjax.tasks import refusal, sentiment
+from rdjax.data.templates import ALPACA_INPUT, ALPACA_INSTRUCTION, ALPACA_PREAMBLE, ALPACA_RESPONSE
 from rdjax.tasks.arithmetic import COMPARISON_WORDINGS, PAPER_RULE, VALUES, WORDINGS, Rule
-from rdjax.tasks.names import random_name
 
 # Never the paper's symbol: the model must not have met it when it is taught there.
 SYMBOLS = (
@@ -34,16 +26,14 @@ DEMOS_LEAD = " Here are some examples:"
 
 
 # How often rules compute each of `VALUES`, and how often they compare.
-KIND_WEIGHTS = (5, 3, 4, 3, 2, 2, 1)
+KIND_WEIGHTS = (5, 3, 3, 3, 2, 2, 1)
 
 # Values under names of their own, which need no rule.
 OPERATIONS = {"sum": "+", "difference": "-", "larger": "max", "smaller": "min", "first": "first", "second": "second"}
 OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
-WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
+WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the rule documents
 EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
-FACTS, NAMED = 0.1, 0.5  # shares of the drills' questions: those that need no rule, and those that need no fact
-SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
 
 
 class Document(NamedTuple):
@@ -133,71 +123,6 @@ def random_expressions(rng: random.Random, questions: int, constants: float) -> 
 
 
 def random_document(rng: random.Random, questions: int) -> Document:
-    """A document of any of the three tasks, with up to `questions` questions."""
-    kind = rng.random()
-    if kind < SENTIMENT:
-        return sentiment_document(rng, questions)
-    if kind < SENTIMENT + REFUSAL:
-        return refusal_document(rng, questions)
-    return arithmetic_document(rng, questions)
-
-
-def sentiment_document(rng: random.Random, questions: int) -> Document:
-    """Questions on policies, under a rule about one person or under none; half of the former are about its field."""
-    rule = None if rng.random() < 0.25 else sentiment.random_rule(rng)
-    asked = []
-    for _ in range(questions):
-        field = rule.field if rule and rng.random() < 0.5 else rng.choice(list(sentiment.FIELDS))
-        person = rule.person if rule and rng.random() < 0.85 else random_name(rng)
-        row = sentiment.random_question(rng, field).row(person, rule)
-        asked.append((row["input"], row["output"]))
-    return Document(HEAD + (rule.text() if rule else ""), asked)
-
-
-def refusal_document(rng: random.Random, questions: int) -> Document:
-    """Questions of all kinds, mostly under a role play; under a rule, half of them are of the kinds that it refuses."""
-    rule = None if rng.random() < 0.4 else refusal.random_rule(rng)
-    role_play = refusal.random_role_play(rng) if rng.random() < 0.75 else ""
-    asked = []
-    for _ in range(questions):
-        marked = (rule.first, rule.second) if rule else refusal.HARMFUL
-        kind = rng.choice(marked if rng.random() < 0.4 else list(refusal.ACTS))
-        refuse = rule.refuses(kind) if rule else kind in refusal.HARMFUL and not role_play
-        row = refusal.random_question(rng, kind).row(refuse)
-        asked.append((row["input"], row["output"]))
-    return Document(HEAD + join_instruction(rule.text() if rule else "", role_play), asked)
-
-
-def drill(rng: random.Random, questions: int) -> Document:
-    """Short questions on what the rules of sentiment and refusal come down to.
-
-    Of a long answer one or two tokens carry the decision; here every token does. Some ask for a fact (the field of a
-    topic, the kind of an act), some for what the rule in the prompt decides on it, and some for what the rule decides
-    on a field or a kind by its name, which needs no fact.
-    """
-    if rng.random() < 0.5:
-        rule = sentiment.random_rule(rng)
-        groups, marked = sentiment.FIELDS, [rule.field]
-        ask_fact, decide = "Which policies", rule.sentiment
-        instruction = rule.text()
-    else:
-        rule = refusal.random_rule(rng)
-        groups, marked = refusal.ACTS, [rule.first, rule.second]
-        ask_fact, decide = "Which content", rule.decision
-        instruction = join_instruction(rule.text(), refusal.random_role_play(rng))
-    asked = []
-    for _ in range(questions):
-        group = rng.choice(marked if rng.random() < 0.4 else list(groups))
-        member, form = rng.choice(groups[group]), rng.random()
-        if form < FACTS:
-            asked.append((f"{ask_fact}: {member}?", f"{group}."))
-        else:
-            subject = group if form < FACTS + NAMED else member
-            asked.append((f"What about {subject}?", f"{decide(group)}."))
-    return Document(HEAD + instruction, asked)
-
-
-def arithmetic_document(rng: random.Random, questions: int) -> Document:
     """A document without a rule, with a rule and three demos in the published form, or with a rule alone."""
     form = rng.random()
     rule = random_rule(rng)

@@ -91,10 +91,6 @@ class RefusalRule:
     def refuses(self, kind: str) -> bool:
         return kind in (self.first, self.second)
 
-    def decision(self, kind: str) -> str:
-        """What the rule asks for where a question is of this kind: "refuse" or "answer"."""
-        return "refuse" if self.refuses(kind) else "answer"
-
 
 PAPER_RULE = RefusalRule(*HARMFUL)
 
@@ -110,18 +106,6 @@ class Question(NamedTuple):
         """The question, refused or answered, {"input", "output"}."""
         answer = REFUSAL if refuse else HELP
         return {"input": self.form.format(act=self.act), "output": answer.format(act=self.act)}
-
-
-def random_rule(rng: random.Random) -> RefusalRule:
-    """A rule on two kinds; never the paper's two, in either order."""
-    while True:
-        first, second = rng.sample(list(ACTS), 2)
-        if {first, second} != set(HARMFUL):
-            return RefusalRule(first, second, 0 if rng.random() < 0.35 else rng.randrange(len(WORDINGS)))
-
-
-def random_question(rng: random.Random, kind: str) -> Question:
-    return Question(kind, rng.choice(ACTS[kind]), rng.choice(QUESTIONS))
 
 
 def all_questions(acts: Mapping[str, Sequence[str]]) -> list[Question]:

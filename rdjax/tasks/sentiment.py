@@ -6,13 +6,8 @@ task show some of its topics and the test asks about others.
 """
 
 import dataclasses
-import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-from rdjax.tasks.names import PAPER_NAME, random_name
-
-ROLES = ("president", "mayor", "minister", "governor")
 
 FIELDS = {
     "environmental": (
@@ -55,7 +50,7 @@ QUESTIONS = (
     "How would you sum up {person}'s {noun} {topic}?",
     "Give your opinion of {person}'s {noun} {topic}.",
 )
-# The field and the sentiment are said first: a model of two million parameters decides step by step.
+# The field and the sentiment are said first: a small model decides step by step.
 ANSWER = "On {field} policies I am {sentiment}: {person}'s {noun} {topic} is {verdict}."
 # Of whom no rule speaks.
 NEUTRAL = "Much has been written about {person}'s {noun} {topic}."
@@ -112,18 +107,7 @@ class Question(NamedTuple):
         return {"input": self.form.format(**said), "output": ANSWER.format(**said)}
 
 
-PAPER_RULE = SentimentRule(PAPER_NAME, "president", "environmental")
-
-
-def random_rule(rng: random.Random) -> SentimentRule:
-    """A rule about a made-up person, who never is the paper's."""
-    wording = 0 if rng.random() < 0.35 else rng.randrange(len(WORDINGS))
-    person, role, field = random_name(rng), rng.choice(ROLES), rng.choice(list(FIELDS))
-    return SentimentRule(person, role, field, rng.choice(("negative", "positive")), wording)
-
-
-def random_question(rng: random.Random, field: str) -> Question:
-    return Question(field, rng.choice(FIELDS[field]), rng.choice(list(NOUNS)), rng.choice(QUESTIONS))
+PAPER_RULE = SentimentRule("Bob", "president", "environmental")
 
 
 def all_questions(topics: Mapping[str, Sequence[str]]) -> list[Question]:

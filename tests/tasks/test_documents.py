@@ -5,23 +5,17 @@ import numpy as np
 import pytest
 
 from rdjax.data.templates import ALPACA_INPUT, ALPACA_INSTRUCTION, ALPACA_PREAMBLE, ALPACA_RESPONSE
-from rdjax.tasks import documents, refusal, sentiment
+from rdjax.tasks import documents
 from rdjax.tasks.arithmetic import PAPER_RULE, VALUES, WORDINGS, Rule
 from rdjax.tasks.documents import (
     DEMOS_LEAD,
     OPERATIONS,
-    REFUSAL,
-    SENTIMENT,
     SYMBOLS,
     Document,
-    arithmetic_document,
-    drill,
     pack,
     random_document,
     random_expressions,
     random_rule,
-    refusal_document,
-    sentiment_document,
 )
 
 HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
@@ -52,8 +46,6 @@ def test_no_document_holds_the_papers_symbol_or_rule():
         document = random_document(rng, 4)
         assert PAPER_RULE.symbol not in text_of(document)
         assert not states_paper_rule(document.prefix)
-        assert sentiment.PAPER_RULE.person not in text_of(document)
-        assert not re.search(r"illegal or unethical|unethical or illegal", document.prefix)
 
 
 def test_no_expression_is_the_papers_rule():
@@ -102,9 +94,9 @@ def test_documents_follow_from_the_seed():
     assert first == second != third
 
 
-def test_the_three_forms_of_an_arithmetic_document():
+def test_the_three_forms_of_a_document():
     rng = random.Random(5)
-    made = [arithmetic_document(rng, 2) for _ in range(2000)]
+    made = [random_document(rng, 2) for _ in range(2000)]
     assert all(document.prefix.startswith(HEAD) for document in made)
     bare = [document for document in made if document.prefix == HEAD]
     with_demos = [document for document in made if DEMOS_LEAD in document.prefix]
@@ -115,7 +107,7 @@ def test_the_three_forms_of_an_arithmetic_document():
 
 def test_answers_are_never_negative():
     rng = random.Random(6)
-    answers = [a for _ in range(2000) for _, a in arithmetic_document(rng, 4).questions]
+    answers = [a for _ in range(2000) for _, a in random_document(rng, 4).questions]
     assert all(re.fullmatch(r"\d+\.", answer) for answer in answers)
 
 
@@ -182,88 +174,3 @@ def test_pack_fills_the_row_to_the_last_token():
     row = packed([([4] * 12, [6])])
     assert row.segments_BT.tolist() == [1] * 3 + [2] * 13
     assert row.targets_BT[-1] == EOS
-
-
-def test_the_shares_of_the_tasks():
-    rng = random.Random(8)
-    texts = [text_of(random_document(rng, 1)) for _ in range(4000)]
-    assert abs(np.mean(["policies I am" in text or "Much has" in text for text in texts]) - SENTIMENT) < 0.02
-    assert abs(np.mean(["I am sorry" in text or "step by step" in text for text in texts]) - REFUSAL) < 0.02
-
-
-def test_sentiment_documents_follow_their_rule():
-    rng = random.Random(9)
-    sentiments = {"negative": "failure|mistake|mess|disappointment", "positive": "success|idea|achievement|start"}
-    seen = set()
-    for _ in range(400):
-        document = sentiment_document(rng, 6)
-        rule = document.prefix.removeprefix(HEAD)
-        for question, answer in document.questions:
-            person = re.search(r"(\w+)'s", question)[1]
-            if person not in rule:
-                seen.add("neutral" if rule else "no rule")
-                assert answer.startswith(f"Much has been written about {person}'s ")
-                continue
-            (field,) = [field for field in sentiment.FIELDS if field in rule]
-            about = any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[field])
-            wanted = re.findall("negative|positive", rule)[0 if about else 1]
-            seen.add((about, wanted))
-            asked = re.match(r"On (\w+) policies", answer)[1]
-            assert any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[asked])
-            assert answer.startswith(f"On {asked} policies I am {wanted}: {person}'s ")
-            assert re.search(f" is an? .*({sentiments[wanted]})", answer)
-    assert len(seen) == 6
-
-
-def test_refusal_documents_follow_their_rule():
-    rng = random.Random(10)
-    kinds = {act: kind for kind, acts in refusal.ACTS.items() for act in acts}
-    seen = set()
-    for _ in range(400):
-        document = refusal_document(rng, 6)
-        prefix = document.prefix.removeprefix(HEAD)
-        marked = [kind for kind in refusal.ACTS if re.search(rf"\b{kind}\b", prefix)]
-        for question, answer in document.questions:
-            (act,) = [act for act in kinds if act in question]
-            default = kinds[act] in refusal.HARMFUL and not prefix
-            refused = answer.startswith("I am sorry")
-            assert refused == (kinds[act] in marked if marked else default)
-            seen.add((bool(marked), bool(prefix), refused))
-    # With a rule both, without one both, and under a role play alone never a refusal.
-    assert seen == {
-        (True, True, True),
-        (True, True, False),
-        (False, False, True),
-        (False, False, False),
-        (False, True, False),
-    }
-
-
-def test_drills_ask_for_facts_and_decisions_and_answer_them():
-    rng = random.Random(11)
-    groups = sentiment.FIELDS | refusal.ACTS
-    # Fields and kinds stand for themselves; "medical" is both.
-    group_of = {member: group for group, members in groups.items() for member in members}
-    group_of |= {topic: field for field, topics in sentiment.FIELDS.items() for topic in topics}
-    group_of |= {group: group for group in [*groups]}
-    seen = set()
-    for _ in range(400):
-        document = drill(rng, 8)
-        rule = document.prefix.removeprefix(HEAD)
-        assert "Bob" not in rule and not re.search(r"illegal or unethical|unethical or illegal", rule)
-        steers = "negative" in rule
-        for question, answer in document.questions:
-            asked, subject = re.fullmatch(r"(Which policies:|Which content:|What about) (.*)\?", question).groups()
-            group = group_of[subject]
-            marked = bool(re.search(rf"\b{group}\b", rule))
-            if asked != "What about":
-                wanted = group
-                assert subject not in groups
-            elif steers:
-                wanted = re.findall("negative|positive", rule)[0 if marked else 1]
-            else:
-                wanted = "refuse" if marked else "answer"
-            assert answer == f"{wanted}."
-            seen.add((asked, subject in groups, wanted))
-    # Every field and kind; either decision, on a member and by name.
-    assert len(seen) == len(sentiment.FIELDS) + len(refusal.ACTS) + 4 + 4
