@@ -1,6 +1,6 @@
 """Five seeds of one cell by one `rdjax.sweep` against five `rdjax.train`, whole commands, one after the other.
 
-python benchmarks/seeds_at_once.py [--out=benchmarks/results/seeds_at_once.json]
+python -m benchmarks.seeds_at_once [--out=benchmarks/results/seeds_at_once.json]
 """
 
 import json
@@ -13,6 +13,8 @@ import tempfile
 import time
 
 from absl import app, flags
+
+from configs import quickstart
 
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 
@@ -36,6 +38,9 @@ def main(argv: list[str]) -> None:
             '--config.sweep.methods=("rule_distill_base",)',
             "--config.sweep.ks=(8,)",
             f"--config.sweep.seeds={SEEDS}",
+            # All else as in the quickstart.
+            "--config.sweep.updates=0",
+            f"--config.eval.systems={quickstart.get_config().eval.systems}",
         )
         together = seconds("rdjax.sweep", "--config=configs/sweeps/arithmetic.py", f"--workdir={root / 'sweep'}", *cell)
         alone = [

@@ -5,7 +5,6 @@
 Two CPU cores are enough: about 50 seconds. Train operands 1-99, tests 1-99 and 121-1996, all generated from the
 seed; the scores to expect stand in README.md. With k = 32 take --config.train.epochs=100 for as many updates.
 Another rule: --config.task.generated.constant=3 --config.task.generated.symbol='&&'
-The other tasks: --config.task.name=sentiment (or safety) --config.eval.max_new_tokens=40 --config.train.epochs=200
 """
 
 from ml_collections import config_dict

@@ -1,11 +1,11 @@
-"""The paper's safety study in miniature, on the embedded model: role plays and questions that no sample shows.
+"""The paper's safety study on generated questions: role plays and questions that no sample shows.
 
-    python -m rdjax.sweep --config=configs/sweeps/safety.py --workdir=runs/safety
+    python -m rdjax.sweep --config=configs/sweeps/safety.py --workdir=runs/safety --config.model.path=<checkpoint>
 
-The published files instead: --config.model.path=<checkpoint> --config.task.root=<data>/jailbreak_experiments
---config.eval.max_new_tokens=64.
+The embedded model knows arithmetic alone: it runs, and closes no gap. The published files instead:
+--config.task.root=<data>/jailbreak_experiments --config.eval.max_new_tokens=64.
 
-The settings of the methods are those chosen on arithmetic.
+The settings of the methods are those chosen on arithmetic with the embedded model.
 """
 
 from ml_collections import config_dict

@@ -1,11 +1,12 @@
-"""The paper's sentiment study in miniature, on the embedded model: Bob's policies, and topics that no sample shows.
+"""The paper's sentiment study on generated questions: Bob's policies, and topics that no sample shows.
 
-    python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment
+    python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment \\
+        --config.model.path=<checkpoint>
 
-The published files instead: --config.model.path=<checkpoint> --config.task.root=<data>/bob_sentiment_experiments
---config.task.one_wording=True --config.eval.max_new_tokens=64.
+The embedded model knows arithmetic alone: it runs, and closes no gap. The published files instead:
+--config.task.root=<data>/bob_sentiment_experiments --config.task.one_wording=True --config.eval.max_new_tokens=64.
 
-The settings of the methods are those chosen on arithmetic.
+The settings of the methods are those chosen on arithmetic with the embedded model.
 """
 
 from ml_collections import config_dict

@@ -17,6 +17,5 @@ def get_config() -> config_dict.ConfigDict:
     config.sweep.methods = ("distill_unlabelled", "inst_tune_without_rule")
     config.sweep.ks = (8, 16, 32, 64, 128)
     config.sweep.seeds = (0, 1, 2)
-    config.sweep.updates = 1200
     config.sweep.settings.distill_unlabelled = {"task": {"responses": "teacher"}}
     return config
