@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from rdjax.errors import UserError
 
+RETAIN = "retain"  # the split that the rule is not about
 METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rdjax.config import RETAIN
 from rdjax.data.batches import Batch, Shape, Side, Slots, batch_shape, collate, round_up, teacher_prefix
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, kl_divergence
@@ -26,7 +27,6 @@ from rdjax.sharding import replicated, row_multiple, rows_sharding
 # Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01
 
-RETAIN = "retain"  # the split that the rule is not about
 FORGOTTEN = "retain, answered by the base without the rule"
 
 GAP_SLOTS = Slots(variant="ours", hidden_positions="shared", reduction="token")

@@ -38,5 +38,5 @@ def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pa
         figures.mkdir(parents=True, exist_ok=True)
         for name, svg in page["figures"].items():
             if svg:
-                (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
+                write_text(figures / f"{name}.svg", svg)
     return path

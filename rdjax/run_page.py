@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rdjax.config import RETAIN
 from rdjax.figures import COLOURS, colours_of, draw, label, metric_of
 from rdjax.files import read_json, read_lines
 
@@ -140,7 +141,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     predictions = read_predictions(workdir, splits)
     lines = read_lines(workdir / "metrics.jsonl")
     config = record["config"]
-    tests = {split: systems for split, systems in splits.items() if split != "retain"}
+    tests = {split: systems for split, systems in splits.items() if split != RETAIN}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     figures = {"curves": curves_figure(lines)}
     if splits:
@@ -159,7 +160,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         },
         "rule": _rule(predictions),
         "tests": tests,
-        "retain": splits.get("retain"),
+        "retain": splits.get(RETAIN),
         "splits": splits,
         "judge_errors": scores.get("judge_errors", {}),
         "figures": figures,

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rdjax.config import RETAIN
 from rdjax.figures import colours_of, draw, label, metric_of, spread
 from rdjax.files import read_json, read_lines
 from rdjax.run_page import read_predictions, side_by_side
 
 Cell = Mapping[str, Any]  # of sweep.json: method, k, seed, and what the run's eval.json holds
 
-RETAIN = "retain"  # the split that the rule is not about
 SHOWN_ROWS = 8  # outputs of each method that the page shows
 
 
@@ -50,12 +50,17 @@ def sweep_figure(cells: Sequence[Cell]) -> str:
         low, high = [min(found) for _, found in points], [max(found) for _, found in points]
         axis.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
 
+    # One line where all methods have the same base; a line each where rule, task or model differ.
+    lines = [
+        (system, line, (None,) if agree(cells, system) else methods)
+        for system, line in (("base_with_rule", "--"), ("base", ":"))
+    ]
+    lines.append(("enhanced_with_rule", "-.", methods))
+
     def paint(axes: Sequence[Any]) -> None:
         for axis, split in zip(axes, splits, strict=True):
-            for system, line in (("base_with_rule", "--"), ("base", ":"), ("enhanced_with_rule", "-.")):
-                # One line where all methods have the same base; a line each where rule, task or model differ.
-                shared = system != "enhanced_with_rule" and agree(cells, system)
-                for method in (None,) if shared else methods:
+            for system, line, drawn in lines:
+                for method in drawn:
                     found = {k: values(split, system, k, method) for k in ks}
                     means = {k: statistics.mean(scores) for k, scores in found.items() if scores}
                     if means:
@@ -221,10 +226,11 @@ def sweep_table(cells: Sequence[Cell]) -> Table:
         ]
         return [str(k), name, str(len(runs)), *values]
 
+    shared = {system for system in systems if system != "student" and agree(cells, system)}
     rows = []
     for k in sorted({cell["k"] for cell in cells}):
         for system in sorted(systems, key="student".__eq__):
-            if system != "student" and agree(cells, system):
+            if system in shared:
                 rows.append(row(k, label(system), system, None))
             else:
                 rows += [row(k, f"{label(system)}, {label(method)}", system, method) for method in methods]

@@ -15,7 +15,7 @@ import tqdm
 from ml_collections import config_dict
 
 from rdjax import cli, experiment_flags
-from rdjax.config import METHODS, check_config, hidden_weight
+from rdjax.config import METHODS, RETAIN, check_config, hidden_weight
 from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, check_lengths, make_pair, make_prompts
 from rdjax.data.tasks import RuleTask, load_task
@@ -348,7 +348,7 @@ def prepare(
 
 def is_test(split: str) -> bool:
     """Whether a split is evaluated at the end."""
-    return split.startswith("test") or split == "retain"
+    return split.startswith("test") or split == RETAIN
 
 
 def main(argv: list[str]) -> None:

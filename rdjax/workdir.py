@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from rdjax.config import differences, plain
 from rdjax.errors import UserError
-from rdjax.files import write_json
+from rdjax.files import read_json, write_json
 
 RECORD = "config.json"
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
@@ -68,5 +68,5 @@ def open_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict, module: 
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
         write_json(record, content)
-    elif json.loads(record.read_text()).get("fingerprint") != fingerprint:
+    elif read_json(record).get("fingerprint") != fingerprint:
         raise UserError(f"--workdir: {workdir} holds a run on other data or weights; take another folder")

@@ -1,7 +1,5 @@
 """How far systems are from the rule-conditioned base: by reading the rule once for all rows, and by whole prompts."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -13,9 +11,8 @@ from rdjax.models.load import load_model
 from rdjax.models.lora import init_adapter
 from rdjax.sharding import make_mesh
 from tests import tiny
-from tests.distill.case import SPEC, random_adapter, random_pairs
+from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
 
-RULE = tuple(range(100, 121))
 OPTIONS = EvalOptions("alpaca", 200, 4, batch_size=3, scale=SPEC.scale)
 
 
@@ -28,11 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs():
-    made = []
-    for pair in random_pairs():
-        prompts = dataclasses.replace(pair.prompts, teacher_ids=RULE + pair.prompts.teacher_ids)
-        made.append(dataclasses.replace(pair, prompts=prompts))
-    return made
+    return ruled_pairs()
 
 
 def compare(model, pairs):

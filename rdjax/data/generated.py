@@ -5,7 +5,7 @@ They have the splits of the published files, a validation split, and a retain sp
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
@@ -90,8 +90,20 @@ def _halve(
     return seen, unseen
 
 
-def _labelled(splits: Sequence[str], outputs: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    return {split: list(own) for split, own in zip(splits, outputs, strict=True) if own}
+def _alternate(first: Sequence[Any], second: Sequence[Any], count: int) -> list[Any]:
+    """`count` of both, in turn."""
+    return [one for pair in zip(first, second, strict=False) for one in pair][:count]
+
+
+def _generated(
+    rule: str, rows: Mapping[str, Sequence[Mapping[str, str]]], classes: tuple[str, str], more: int
+) -> Generated:
+    """Splits of rows {input, output, instruction?} under one rule; of the training rows the first `more` are of the
+    first of the two classes, which are named by their test splits."""
+    outputs = [row["output"] for row in rows["train"]]
+    labelled = dict(zip(classes, (outputs[:more], outputs[more:]), strict=True))
+    splits = {split: _complete(split, rule, own) for split, own in rows.items()}
+    return Generated(splits, {split: own for split, own in labelled.items() if own})
 
 
 # Sentiment -----------------------------------------------------------------------------------------------------------
@@ -120,15 +132,10 @@ def generate_sentiment(config: config_dict.ConfigDict, seed: int) -> Generated:
         "test_on_topic": test_topical[:tests],
         "test_elsewhere": test_other[:tests],
     }
-    splits = {
-        split: _complete(split, rule.text(), [question.row(rule.person, rule) for question in part])
-        for split, part in asked.items()
-    }
-    both = [question for pair in zip(test_topical, test_other, strict=False) for question in pair]
-    others = [question.row(random_name(rng), rule) for question in both[:tests]]
-    splits["retain"] = _complete("retain", rule.text(), others)
-    outputs = [row["output"] for row in splits["train"]]
-    return Generated(splits, _labelled(("test_on_topic", "test_elsewhere"), (outputs[:more], outputs[more:])))
+    made = {split: [question.row(rule.person, rule) for question in part] for split, part in asked.items()}
+    of_others = _alternate(test_topical, test_other, tests)
+    made["retain"] = [question.row(random_name(rng), rule) for question in of_others]
+    return _generated(rule.text(), made, ("test_on_topic", "test_elsewhere"), more)
 
 
 # Safety --------------------------------------------------------------------------------------------------------------
@@ -169,14 +176,10 @@ def generate_safety(config: config_dict.ConfigDict, seed: int) -> Generated:
         "test_harmful": play(test_harmful, unseen_plays),
         "test_helpful": play(test_helpful, unseen_plays),
         "retain": [
-            question.row(rule.refuses(question.kind))
-            for pair in zip(test_harmful, test_helpful, strict=True)
-            for question in pair
-        ][:tests],
+            question.row(rule.refuses(question.kind)) for question in _alternate(test_harmful, test_helpful, tests)
+        ],
     }
-    splits = {split: _complete(split, rule.text(), rows) for split, rows in made.items()}
-    outputs = [row["output"] for row in splits["train"]]
-    return Generated(splits, _labelled(("test_harmful", "test_helpful"), (outputs[:more], outputs[more:])))
+    return _generated(rule.text(), made, ("test_harmful", "test_helpful"), more)
 
 
 GENERATORS = {"arithmetic": generate_arithmetic, "sentiment": generate_sentiment, "safety": generate_safety}

@@ -1,5 +1,6 @@
 """One small distillation problem, shared by the tests of the step."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ OPTIONS = StepOptions(scale=SPEC.scale, dropout=0.0, remat=False)
 OURS = Slots("ours", "response", "token")
 SHARED = Slots("ours", "shared", "token")
 PUBLISHED = Slots("published", "response", "sample")
+RULE = tuple(range(100, 121))  # tokens that all teacher prompts of `ruled_pairs` share
 DISTILL = Objective("distill", "kl", 1.0, 2.44)
 
 
@@ -48,6 +50,15 @@ def random_pairs(count: int = 4, seed: int = 0) -> list[Pair]:
         prompts = Prompts("", "", head + rule + tail, head + tail, 3, f"row {number}")
         pairs.append(Pair(prompts, ids(1 + number % 3)))
     return pairs
+
+
+def ruled_pairs() -> list[Pair]:
+    """`random_pairs` whose teacher prompts begin with `RULE`."""
+    made = []
+    for pair in random_pairs():
+        prompts = dataclasses.replace(pair.prompts, teacher_ids=RULE + pair.prompts.teacher_ids)
+        made.append(dataclasses.replace(pair, prompts=prompts))
+    return made
 
 
 def random_adapter(config, seed: int = 1, spec: LoraSpec = SPEC) -> Adapter:

@@ -1,7 +1,5 @@
 """A prefix that all teacher prompts share is read once, and nothing changes by it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +7,19 @@ import pytest
 
 from rdjax.data import batches
 from rdjax.data.batches import batch_shape, collate, shared_prefix, teacher_prefix
-from rdjax.data.pairs import Pair
 from rdjax.distill.teacher import read_side
 from rdjax.models.lora import effective
-from tests.distill.case import OURS, PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
-
-RULE = tuple(range(100, 121))
-
-
-def ruled_pairs() -> list[Pair]:
-    """Pairs whose teacher prompts begin with the same 21 tokens."""
-    made = []
-    for pair in random_pairs():
-        prompts = dataclasses.replace(pair.prompts, teacher_ids=RULE + pair.prompts.teacher_ids)
-        made.append(dataclasses.replace(pair, prompts=prompts))
-    return made
+from tests.distill.case import (
+    OURS,
+    PUBLISHED,
+    RULE,
+    SHARED,
+    SPEC,
+    assert_close,
+    make_case,
+    random_adapter,
+    ruled_pairs,
+)
 
 
 def test_shared_prefix_is_a_multiple_of_eight_that_leaves_every_prompt_a_token():
