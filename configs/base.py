@@ -10,10 +10,15 @@ def get_config() -> config_dict.ConfigDict:
     config.method = "rule_distill_base"
 
     config.model = config_dict.ConfigDict()
-    config.model.path = "rulebook"  # a folder, a hub id, or "rulebook": the embedded model
+    # A folder, a hub id, or an embedded model: "rulebook" follows arithmetic rules, "rulebook-language" also rules of
+    # sentiment and refusal.
+    config.model.path = "rulebook"
     config.model.adapter = ""  # a PEFT adapter (folder or hub id) that teacher and student start from
     config.model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPU, bfloat16 on accelerators
-    config.model.remat = False  # recompute every layer in the backward pass: slower, far less memory
+    config.model.int8 = False  # hold the blocks' kernels as int8, a scale for each column; adapters stay float32
+    # What the backward pass computes anew instead of keeping it: none; full: every layer (slower, far less memory);
+    # dots: all of a layer but the products of its projections.
+    config.model.remat = "none"
 
     config.task = config_dict.ConfigDict()
     config.task.name = "arithmetic"  # arithmetic, sentiment, safety, or rule: a user's own folder
@@ -24,7 +29,9 @@ def get_config() -> config_dict.ConfigDict:
     config.task.demos = True  # keep the demos that published rule prompts carry
     config.task.one_wording = False  # give every row the first training row's rule (no wording gives a class away)
     config.task.responses = "gold"  # gold: the rows' outputs; teacher: written by the rule-conditioned teacher
-    config.task.temperature = 0.0  # of the teacher's responses; 0: greedy
+    config.task.temperature = 0.0  # of the teacher's responses; 0: greedy, or by eval.beams
+    config.task.top_k = 0  # the teacher draws from so many of the most likely tokens; 0: from all
+    config.task.top_p = 1.0  # and of these from the fewest that have this probability together
     config.task.only_confirmed = False  # of the teacher's responses keep those that are the row's output
     config.task.valid_seed = 1234  # which published validation file
     # A task without a root: its sizes, and the rule and operands of arithmetic.
@@ -63,7 +70,9 @@ def get_config() -> config_dict.ConfigDict:
     config.train.epochs = 20
     config.train.batch_size = 4  # samples an update
     config.train.accumulation = 1  # micro-batches an update
-    config.train.teacher_signals = "cached"  # cached: the teacher runs once for all epochs; online: in every step
+    # cached: the teacher runs once for all epochs, and what it shows is kept where there is room: in the memory of the
+    # device or the host, or on disk (which "device", "host" and "disk" ask for by name). online: it runs in every step.
+    config.train.teacher_signals = "cached"
     config.train.valid_every = 1  # epochs between validations; 0: never, and the last epoch is kept
     config.train.checkpoint_every = 1  # epochs between checkpoints
 
@@ -72,7 +81,7 @@ def get_config() -> config_dict.ConfigDict:
     # then trains too. Empty: no evaluation.
     config.eval.systems = ("base", "base_with_rule", "student", "student_with_rule")
     config.eval.max_new_tokens = 64
-    config.eval.beams = 1  # greedy
+    config.eval.beams = 1  # 1: greedy; the paper decodes with 4 beams
     config.eval.batch_size = 32
     config.eval.limit = 0  # rows of each split; 0: all
     # "<split>=<judge>": exact_match, negative, positive, refusal, answer, regex:<pattern>, classifier:<label>. Splits

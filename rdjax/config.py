@@ -18,6 +18,7 @@ MESH_OF_ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 CHOICES = {
     "method": METHODS,
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
     "task.name": ("arithmetic", "sentiment", "safety", "rule"),
     "task.template": ("alpaca", "chat"),
     "task.responses": ("gold", "teacher"),
@@ -27,14 +28,14 @@ CHOICES = {
     "loss.reduction": ("token", "sample"),
     "loss.variant": ("ours", "published"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
-    "train.teacher_signals": ("cached", "online"),
-    "eval.beams": (1,),
+    "train.teacher_signals": ("cached", "online", "device", "host", "disk"),
 }
 
 AT_LEAST = {
     "task.k": 0,
     "task.max_length": 1,
     "task.temperature": 0,
+    "task.top_k": 0,
     "task.generated.test_rows": 1,
     "lora.rank": 1,
     "lora.dropout": 0,
@@ -47,6 +48,7 @@ AT_LEAST = {
     "train.valid_every": 0,
     "train.checkpoint_every": 1,
     "eval.max_new_tokens": 1,
+    "eval.beams": 1,
     "eval.batch_size": 1,
     "eval.limit": 0,
     "mesh.data": 1,
@@ -81,6 +83,10 @@ def check_config(config: config_dict.ConfigDict) -> None:
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
     if not 0 <= _get(config, "seed") < 2**31:
         raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")
+    if not 0 < config.task.top_p <= 1:
+        raise UserError(f"config.task.top_p = {config.task.top_p} is no probability above 0")
+    if (config.task.top_k or config.task.top_p < 1) and not config.task.temperature:
+        raise UserError("config.task.top_k and config.task.top_p are about drawing: set config.task.temperature too")
     if config.lora.dropout >= 1:
         raise UserError(f"config.lora.dropout = {config.lora.dropout} is no probability below 1")
     if config.task.only_confirmed and config.task.responses != "teacher":

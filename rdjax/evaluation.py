@@ -10,15 +10,17 @@ import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rdjax.config import RETAIN
-from rdjax.data.batches import Batch, Shape, Side, Slots, batch_shape, collate, round_up, teacher_prefix
+from rdjax.data.batches import Batch, Extent, Shape, Side, Slots, batch_shape, collate, pair_prefixes
 from rdjax.data.pairs import Pair, Prompts, make_prompts
-from rdjax.distill.losses import hidden_distance, kl_divergence
-from rdjax.distill.teacher import Signals, logits, read_side
+from rdjax.distill.losses import hidden_distance, sum_in_chunks
+from rdjax.distill.step import logit_loss
+from rdjax.distill.teacher import Signals, read_prefix, read_side
 from rdjax.errors import UserError
 from rdjax.files import read_lines, write_lines
-from rdjax.generation import generate
+from rdjax.generation import Decoding, generate
 from rdjax.judges import Judge
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
@@ -42,11 +44,11 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """How to answer: prompt template, length limits, rows a batch, and the scale of all adapters."""
+    """How to answer: prompt template, length limit, choice of tokens, rows a batch, and the scale of all adapters."""
 
     template: str
     max_length: int
-    max_new_tokens: int
+    decoding: Decoding
     batch_size: int
     scale: float
 
@@ -71,7 +73,7 @@ def prompts_of(model: LanguageModel, rows: Iterable[Mapping[str, str]], options:
     made = [make_prompts(options.template, model.tokenizer, row) for row in rows]
     limit, name = length_limit(model, options.max_length)
     for prompts in made:
-        length = max(len(prompts.teacher_ids), len(prompts.student_ids)) + options.max_new_tokens
+        length = max(len(prompts.teacher_ids), len(prompts.student_ids)) + options.decoding.max_new_tokens
         if length > limit:
             raise UserError(
                 f"{prompts.where}: prompt and eval.max_new_tokens take {length} tokens, over {name} = {limit}; "
@@ -86,21 +88,19 @@ def answer(
     prompts: Sequence[Prompts],
     options: EvalOptions,
     on_batch: Callable[[int], None] = lambda rows: None,
-    temperature: float = 0.0,
     seed: int = 0,
 ) -> Answers:
-    """What a system answers to each prompt: greedily, or drawn at a temperature."""
+    """What a system answers to each prompt."""
     ids = [prompt.teacher_ids if system.with_rule else prompt.student_ids for prompt in prompts]
     made = generate(
         model,
         system.adapter,
         options.scale,
         ids,
-        options.max_new_tokens,
+        options.decoding,
         options.batch_size,
-        temperature=temperature,
-        seed=seed,
-        on_batch=on_batch,
+        seed,
+        on_batch,
     )
     texts = model.tokenizer.batch_decode([new for new, _ in made], skip_special_tokens=True)
     return Answers([new for new, _ in made], [ended for _, ended in made], texts)
@@ -120,14 +120,15 @@ class Divergence(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _read(base, adapter: Adapter, side: Side, prefix_C: jax.Array | None, *, graph) -> Signals:
-    return read_side(graph, base, adapter, side, prefix_C=prefix_C)
+    prefix = None if prefix_C is None else read_prefix(graph, base, adapter, prefix_C)
+    return read_side(graph, base, adapter, side, prefix=prefix)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _compare(base, reference: Signals, system: Signals, batch: Batch, *, graph) -> tuple[jax.Array, jax.Array]:
     """Sums over the batch: of the KL divergence [], and of the hidden distance of every layer [L]."""
-    reference_BPV, system_BPV = logits(graph, base, reference.final_BPD), logits(graph, base, system.final_BPD)
-    kl = jnp.sum(kl_divergence(reference_BPV, system_BPV, 1.0) * batch.weight_BP)
+    head_DV = nnx.merge(graph, base).head()
+    kl = sum_in_chunks(logit_loss("kl", 1.0), system.final_BPD, head_DV, (reference.final_BPD, batch.weight_BP))
     distance_LBQ = hidden_distance(reference.inputs_LBQD, system.inputs_LBQD)
     return kl, jnp.sum(distance_LBQ * batch.hidden_weight_BQ, axis=(1, 2))
 
@@ -138,14 +139,23 @@ def answered_pairs(prompts: Sequence[Prompts], responses: Answers) -> list[Pair]
     return [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
 
 
-def gap_shapes(groups: Mapping[str, Sequence[Pair]]) -> dict[str, Shape]:
-    """The shape in which each group of pairs is compared; groups with prefixes of one length share it."""
-    prefixes = {name: teacher_prefix(pairs, GAP_SLOTS) for name, pairs in groups.items()}
+def gap_shapes(groups: Mapping[str, Sequence[Pair]], options: EvalOptions, rows: int) -> dict[str, Shape]:
+    """The shape in which each group of pairs is compared; groups with prefixes of the same lengths share it."""
+    prefixes = {name: pair_prefixes(pairs, GAP_SLOTS) for name, pairs in groups.items()}
     shapes = {}
     for prefix in set(prefixes.values()):
-        alike = [pair for name, pairs in groups.items() if prefixes[name] == prefix for pair in pairs]
-        shapes[prefix] = batch_shape(alike, GAP_SLOTS, prefix)
+        batches = [
+            batch
+            for name, pairs in groups.items()
+            if prefixes[name] == prefix
+            for batch in _batches(pairs, options.batch_size)
+        ]
+        shapes[prefix] = batch_shape(batches, rows, GAP_SLOTS, prefix)
     return {name: shapes[prefix] for name, prefix in prefixes.items()}
+
+
+def _batches(pairs: Sequence[Pair], size: int) -> list[Sequence[Pair]]:
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def divergence(
@@ -162,20 +172,26 @@ def divergence(
       pairs: prompts with these responses.
       shape: of `gap_shapes`.
     """
-    rows = round_up(options.batch_size, row_multiple(model.mesh))
-    prefix = np.array(pairs[0].prompts.teacher_ids[: shape.prefix], np.int32)
-    prefix_C = jax.device_put(prefix, replicated(model.mesh)) if shape.prefix else None
+    rows = row_multiple(model.mesh)
+    first = pairs[0].prompts
+
+    def placed(prompt: Sequence[int], extent: Extent) -> jax.Array | None:
+        prefix = np.array(prompt[: extent.prefix], np.int32)
+        return jax.device_put(prefix, replicated(model.mesh)) if extent.prefix else None
+
+    prefixes = placed(first.student_ids, shape.student), placed(first.teacher_ids, shape.teacher)
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
-    for start in range(0, len(pairs), rows):
-        batch = collate(pairs[start : start + rows], rows, shape, GAP_SLOTS, model.tokenizer.eos_token_id)
+    for part in _batches(pairs, options.batch_size):
+        batch = collate(part, rows, shape, GAP_SLOTS, model.tokenizer.eos_token_id)
         tokens += float(batch.weight_BP.sum())
         positions += float(batch.hidden_weight_BQ.sum())
         batch = jax.device_put(batch, rows_sharding(model.mesh))
 
         def read(system: System, batch: Batch = batch) -> Signals:
-            side, before = (batch.teacher, prefix_C) if system.with_rule else (batch.student, None)
-            return _read(model.base, effective(system.adapter, options.scale), side, before, graph=model.graph)
+            side = batch.teacher if system.with_rule else batch.student
+            scaled = effective(system.adapter, options.scale)
+            return _read(model.base, scaled, side, prefixes[system.with_rule], graph=model.graph)
 
         wanted = read(reference)
         for name, system in systems.items():
@@ -192,7 +208,8 @@ def gap_to_close(model: LanguageModel, start: Adapter, prompts: Sequence[Prompts
     reference = System(start, with_rule=True)
     pairs = answered_pairs(prompts, answer(model, reference, prompts, options))
     base = {"base": System(start, with_rule=False)}
-    return divergence(model, reference, base, pairs, gap_shapes({"gap": pairs})["gap"], options)["base"].kl
+    shape = gap_shapes({"gap": pairs}, options, row_multiple(model.mesh))["gap"]
+    return divergence(model, reference, base, pairs, shape, options)["base"].kl
 
 
 class JudgeError(Exception):
@@ -246,7 +263,7 @@ def evaluate(
     if RETAIN in splits:
         plain = made[RETAIN].get("base") or answer(model, base, prompts[RETAIN], options)
         pairs[FORGOTTEN] = answered_pairs(prompts[RETAIN], plain)
-    shapes = gap_shapes(pairs)
+    shapes = gap_shapes(pairs, options, row_multiple(model.mesh))
     for split, rows in splits.items():
         compared = {"base": base, **systems}
         far = divergence(model, reference, compared, pairs[split], shapes[split], options)

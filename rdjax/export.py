@@ -19,7 +19,7 @@ from rdjax.models.lora import load_adapter, merge_adapter
 from rdjax.models.weights import save_params
 from rdjax.sharding import make_mesh
 
-_MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or rulebook.")
+_MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The new folder.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the weights written.")

@@ -15,18 +15,23 @@ from rdjax import cli
 from rdjax.config import MESH_OF_ONE
 from rdjax.data.pairs import encode, render
 from rdjax.errors import UserError
-from rdjax.generation import generate
+from rdjax.generation import Decoding, generate
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter
 from rdjax.sharding import make_mesh, replicated
 
-_MODEL = flags.DEFINE_string("model", "rulebook", "A model folder, a hub id, or rulebook: the embedded model.")
+_MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
 _RULE = flags.DEFINE_string("rule", "", "A rule to read first: its text, or @file.")
 _TEMPLATE = flags.DEFINE_enum("template", "alpaca", ["alpaca", "chat"], "The prompt template.")
 _RAW = flags.DEFINE_bool("raw", False, "Take prompts as they are, without a template.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Tokens of a response at most.", lower_bound=1)
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Go on past the end of sequence, to max_new_tokens.")
+_BEAMS = flags.DEFINE_integer("beams", 1, "Above 1: beam search.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token; above, tokens are drawn.", 0.0)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from so many of the most likely tokens; 0: from all.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens that have this probability.", 0.0, 1.0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Of weights and activations.")
 
 BATCH_SIZE = 32
@@ -49,6 +54,10 @@ def main(argv: list[str]) -> None:
     prompts = argv or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise UserError("no prompt; give prompts as arguments or as lines of standard input")
+    if _BEAMS.value > 1 and _TEMPERATURE.value:
+        raise UserError("--beams above 1 and --temperature above 0 are two ways to decode; choose one")
+    if (_TOP_K.value or _TOP_P.value < 1) and not _TEMPERATURE.value:
+        raise UserError("--top_k and --top_p are about drawing tokens: give --temperature too")
     if _RAW.value and _RULE.value:
         raise UserError("--rule needs a template to stand in; leave out --raw")
     rule = read_rule(_RULE.value)
@@ -67,7 +76,10 @@ def main(argv: list[str]) -> None:
                 f"model's max_position_embeddings = {model.config.max_positions}"
             )
     rows = min(len(ids), BATCH_SIZE)
-    for made, _ in generate(model, adapter, scale, ids, _MAX_NEW_TOKENS.value, rows, _IGNORE_EOS.value):
+    decoding = Decoding(
+        _MAX_NEW_TOKENS.value, _BEAMS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _IGNORE_EOS.value
+    )
+    for made, _ in generate(model, adapter, scale, ids, decoding, rows, _SEED.value):
         print(model.tokenizer.decode(made, skip_special_tokens=True))
 
 

@@ -36,11 +36,15 @@ from rdjax.tasks.documents import (
     HEAD,
     Document,
     Packed,
+    drill,
+    matching_drill,
     pack,
     random_constant,
     random_document,
     random_expressions,
     random_symbol,
+    refusal_document,
+    sentiment_document,
 )
 from rdjax.tasks.tokenizer import TAGGED_PLACES, build_tokenizer, tagged_digit
 from rdjax.workdir import check_workdir, open_workdir
@@ -83,15 +87,27 @@ def tokenise(
 
 
 def make_documents(config: config_dict.ConfigDict, step: int) -> list[Document]:
-    """The documents of a training step: expressions at first, then ever more rules."""
+    """The documents of a training step: drills at first, then expressions and ever more rules, among a few drills."""
     rng = random.Random(f"{config.seed}-{step}")
-    rules = min(1.0, step / config.data.rules_by)
+    data = config.data
     # More questions than fit: `pack` leaves out those that do not.
-    questions = config.data.length // 11
-    return [
-        random_document(rng, questions) if rng.random() < rules else random_expressions(rng, questions, rules)
-        for _ in range(config.data.rows)
-    ]
+    questions = data.length // 11
+    if step < data.drills_alone:
+        named = 0.8 if step >= data.named_from else 0.0  # the others are over arbitrary words
+        return [
+            drill(rng, questions, named=1.0) if rng.random() < named else matching_drill(rng, questions)
+            for _ in range(data.drill_rows)
+        ]
+    rules = min(1.0, (step - data.drills_alone) / (data.rules_by - data.drills_alone))
+
+    def document() -> Document:
+        if rng.random() < data.drills:
+            return drill(rng, questions, named=0.3)
+        if rng.random() < rules:
+            return random_document(rng, questions)
+        return random_expressions(rng, questions, rules)
+
+    return [document() for _ in range(data.rows)]
 
 
 def make_batch(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, step: int) -> Packed:
@@ -112,16 +128,18 @@ def share_digits(embedding_VD: jax.Array, tokenizer: PreTrainedTokenizerFast, se
 
 
 def make_optimizer(optimizer: config_dict.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Muon on the stacked kernels, AdamW on the rest; both warm up, stay, and decay to zero in a straight line."""
+    """Muon on the stacked kernels, AdamW on the rest; both warm up, stay low, then high, and decay to zero."""
 
     def schedule(peak: float) -> optax.Schedule:
-        warmup, decay_from = optimizer.warmup_steps, optimizer.decay_from
+        low = optimizer.low_share * peak
+        ends = [optimizer.warmup_steps, optimizer.low_until, optimizer.decay_from]
         pieces = [
-            optax.linear_schedule(0.0, peak, warmup),
+            optax.linear_schedule(0.0, low, optimizer.warmup_steps),
+            optax.constant_schedule(low),
             optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, steps - decay_from),
+            optax.linear_schedule(peak, 0.0, steps - optimizer.decay_from),
         ]
-        return optax.join_schedules(pieces, [warmup, decay_from])
+        return optax.join_schedules(pieces, ends)
 
     def kernels(params: dict[str, Any]) -> dict[str, Any]:
         stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
@@ -162,7 +180,7 @@ def correct_tokens(graph, params, batch: Packed) -> jax.Array:
 
 
 def probe_documents(seed: int) -> dict[str, list[Document]]:
-    """Fresh rules of every value, alone in the prompt, with operands of two digits and of three and four."""
+    """Fresh rules of all three tasks; of arithmetic every value, alone in the prompt, with short and long operands."""
     rng = random.Random(f"probe-{seed}")
     made: dict[str, list[Document]] = {}
     for value in VALUES:
@@ -172,6 +190,10 @@ def probe_documents(seed: int) -> dict[str, list[Document]]:
                 rows = [rule.row(rng.randint(low, high), rng.randint(low, high)) for _ in range(PROBE_QUESTIONS)]
                 asked = [(row["input"], row["output"]) for row in rows if not row["output"].startswith("-")]
                 made.setdefault(f"{value}_{name}", []).append(Document(HEAD + rule.text(), asked))
+    made["sentiment"] = [sentiment_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
+    made["refusal"] = [refusal_document(rng, PROBE_QUESTIONS) for _ in range(PROBE_DOCUMENTS)]
+    for name, named in (("named", 1.0), ("member", 0.0)):
+        made[f"drill_{name}"] = [drill(rng, PROBE_QUESTIONS, named) for _ in range(2 * PROBE_DOCUMENTS)]
     return made
 
 

@@ -21,8 +21,8 @@ PARAM_RULES = (
     (r"lm_head\.kernel", P("fsdp", "tensor")),
     (r"layers\..*\.(q|k|v|gate|up)_proj\.kernel", P(None, "fsdp", "tensor")),
     (r"layers\..*\.(o|down)_proj\.kernel", P(None, "tensor", "fsdp")),
-    (r"layers\..*\.(q|k|v|gate|up)_proj\.bias", P(None, "tensor")),
-    (r"layers\..*\.(o|down)_proj\.bias", P(None, None)),
+    (r"layers\..*\.(q|k|v|gate|up)_proj\.(bias|scale)", P(None, "tensor")),
+    (r"layers\..*\.(o|down)_proj\.(bias|scale)", P(None, None)),
     (r"(.*\.)?(norm|input_layernorm|post_attention_layernorm)\.weight", P()),
 )
 

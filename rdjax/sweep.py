@@ -96,10 +96,10 @@ def check_sweep(config: config_dict.ConfigDict) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def load_once(path: str, dtype: str, data: int, fsdp: int, tensor: int) -> LanguageModel:
+def load_once(path: str, dtype: str, int8: bool, data: int, fsdp: int, tensor: int) -> LanguageModel:
     """The model of the cells in turn; the last one stays loaded."""
     sizes = config_dict.ConfigDict({"data": data, "fsdp": fsdp, "tensor": tensor})
-    return load_model(path, dtype, make_mesh(sizes))
+    return load_model(path, dtype, make_mesh(sizes), int8)
 
 
 def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: pathlib.Path) -> list[Run]:
@@ -108,7 +108,7 @@ def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: p
     for seed in config.sweep.seeds:
         own = cell_config(config, method, k, seed)
         mesh = own.mesh
-        model = load_once(own.model.path, own.model.dtype, mesh.data, mesh.fsdp, mesh.tensor)
+        model = load_once(own.model.path, own.model.dtype, own.model.int8, mesh.data, mesh.fsdp, mesh.tensor)
         runs.append(prepare(own, run_folder(workdir, method, k, seed), model, "rdjax.sweep"))
     return runs
 

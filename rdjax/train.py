@@ -36,6 +36,7 @@ from rdjax.evaluation import (
     table,
 )
 from rdjax.files import read_json, read_lines, write_json, write_lines
+from rdjax.generation import Decoding
 from rdjax.judges import BUILT_IN, Judge, judges_of
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
@@ -92,9 +93,8 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
 
 
 def eval_options(config: config_dict.ConfigDict, spec: LoraSpec) -> EvalOptions:
-    return EvalOptions(
-        config.task.template, config.task.max_length, config.eval.max_new_tokens, config.eval.batch_size, spec.scale
-    )
+    decoding = Decoding(config.eval.max_new_tokens, config.eval.beams)
+    return EvalOptions(config.task.template, config.task.max_length, decoding, config.eval.batch_size, spec.scale)
 
 
 def gold_pairs(model: LanguageModel, rows, options: EvalOptions) -> list[Pair]:
@@ -120,7 +120,12 @@ def teacher_pairs(
     prompts = prompts_of(model, rows, options)
     if not path.exists():
         system = System(start, with_rule=True)
-        made = answer(model, system, prompts, options, temperature=config.task.temperature, seed=config.seed)
+        task = config.task
+        drawn = dataclasses.replace(
+            options.decoding, temperature=task.temperature, top_k=task.top_k, top_p=task.top_p, beams=1
+        )
+        decoding = drawn if task.temperature else options.decoding
+        made = answer(model, system, prompts, dataclasses.replace(options, decoding=decoding), seed=config.seed)
         for prompt, ids in zip(prompts, made.ids, strict=True):
             if not ids:
                 raise UserError(f"{prompt.where}: the teacher's own response is empty; leave this row out")
@@ -319,7 +324,7 @@ def prepare(
     """
     check_workdir(workdir, config)
     task = load_task(config.task, config.seed)
-    model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh))
+    model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
     spec, start = starting_adapter(config, model)
     options = eval_options(config, spec)
     outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if is_test(split)}
@@ -333,7 +338,7 @@ def prepare(
                 raise UserError(f"{row['where']}: has no output, by which config.task.only_confirmed would confirm it")
     for name, rows in task.splits.items():
         answered = is_test(name) or not gold.get(name)  # gold pairs are measured themselves
-        prompts_of(model, rows, options if answered else dataclasses.replace(options, max_new_tokens=1))
+        prompts_of(model, rows, options if answered else dataclasses.replace(options, decoding=Decoding(1)))
     pairs = {"valid": [], **{split: gold_pairs(model, rows, options) for split, rows in parts.items() if gold[split]}}
     for part in pairs.values():
         check_lengths(part, *length_limit(model, config.task.max_length))

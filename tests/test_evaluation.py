@@ -5,15 +5,16 @@ import pytest
 
 from configs import base
 from rdjax.data import batches
-from rdjax.data.batches import batch_shape
+from rdjax.data.batches import Prefixes, batch_shape
 from rdjax.evaluation import GAP_SLOTS, EvalOptions, System, divergence, gap_shapes
+from rdjax.generation import Decoding
 from rdjax.models.load import load_model
 from rdjax.models.lora import init_adapter
 from rdjax.sharding import make_mesh
 from tests import tiny
 from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
 
-OPTIONS = EvalOptions("alpaca", 200, 4, batch_size=3, scale=SPEC.scale)
+OPTIONS = EvalOptions("alpaca", 200, Decoding(4), batch_size=3, scale=SPEC.scale)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +37,16 @@ def compare(model, pairs):
         "student": System(trained, with_rule=False),
         "student_with_rule": System(trained, with_rule=True),
     }
-    shape = gap_shapes({"test": pairs})["test"]
+    shape = gap_shapes({"test": pairs}, OPTIONS, 1)["test"]
     return shape, divergence(model, systems["base_with_rule"], systems, pairs, shape, OPTIONS)
 
 
 def test_a_prefix_that_is_read_once_changes_no_divergence(model, pairs, monkeypatch):
     shape, reused = compare(model, pairs)
-    assert shape.prefix == 16
+    assert (shape.teacher.prefix, shape.student.prefix) == (16, 16)
     monkeypatch.setattr(batches, "PREFIX_PAYS", 10**6)
     shape, whole = compare(model, pairs)
-    assert shape.prefix == 0
+    assert (shape.teacher.prefix, shape.student.prefix) == (0, 0)
     for name, far in whole.items():
         np.testing.assert_allclose(reused[name].kl, far.kl, rtol=1e-5)
         np.testing.assert_allclose(reused[name].hidden_L, far.hidden_L, rtol=1e-4, atol=1e-6)
@@ -56,13 +57,13 @@ def test_the_reference_is_as_far_from_itself_when_it_is_read_twice(model, pairs)
     start = init_adapter(model.config, SPEC, 0)
     # Another object with the same numbers: no shortcut.
     again = System(dict(start), with_rule=True)
-    shape = gap_shapes({"test": pairs})["test"]
+    shape = gap_shapes({"test": pairs}, OPTIONS, 1)["test"]
     far = divergence(model, System(start, with_rule=True), {"again": again}, pairs, shape, OPTIONS)["again"]
     assert abs(far.kl) < 1e-6 and max(far.hidden_L) < 1e-6
 
 
 def test_groups_share_a_shape_where_their_prefixes_are_as_long(pairs):
     others = random_pairs(3, seed=5)
-    shapes = gap_shapes({"one": pairs[:2], "two": pairs[2:], "bare": others})
-    assert shapes["one"] == shapes["two"] == batch_shape(pairs, GAP_SLOTS, 16)
-    assert shapes["bare"] == batch_shape(others, GAP_SLOTS, 0)
+    shapes = gap_shapes({"one": pairs[:2], "two": pairs[2:], "bare": others}, OPTIONS, 1)
+    assert shapes["one"] == shapes["two"] == batch_shape([pairs[:2], pairs[2:]], 1, GAP_SLOTS, Prefixes(16, 16))
+    assert shapes["bare"] == batch_shape([others], 1, GAP_SLOTS, Prefixes())

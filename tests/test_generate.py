@@ -8,6 +8,7 @@ from rdjax import generate
 from rdjax.data.templates import alpaca_prompt
 from rdjax.errors import UserError
 from rdjax.generate import read_rule
+from rdjax.generation import Decoding
 from rdjax.models.config import read_decoder_config
 from rdjax.models.lora import LoraSpec, init_adapter, save_adapter
 from tests import tiny
@@ -38,10 +39,10 @@ def command(model):
 class Recorder:
     """Stands for `generation.generate`: remembers what was asked and answers "ok" each time."""
 
-    def __call__(self, model, adapter, scale, prompts, max_new_tokens, batch_size, ignore_eos):
+    def __call__(self, model, adapter, scale, prompts, decoding, batch_size, seed):
         self.texts = [model.tokenizer.decode(ids) for ids in prompts]
         self.adapter, self.scale = adapter, scale
-        self.max_new_tokens, self.ignore_eos = max_new_tokens, ignore_eos
+        self.decoding, self.seed = decoding, seed
         return [(model.tokenizer("ok", add_special_tokens=False)["input_ids"], True)] * len(prompts)
 
 
@@ -121,11 +122,27 @@ def test_the_responses_alone_are_printed(command, asked, capsys):
     assert capsys.readouterr().out == "ok\nok\n"
 
 
-def test_limits_are_passed_on(command, asked):
-    command("one", max_new_tokens=9, ignore_eos=True)
-    assert (asked.max_new_tokens, asked.ignore_eos) == (9, True)
+def test_the_way_to_decode_is_passed_on(command, asked):
+    command("one", max_new_tokens=9, ignore_eos=True, temperature=0.7, top_k=5, top_p=0.9, seed=3)
+    drawn = Decoding(9, temperature=0.7, top_k=5, top_p=0.9, ignore_eos=True)
+    assert (asked.decoding, asked.seed) == (drawn, 3)
+    command("one", beams=4)
+    assert asked.decoding == Decoding(4, beams=4)
     command("one")
-    assert (asked.max_new_tokens, asked.ignore_eos) == (4, False)
+    assert asked.decoding == Decoding(4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"beams": 2, "temperature": 1.0}, "--beams above 1 and --temperature above 0"),
+        ({"top_k": 5}, "give --temperature too"),
+        ({"top_p": 0.5}, "give --temperature too"),
+    ],
+)
+def test_ways_to_decode_that_exclude_each_other(command, flags, message):
+    with pytest.raises(UserError, match=message):
+        command("one", **flags)
 
 
 def test_an_adapter_is_loaded_with_its_scale(command, asked, model, tmp_path):

@@ -10,6 +10,8 @@ from configs import rulebook as recipe
 from rdjax import rulebook
 from rdjax.models.load import load_model
 from rdjax.sharding import make_mesh
+from rdjax.tasks.refusal import ACTS
+from rdjax.tasks.sentiment import FIELDS
 
 SMALL = {
     "model.vocab": 400,
@@ -20,7 +22,11 @@ SMALL = {
     "model.feed_forward": 32,
     "data.rows": 2,
     "data.rules_by": 2,
+    "data.drill_rows": 1,
+    "data.named_from": 1,
+    "data.drills_alone": 1,
     "optimizer.warmup_steps": 1,
+    "optimizer.low_until": 2,
     "optimizer.decay_from": 2,
     "train.steps": 4,
     "train.save_every": 2,
@@ -50,7 +56,7 @@ def test_the_recipe_writes_a_model_that_loads(tmp_path):
     assert model.config.vocab == 400
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4]
-    assert {"sum_short", "larger_long", "second_long"} <= lines[0].keys()
+    assert {"sum_short", "larger_long", "second_long", "sentiment", "refusal", "drill_named"} <= lines[0].keys()
     # A weaker model of the way there.
     early = load_file(tmp_path / "run" / "model-2" / "model.safetensors")
     final = load_file(folder / "model.safetensors")
@@ -78,16 +84,36 @@ def test_a_stopped_training_ends_in_the_same_weights(tmp_path, monkeypatch):
         np.testing.assert_array_equal(array, again[name], err_msg=name)
 
 
-def test_rules_take_over_from_expressions():
-    config = small_recipe(**{"data.rows": 200, "data.rules_by": 100})
+KINDS = (FIELDS | ACTS).keys()
 
-    def with_instruction(step: int) -> float:
+
+def named_subjects(config, step: int) -> list[str]:
+    """What the drills of a step ask about."""
+    asked = [question for document in rulebook.make_documents(config, step) for question, _ in document.questions]
+    return [question.removeprefix("What about ").rstrip("?") for question in asked]
+
+
+def test_the_curriculum():
+    config = small_recipe(**{"data.rows": 200, "data.drills_alone": 10, "data.rules_by": 110, "data.drills": 0.25})
+    config.data.update({"drill_rows": 20, "named_from": 5})
+
+    def shares(step: int) -> tuple[float, float]:
+        """Of documents with an instruction, and of drills."""
         documents = rulebook.make_documents(config, step)
-        return sum(document.prefix != rulebook.HEAD for document in documents) / len(documents)
+        instructed = [document.prefix != rulebook.HEAD for document in documents]
+        drills = [document.questions[0][0].startswith("What about") for document in documents]
+        return sum(instructed) / len(documents), sum(drills) / len(documents)
 
-    assert with_instruction(0) == 0
-    assert 0.3 < with_instruction(50) < 0.6
-    assert with_instruction(100) > 0.8
+    assert shares(0) == shares(9) == (1, 1)
+    words = {kind for step in (0, 4) for kind in named_subjects(config, step)}
+    assert not words & KINDS and len(words) > 20
+    assert len(set(named_subjects(config, 9)) & KINDS) > 5
+    instructed, drills = shares(10)
+    assert instructed == drills and 0.15 < drills < 0.35
+    instructed, drills = shares(60)
+    assert 0.45 < instructed < 0.75 and 0.15 < drills < 0.35
+    instructed, drills = shares(110)
+    assert instructed > 0.85 and 0.15 < drills < 0.35
 
 
 def test_probed_rules_are_never_the_papers():

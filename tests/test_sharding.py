@@ -8,11 +8,11 @@ import pytest
 from ml_collections import config_dict
 
 from rdjax.errors import UserError
-from rdjax.generation import generate
+from rdjax.generation import Decoding, generate
 from rdjax.models.config import decoder_config_from_hf
 from rdjax.models.load import load_model
 from rdjax.models.weights import abstract_params, flatten
-from rdjax.sharding import check_mesh, make_mesh, param_shardings, replicated, rows_sharding
+from rdjax.sharding import check_mesh, make_mesh, param_shardings, replicated, row_multiple, rows_sharding
 from tests import tiny
 from tests.distill.case import (
     DISTILL,
@@ -40,7 +40,9 @@ def folder(tmp_path_factory):
 def sharded_loss(folder, devices, objective):
     model = load_model(str(folder), "float32", devices)
     adapter = jax.device_put(random_adapter(model.config), replicated(devices))
-    batch = jax.device_put(make_update(random_pairs(8), SHARED), rows_sharding(devices, leading=1))
+    batch = jax.device_put(
+        make_update(random_pairs(8), SHARED, rows=row_multiple(devices)), rows_sharding(devices, leading=1)
+    )
     return loss_and_grad(Case(model.graph, model.base, model.config), adapter, batch, objective)
 
 
@@ -59,7 +61,7 @@ def test_sharded_generation_equals_unsharded(folder, head):
     for devices in (mesh(), mesh(1, 4, 2)):
         model = load_model(str(folder), "float32", devices)
         adapter = jax.device_put(random_adapter(model.config), replicated(devices))
-        answers.append(generate(model, adapter, 0.5, prompts, 6, batch_size=5))
+        answers.append(generate(model, adapter, 0.5, prompts, Decoding(6), batch_size=5))
     assert answers[0] == answers[1]
 
 

@@ -1,8 +1,8 @@
 """The paper's safety study on generated questions: role plays and questions that no sample shows.
 
-    python -m rdjax.sweep --config=configs/sweeps/safety.py --workdir=runs/safety --config.model.path=<checkpoint>
+    python -m rdjax.sweep --config=configs/sweeps/safety.py --workdir=runs/safety
 
-The embedded model knows arithmetic alone: it runs, and closes no gap. The published files instead:
+The published files instead, for a larger model: --config.model.path=<checkpoint>
 --config.task.root=<data>/jailbreak_experiments --config.eval.max_new_tokens=64.
 
 The settings of the methods are those chosen on arithmetic with the embedded model.

@@ -1,9 +1,8 @@
 """The paper's sentiment study on generated questions: Bob's policies, and topics that no sample shows.
 
-    python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment \\
-        --config.model.path=<checkpoint>
+    python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment
 
-The embedded model knows arithmetic alone: it runs, and closes no gap. The published files instead:
+The published files instead, for a larger model: --config.model.path=<checkpoint>
 --config.task.root=<data>/bob_sentiment_experiments --config.task.one_wording=True --config.eval.max_new_tokens=64.
 
 The settings of the methods are those chosen on arithmetic with the embedded model.
@@ -16,9 +15,10 @@ from configs.sweeps import arithmetic
 
 def get_config() -> config_dict.ConfigDict:
     config = arithmetic.get_config()
+    config.model.path = "rulebook-language"
     config.task.name = "sentiment"
     config.eval.max_new_tokens = 40
-    config.sweep.ks = (8, 16, 32)
+    config.sweep.ks = (8, 32)
     config.sweep.seeds = (0, 1, 2)
     config.sweep.updates = 400
     return config

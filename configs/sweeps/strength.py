@@ -1,9 +1,9 @@
-"""The student against its ceiling over bases of different strength: the embedded model and earlier states of it.
+"""The student against its ceiling over bases of different strength: rulebook-language and earlier states of it.
 
     python -m rdjax.rulebook --config=configs/rulebook.py --workdir=runs/rulebook
     python -m rdjax.sweep --config=configs/sweeps/strength.py --workdir=runs/strength
 
-The first command makes the embedded model anew and keeps three weaker ones on the way (train.keep).
+The first command makes rulebook-language anew and keeps three weaker models on the way (train.keep).
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,9 @@ from configs.sweeps import arithmetic
 def get_config() -> config_dict.ConfigDict:
     config = arithmetic.get_config()
     recipe = rulebook.get_config()
-    paths = {step: f"runs/rulebook/model-{step}" for step in recipe.train.keep} | {recipe.train.steps: "rulebook"}
+    paths = {step: f"runs/rulebook/model-{step}" for step in recipe.train.keep} | {
+        recipe.train.steps: "rulebook-language"
+    }
     variants = {f"base_of_{step}_steps": {"model": {"path": path}} for step, path in paths.items()}
     config.sweep.methods = tuple(variants)
     config.sweep.settings.update(variants)

@@ -1,76 +1,235 @@
 """Where a stage's teacher signals come from: made once for all epochs, or anew for every batch.
 
 The teacher is frozen, so what it shows for a pair never changes. Kept are the inputs of all blocks at the aligned
-positions and the final state at the prediction positions; logits are recomputed from the latter through the shared
-head, so the KL divergence stays exact over the whole vocabulary.
+positions and the final state at the prediction positions, without padding; logits are recomputed from the latter
+through the shared head, so the KL divergence stays exact over the whole vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rdjax.data.batches import Batch
-from rdjax.distill.step import teacher_signals
+from rdjax.data.batches import Batch, Begins, places_in_rows
+from rdjax.distill.step import teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import rows_sharding
+from rdjax.sharding import replicated, rows_sharding
 
-SignalSource = Callable[[np.ndarray, Batch], Signals]
-MakeBatch = Callable[[Sequence[Sequence[int]]], Batch]
+PLACES = ("device", "host", "disk")
+# Shares of what is free that signals may take: the rest is for the step, and for everything else that runs.
+DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
+MEMORY = pathlib.Path("/proc/meminfo")
+
+Ask = Callable[[Batch], Signals]
+Numbers = Sequence[Sequence[int]]  # of each member's pairs in one update
 
 
-def online_signals(model: LanguageModel, teachers_M: Adapter, scale: float) -> SignalSource:
+class SignalSource(NamedTuple):
+    """The signals of a batch in two steps.
+
+    Attributes:
+      fetch: (numbers, their batch in host memory) -> what lies there of their signals, in numpy alone: a thread does it
+        ahead of the step.
+      show: (what was fetched, the batch on the mesh) -> the signals.
+    """
+
+    fetch: Callable[[Numbers, Batch], Any]
+    show: Callable[[Any, Batch], Signals]
+
+
+class Kept(NamedTuple):
+    """What a member's teacher showed: the inputs of all blocks at aligned slots, final states at prediction slots."""
+
+    inputs_NLD: np.ndarray
+    final_ND: np.ndarray
+
+
+class Chosen(NamedTuple):
+    """Which of a member's kept slots stand in a batch's; padding shows the first."""
+
+    aligned_ABQ: np.ndarray
+    predict_ABP: np.ndarray
+
+
+def asking(model: LanguageModel, teachers_M: Adapter, scale: float, prefix_C: jax.Array | None) -> Ask:
+    """Asks the teachers about a batch. `prefix_C`: what all teacher prompts leave out; it is read here, once."""
+    prefix_M = None
+    if prefix_C is not None:
+        prefix_M = teacher_prefixes(model.graph, model.base, teachers_M, prefix_C, scale)
+    return lambda batch: teacher_signals(model.graph, model.base, teachers_M, batch, prefix_M, scale)
+
+
+def online_signals(ask: Ask) -> SignalSource:
     """Asks the teachers anew for every batch."""
+    return SignalSource(lambda numbers, batch: None, lambda held, batch: ask(batch))
 
-    def signals(rows_MAB: np.ndarray, batch: Batch) -> Signals:
-        del rows_MAB
-        return teacher_signals(model.graph, model.base, teachers_M, batch, scale)
 
-    return signals
+def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:
+    """What the signals of all members take."""
+    states = sum(begins.aligned[-1] * model.config.layers + begins.predict[-1] for begins in begins_M)
+    return int(states) * model.config.width * model.base["embed_tokens"].dtype.itemsize
+
+
+def choose_place(size: int) -> str:
+    """The fastest of `PLACES` in which `size` bytes leave room enough."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":  # there a device's memory is the host's
+        memory = device.memory_stats() or {}
+        if size < DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)):
+            return "device"
+    return "host" if size < HOST_SHARE * _host_room() else "disk"
+
+
+def _host_room() -> float:
+    """Bytes of memory that programs can have without swapping; where the system does not say, no limit is known."""
+    if not MEMORY.exists():
+        return math.inf
+    return 1024 * int(re.search(r"^MemAvailable:\s*(\d+) kB", MEMORY.read_text(), re.MULTILINE)[1])
+
+
+def signals_fingerprint(model: LanguageModel, teachers_M: Adapter, scale: float, texts: Any) -> str:
+    """A hash of all that the signals follow from.
+
+    Args:
+      texts: the pairs' tokens and which of their positions are kept, as JSON takes them.
+    """
+    sums = jax.device_get(_checksums({"base": model.base, "teachers": teachers_M}))
+    said = {jax.tree_util.keystr(path): repr(leaf.tolist()) for path, leaf in jax.tree_util.tree_leaves_with_path(sums)}
+    said |= {"config": repr(model.config), "dtype": str(model.base["embed_tokens"].dtype), "scale": scale}
+    return hashlib.sha256(json.dumps([said, texts], sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _checksums(tree: Any) -> Any:
+    """Two sums of every array; the second weighs each number by its place, so that exchanged ones show."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        leaf32, place = leaf.astype(jnp.float32), jnp.zeros(leaf.shape, jnp.float32)
+        for axis in range(leaf.ndim):
+            place = place + jnp.cos((axis + 1.0) * jax.lax.broadcasted_iota(jnp.float32, leaf.shape, axis))
+        return jnp.stack([jnp.sum(leaf32), jnp.sum(leaf32 * place)])
+
+    return jax.tree.map(one, tree)
 
 
 def cached_signals(
     model: LanguageModel,
-    teachers_M: Adapter,
-    scale: float,
-    members: int,
-    count: int,
-    batch_size: int,
-    make_batch: MakeBatch,
+    ask: Ask,
+    begins_M: Sequence[Begins],
+    batches: Iterable[Batch],
+    place: str,
+    folder: pathlib.Path,
 ) -> SignalSource:
-    """Asks the teachers once for every pair and keeps what they show in host memory.
+    """Asks the teachers once for every pair and keeps what they show.
 
     Args:
-      members, count: how many members, and how many pairs each has.
-      make_batch: (numbers of pairs of each member) -> their batch [M, A, B, ...].
+      ask: `asking`.
+      begins_M: of each member's pairs.
+      batches: of all pairs in order; made only where nothing lies on disk yet.
+      place: one of `PLACES`.
+      folder: named by `signals_fingerprint`; what lies on disk is here.
     """
-    parts = []
-    for start in range(0, count, batch_size):
-        numbers = list(range(start, min(start + batch_size, count)))
-        batch = make_batch([numbers] * members)
-        shown = jax.device_get(teacher_signals(model.graph, model.base, teachers_M, batch, scale))
-        parts.append(_by_example(shown, len(numbers)))
+    c, dtype = model.config, model.base["embed_tokens"].dtype
+    complete = folder / "complete"
+    found = place == "disk" and complete.exists()
+    if place == "disk":
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def room(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if place == "disk":
+            return np.memmap(folder / name, dtype, "r" if found else "w+", shape=shape)
+        return np.empty(shape, dtype)
+
     kept_M = [
-        Signals(*(np.concatenate(leaves) for leaves in zip(*own, strict=True))) for own in zip(*parts, strict=True)
+        Kept(
+            room(f"inputs-{number}", (begins.aligned[-1], c.layers, c.width)),
+            room(f"final-{number}", (begins.predict[-1], c.width)),
+        )
+        for number, begins in enumerate(begins_M)
     ]
+    if not found:
+        _fill(kept_M, ask, batches)
+    if place == "disk" and not found:
+        for kept in kept_M:
+            kept.inputs_NLD.flush()
+            kept.final_ND.flush()
+        complete.touch()
+    return (_device_source if place == "device" else _host_source)(model, kept_M, begins_M)
+
+
+def _fill(kept_M: Sequence[Kept], ask: Ask, batches: Iterable[Batch]) -> None:
+    done_M = [[0, 0] for _ in kept_M]
+    for batch in batches:
+        weights = batch.hidden_weight_BQ, batch.weight_BP
+        shown, *weights = jax.device_get((ask(batch), *weights))
+        inputs_MABQLD = np.moveaxis(shown.inputs_LBQD, 2, 4)
+        for member, (kept, done) in enumerate(zip(kept_M, done_M, strict=True)):
+            arrays = zip(kept, (inputs_MABQLD, shown.final_BPD), weights, strict=True)
+            for part, (array, given, weight) in enumerate(arrays):
+                real = given[member][weight[member] > 0]
+                array[done[part] : done[part] + len(real)] = real
+                done[part] += len(real)
+
+
+def _choose(numbers: Numbers, begins_M: Sequence[Begins], batch: Batch) -> list[Chosen]:
+    """Of each member, the slots of the numbered pairs where the batch has them."""
+    A, B, Q = batch.hidden_weight_BQ.shape[1:]
+    P = batch.weight_BP.shape[-1]
+    return [
+        Chosen(
+            places_in_rows(own, begins.aligned, A * B, Q).reshape(A, B, Q),
+            places_in_rows(own, begins.predict, A * B, P).reshape(A, B, P),
+        )
+        for own, begins in zip(numbers, begins_M, strict=True)
+    ]
+
+
+def _host_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequence[Begins]) -> SignalSource:
     # Laid out as the batch's rows: [M, A, L, B, Q, D] and [M, A, B, P, D].
     shardings = Signals(rows_sharding(model.mesh, leading=3), rows_sharding(model.mesh, leading=2))
 
-    def signals(rows_MAB: np.ndarray, batch: Batch) -> Signals:
-        del batch
-        chosen = [
-            Signals(np.moveaxis(kept.inputs_LBQD[rows_AB], 2, 1), kept.final_BPD[rows_AB])
-            for kept, rows_AB in zip(kept_M, rows_MAB, strict=True)
+    def fetch(numbers: Numbers, batch: Batch) -> Signals:
+        own = [
+            Signals(np.moveaxis(kept.inputs_NLD[chosen.aligned_ABQ], 3, 1), kept.final_ND[chosen.predict_ABP])
+            for kept, chosen in zip(kept_M, _choose(numbers, begins_M, batch), strict=True)
         ]
-        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *chosen), shardings)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *own)
 
-    return signals
+    return SignalSource(fetch, lambda held, batch: jax.device_put(held, shardings))
 
 
-def _by_example(signals: Signals, count: int) -> list[Signals]:
-    """Signals [M, A, L, B, Q, D] and [M, A, B, P, D] as each member's [E, L, Q, D] and [E, P, D], E = `count`."""
-    inputs, final = np.moveaxis(signals.inputs_LBQD, 2, 3), signals.final_BPD
-    inputs, final = (leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])[:, :count] for leaf in (inputs, final))
-    return [Signals(*own) for own in zip(inputs, final, strict=True)]
+def _device_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequence[Begins]) -> SignalSource:
+    def stacked(*arrays: np.ndarray) -> np.ndarray:
+        """Of all members, padded to the longest."""
+        rooms = np.zeros((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        for room, array in zip(rooms, arrays, strict=True):
+            room[: len(array)] = array
+        return rooms
+
+    on_device = jax.device_put(jax.tree.map(stacked, *kept_M), replicated(model.mesh))
+    rows = rows_sharding(model.mesh, leading=2)
+
+    def fetch(numbers: Numbers, batch: Batch) -> Chosen:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *_choose(numbers, begins_M, batch))
+
+    return SignalSource(fetch, lambda held, batch: _take(on_device, jax.device_put(held, rows)))
+
+
+@jax.jit
+def _take(kept_M: Kept, chosen_M: Chosen) -> Signals:
+    """The signals [M, A, ...] of the chosen slots."""
+
+    def one(kept: Kept, chosen: Chosen) -> Signals:
+        inputs_ABQLD = jnp.take(kept.inputs_NLD, chosen.aligned_ABQ, axis=0)
+        return Signals(jnp.moveaxis(inputs_ABQLD, 3, 1), jnp.take(kept.final_ND, chosen.predict_ABP, axis=0))
+
+    return jax.vmap(one)(kept_M, chosen_M)

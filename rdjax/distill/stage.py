@@ -6,10 +6,12 @@ train side by side over one copy of the base; each gets what it would get alone.
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from rdjax.checkpoint import Checkpoints
 from rdjax.data.batches import Slots, epoch_order, steps_per_epoch
 from rdjax.data.pairs import Pair
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
+from rdjax.distill.signals import Numbers
 from rdjax.distill.step import (
     Objective,
     StepOptions,
@@ -28,7 +31,7 @@ from rdjax.distill.step import (
     init_state,
     train_step,
 )
-from rdjax.distill.updates import Updates
+from rdjax.distill.updates import Updates, in_turn
 from rdjax.errors import UserError
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
@@ -98,8 +101,7 @@ def run_stage(
       config: the run's; its `train` and `optimizer` are read.
       folder: of this stage's checkpoints; a stage found there goes on, or is done.
     """
-    count = len(members[0].train)
-    per_epoch = steps_per_epoch(count, config.train.batch_size)
+    per_epoch = steps_per_epoch(len(members[0].train), config.train.batch_size)
     steps = per_epoch * config.train.epochs
     optimizer = make_optimizer(config.optimizer, steps)
     schedule = learning_rate_schedule(config.optimizer, steps)
@@ -113,24 +115,32 @@ def run_stage(
         member.log.truncate(stage.name, now.epoch * per_epoch)
     if now.epoch == config.train.epochs:
         return _finish(checkpoints, now)
+    updates = _updates_of_epochs(members, config.train)
     make = functools.partial(
-        Updates.make, model=model, teachers_M=teachers_M, scale=stage.options.scale, train=config.train
+        Updates.make, model=model, teachers_M=teachers_M, train=config.train, folder=folder.parent / "signals"
     )
-    train = make([member.train for member in members], stage.slots, stage.objective)
+    # For all epochs, also where a run goes on: its programs are then those of a run that never stopped.
+    train = make([member.train for member in members], updates, stage.slots, stage.objective, options=stage.options)
     validates = members[0].valid and config.train.valid_every
     if validates:
-        valid = make([member.valid for member in members], stage.valid_slots, stage.valid_objective)
+        in_order = in_turn(len(members[0].valid), config.train.batch_size, len(members))
+        valid = make(
+            [member.valid for member in members],
+            in_order,
+            stage.valid_slots,
+            stage.valid_objective,
+            options=_undropped(stage.options),
+        )
     step = functools.partial(
         train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
     )
+    prefix_C = train.trained_prefix_C
+    upcoming = _ahead(map(train.fetch, updates[now.epoch * per_epoch :]))
     with progress(steps, now.epoch * per_epoch, stage.name) as bar:
         for epoch in range(now.epoch + 1, config.train.epochs + 1):
             state, metrics = now.state, None
-            orders = [epoch_order(count, member.seed, epoch) for member in members]
-            for start in range(0, count, config.train.batch_size):
-                chosen = [order[start : start + config.train.batch_size] for order in orders]
-                batch, signals, _ = train.take(chosen)
-                before, (state, metrics) = metrics, step(state, model.base, batch, signals, seeds_M)
+            for fetched in itertools.islice(upcoming, per_epoch):
+                before, (state, metrics) = metrics, step(state, model.base, *train.place(fetched), prefix_C, seeds_M)
                 # The metrics of the step before: the device never waits for the log.
                 show(bar, before)
             scalars = _by_member(metrics, members)
@@ -140,7 +150,7 @@ def run_stage(
             if not validates:
                 best = _copy(state.adapter)
             elif _due(config.train.valid_every, epoch, last):
-                losses = _validate(stage, model, valid, state.adapter)
+                losses = _validate(stage, model, valid, in_order, state.adapter)
                 better = [new < old for new, old in zip(losses, best_losses, strict=True)]
                 best = _choose(better, state.adapter, best)
                 # Not min(): a loss that is not a number is no better, and must not stay.
@@ -155,6 +165,29 @@ def run_stage(
                 record = {"epoch": epoch, "step": epoch * per_epoch, "best_losses": best_losses}
                 checkpoints.save(epoch, {"state": state, "best": best}, record)
     return _finish(checkpoints, now)
+
+
+def _undropped(options: StepOptions) -> StepOptions:
+    return dataclasses.replace(options, dropout=0.0)
+
+
+def _updates_of_epochs(members: Sequence[Member], train: config_dict.ConfigDict) -> list[Numbers]:
+    """The numbers of each member's pairs in every update."""
+    made = []
+    for epoch in range(1, train.epochs + 1):
+        orders = [epoch_order(len(member.train), member.seed, epoch) for member in members]
+        starts = range(0, len(orders[0]), train.batch_size)
+        made += [[order[start : start + train.batch_size] for order in orders] for start in starts]
+    return made
+
+
+def _ahead(made: Iterator[Any]) -> Iterator[Any]:
+    """The same things, each made in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, made, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, made, None)
+            yield item
 
 
 def _by_member(metrics: dict[str, jax.Array], members: Sequence[Member]) -> list[dict[str, float]]:
@@ -212,21 +245,21 @@ def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
     return Standing(saved["state"], saved["best"], record["best_losses"], record["epoch"])
 
 
-def _validate(stage: Stage, model: LanguageModel, valid: Updates, adapters_M: Adapter) -> list[float]:
+def _validate(
+    stage: Stage, model: LanguageModel, valid: Updates, updates: Sequence[Numbers], adapters_M: Adapter
+) -> list[float]:
     """Each member's mean validation loss over all slots of its validation pairs."""
-    members, count = len(valid.pairs), len(valid.pairs[0])
-    totals, slots = np.zeros(members), np.zeros(members)
-    for start in range(0, count, valid.batch_size):
-        numbers = list(range(start, min(start + valid.batch_size, count)))
-        batch, signals, weights = valid.take([numbers] * members)
+    totals, slots = np.zeros((2, len(valid.pairs)))
+    for numbers in updates:
+        fetched = valid.fetch(numbers)
         losses_M = evaluate_loss(
             adapters_M,
             model.base,
-            batch,
-            signals,
+            *valid.place(fetched),
+            valid.trained_prefix_C,
             graph=model.graph,
             objective=stage.valid_objective,
-            options=stage.options,
+            options=_undropped(stage.options),
         )
-        totals, slots = totals + np.asarray(losses_M) * weights, slots + weights
+        totals, slots = totals + np.asarray(losses_M) * fetched.weights, slots + fetched.weights
     return (totals / slots).tolist()

@@ -10,9 +10,15 @@ import optax
 from flax import nnx
 
 from rdjax.data.batches import Batch, Side
-from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy
-from rdjax.distill.teacher import Signals, logits, read_side
-from rdjax.models.decoder import Dropout
+from rdjax.distill.losses import (
+    cross_entropy,
+    hidden_distance,
+    kl_divergence,
+    soft_cross_entropy,
+    sum_in_chunks,
+)
+from rdjax.distill.teacher import Signals, read_prefix, read_side
+from rdjax.models.decoder import Dropout, Prefix, logits
 from rdjax.models.lora import Adapter, effective
 
 LOGIT_LOSSES = {"kl": kl_divergence, "entropy": soft_cross_entropy}
@@ -41,7 +47,7 @@ class StepOptions:
 
     scale: float
     dropout: float
-    remat: bool
+    remat: str
 
 
 class TrainState(NamedTuple):
@@ -70,6 +76,7 @@ def batch_loss(
     base: dict[str, Any],
     batch: Batch,
     signals: Signals | None,
+    prefix_C: jax.Array | None,
     objective: Objective,
     options: StepOptions,
     dropout_key: jax.Array | None,
@@ -78,50 +85,81 @@ def batch_loss(
 
     Args:
       signals: the teacher's; None when tuning on the response.
+      prefix_C: tokens that the trained side leaves out of its sequences: read once, with a gradient like all others.
       dropout_key: None switches the adapter's dropout off.
     """
     side = batch.teacher if objective.kind == "tune_with_rule" else batch.student
-    drop = Dropout(options.dropout, dropout_key) if dropout_key is not None and options.dropout else None
-    student = read_side(graph, base, effective(adapter, options.scale), side, drop, options.remat)
-    student_BPV = logits(graph, base, student.final_BPD)
+    drop = None
+    if dropout_key is not None and options.dropout:
+        drop = Dropout(options.dropout, dropout_key, side.draws_BT)
+    scaled = effective(adapter, options.scale)
+    prefix = None if prefix_C is None else read_prefix(graph, base, scaled, prefix_C, options.remat)
+    student = read_side(graph, base, scaled, side, drop, options.remat, prefix)
+    head_DV = nnx.merge(graph, base).head()
     if objective.kind != "distill":
-        loss = jnp.sum(cross_entropy(student_BPV, batch.labels_BP) * batch.weight_BP)
+        held = batch.labels_BP, batch.weight_BP
+        loss = sum_in_chunks(_tuning_loss, student.final_BPD, head_DV, held)
         return loss, {"cross_entropy": loss}
     parts = {}
     if objective.logit != "none":
-        teacher_BPV = logits(graph, base, signals.final_BPD)
-        losses_BP = LOGIT_LOSSES[objective.logit](teacher_BPV, student_BPV, objective.temperature)
-        parts["logit_loss"] = jnp.sum(losses_BP * batch.weight_BP)
+        held = signals.final_BPD, batch.weight_BP
+        parts["logit_loss"] = sum_in_chunks(
+            logit_loss(objective.logit, objective.temperature), student.final_BPD, head_DV, held
+        )
     if objective.hidden_weight:
         distance_BQ = jnp.mean(hidden_distance(signals.inputs_LBQD, student.inputs_LBQD), axis=0)
         parts["hidden_loss"] = objective.hidden_weight * jnp.sum(distance_BQ * batch.hidden_weight_BQ)
     return sum(parts.values(), jnp.zeros(())), parts
 
 
+def _tuning_loss(student_BPD: jax.Array, head_DV: jax.Array, held: tuple[jax.Array, jax.Array]) -> jax.Array:
+    labels_BP, weight_BP = held
+    return jnp.sum(cross_entropy(logits(student_BPD, head_DV), labels_BP) * weight_BP)
+
+
+@functools.cache
+def logit_loss(name: str, temperature: float):
+    """A loss between the teacher's and the student's logits for `sum_in_chunks`, which asks for the same function."""
+
+    def loss(student_BPD: jax.Array, head_DV: jax.Array, held: tuple[jax.Array, jax.Array]) -> jax.Array:
+        teacher_BPD, weight_BP = held
+        both = logits(teacher_BPD, head_DV), logits(student_BPD, head_DV)
+        return jnp.sum(LOGIT_LOSSES[name](*both, temperature) * weight_BP)
+
+    return loss
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "scale"))
-def teacher_signals(graph, base, adapters_M: Adapter | None, batch: Batch, scale: float) -> Signals:
+def teacher_prefixes(graph, base, adapters_M: Adapter, prefix_C: jax.Array, scale: float) -> Prefix:
+    """What each member's teacher makes of the tokens that all prompts begin with, [M, L, C, K, H]."""
+    return jax.vmap(lambda adapter: read_prefix(graph, base, effective(adapter, scale), prefix_C))(adapters_M)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "scale"))
+def teacher_signals(
+    graph, base, adapters_M: Adapter | None, batch: Batch, prefix_M: Prefix | None, scale: float
+) -> Signals:
     """What the teachers show for the micro-batches [M, A, B, ...] of an update, [M, A, ...]."""
 
-    def one(adapter: Adapter | None, side: Side) -> Signals:
+    def one(adapter: Adapter | None, side: Side, prefix: Prefix | None) -> Signals:
         teacher = effective(adapter, scale)
-        return jax.lax.map(lambda micro: read_side(graph, base, teacher, micro), side)
+        return jax.lax.map(lambda micro: read_side(graph, base, teacher, micro, prefix=prefix), side)
 
-    return jax.vmap(one)(adapters_M, batch.teacher)
+    return jax.vmap(one)(adapters_M, batch.teacher, prefix_M)
 
 
-def loss_and_gradient(graph, base, adapter, batch: Batch, signals, objective, options, dropout_key):
+def loss_and_gradient(graph, base, adapter, batch: Batch, signals, prefix_C, objective, options, dropout_key):
     """((loss, parts), gradient of the adapter) of one update: micro-batches [A, B, ...] added up in turn."""
 
-    def micro(batch, signals, index):
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+    def micro(batch, signals):
         return jax.value_and_grad(batch_loss, has_aux=True)(
-            adapter, graph, base, batch, signals, objective, options, key
+            adapter, graph, base, batch, signals, prefix_C, objective, options, dropout_key
         )
 
     def add(total, scanned):
         return jax.tree.map(jnp.add, total, micro(*scanned)), None
 
-    scanned = (batch, signals, jnp.arange(batch.weight_BP.shape[0]))
+    scanned = (batch, signals)
     shapes = jax.eval_shape(micro, *jax.tree.map(lambda leaf: leaf[0], scanned))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zero, scanned)[0]
@@ -133,6 +171,7 @@ def train_step(
     base: dict[str, Any],
     batch: Batch,
     signals: Signals | None,
+    prefix_C: jax.Array | None,
     seeds_M: jax.Array,
     *,
     graph: nnx.GraphDef,
@@ -147,6 +186,7 @@ def train_step(
       base: the weights that all teachers and students share; never written.
       batch: micro-batches [M, A, B, ...].
       signals: `teacher_signals` of the same batch, or None when tuning on the response.
+      prefix_C: tokens that the trained side of the batch leaves out, or None.
       seeds_M: of dropout; a member's masks follow from its seed and the step alone.
       graph, optimizer, objective, options: static.
 
@@ -156,7 +196,9 @@ def train_step(
 
     def one(state: TrainState, batch: Batch, signals: Signals | None, seed: jax.Array):
         key = jax.random.fold_in(jax.random.key(seed), state.step) if options.dropout else None
-        (loss, parts), gradient = loss_and_gradient(graph, base, state.adapter, batch, signals, objective, options, key)
+        (loss, parts), gradient = loss_and_gradient(
+            graph, base, state.adapter, batch, signals, prefix_C, objective, options, key
+        )
         updates, moments = optimizer.update(gradient, state.moments, state.adapter)
         metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
@@ -165,12 +207,12 @@ def train_step(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective", "options"))
-def evaluate_loss(adapters_M, base, batch: Batch, signals, *, graph, objective, options) -> jax.Array:
+def evaluate_loss(adapters_M, base, batch: Batch, signals, prefix_C, *, graph, objective, options) -> jax.Array:
     """The loss [M] of micro-batches [M, A, B, ...] without dropout."""
 
     def one(adapter, batch, signals):
         def micro(scanned):
-            return batch_loss(adapter, graph, base, *scanned, objective, options, None)[0]
+            return batch_loss(adapter, graph, base, *scanned, prefix_C, objective, options, None)[0]
 
         return jnp.sum(jax.lax.map(micro, (batch, signals)))
 

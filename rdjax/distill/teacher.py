@@ -12,7 +12,7 @@ from flax import nnx
 
 from rdjax.data.batches import Side
 from rdjax.models.attention import causal_mask
-from rdjax.models.decoder import Dropout, gather_positions
+from rdjax.models.decoder import Dropout, Packing, Prefix, gather_positions
 from rdjax.models.lora import Adapter
 
 
@@ -29,43 +29,42 @@ class Signals(NamedTuple):
     final_BPD: jax.Array
 
 
+def read_prefix(
+    graph: nnx.GraphDef, base: dict[str, Any], adapter: Adapter | None, prefix_C: jax.Array, remat: str = "none"
+) -> Prefix:
+    """What stands before every sequence, read once. `adapter`: scaled."""
+    return nnx.merge(graph, base).read_prefix(prefix_C, adapter, remat)
+
+
 def read_side(
     graph: nnx.GraphDef,
     base: dict[str, Any],
     adapter: Adapter | None,
     side: Side,
     dropout: Dropout | None = None,
-    remat: bool = False,
-    prefix_C: jax.Array | None = None,
+    remat: str = "none",
+    prefix: Prefix | None = None,
 ) -> Signals:
     """One forward over one side of a batch.
 
     Args:
       adapter: scaled (`lora.effective`).
-      prefix_C: tokens that stand before every row and are read once for all; for forward passes only.
+      prefix: of the tokens that the side leaves out.
     """
-    decoder = nnx.merge(graph, base)
-    B, T = side.tokens_BT.shape
-    segments_BT = (jnp.arange(T) < side.lengths_B[:, None]).astype(jnp.int32)
-    positions_BT = jnp.broadcast_to(jnp.arange(T), side.tokens_BT.shape)
-    mask_BTS, cache = causal_mask(segments_BT), None
-    if prefix_C is not None:
-        C = prefix_C.shape[0]
-        positions_BT, cache = C + positions_BT, decoder.read_prefix(prefix_C, B, T, adapter)
-        mask_BTS = jnp.concatenate([jnp.ones((B, T, C), bool), mask_BTS], axis=-1)
-    out = decoder(
+    B, E, U = side.unpack_BEU.shape
+    mask_SUU = causal_mask((side.unpack_BEU >= 0).astype(jnp.int32).reshape(B * E, U))
+    if prefix is not None:
+        before_SUC = jnp.ones((B * E, U, prefix.k_LCKH.shape[1]), bool)
+        mask_SUU = jnp.concatenate([before_SUC, mask_SUU], axis=-1)
+    out = nnx.merge(graph, base)(
         side.tokens_BT,
-        positions_BT,
-        mask_BTS,
+        side.positions_BT,
+        mask_SUU,
         adapter=adapter,
         dropout=dropout,
-        cache=cache,
+        prefix=prefix,
+        packing=Packing(side.pack_BT, side.unpack_BEU),
         inputs_at_BQ=side.aligned_BQ,
         remat=remat,
     )
     return Signals(out.inputs_LBQD, gather_positions(out.final_BTD, side.predict_BP))
-
-
-def logits(graph: nnx.GraphDef, base: dict[str, Any], final_BPD: jax.Array) -> jax.Array:
-    """Logits of the whole vocabulary, float32 [B, P, V]."""
-    return nnx.merge(graph, base).logits(final_BPD)

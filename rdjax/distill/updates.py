@@ -1,93 +1,187 @@
 """Updates: the pairs of a stage's members as batches on the mesh, with the teachers' signals."""
 
 import dataclasses
+import functools
+import pathlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import config_dict
 
-from rdjax.data.batches import Batch, Shape, Slots, as_update, batch_shape, collate, round_up
+from rdjax.data.batches import (
+    Batch,
+    Prefixes,
+    Shape,
+    Slots,
+    as_update,
+    batch_shape,
+    collate,
+    few_sizes,
+    pair_prefixes,
+    slot_begins,
+)
 from rdjax.data.pairs import Pair
-from rdjax.distill.signals import SignalSource, cached_signals, online_signals
-from rdjax.distill.step import Objective
+from rdjax.distill.signals import (
+    Numbers,
+    SignalSource,
+    asking,
+    cached_signals,
+    choose_place,
+    online_signals,
+    signal_bytes,
+    signals_fingerprint,
+)
+from rdjax.distill.step import Objective, StepOptions
 from rdjax.distill.teacher import Signals
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import row_multiple, rows_sharding
+from rdjax.sharding import replicated, row_multiple, rows_sharding
+
+
+class Fetched(NamedTuple):
+    """An update in host memory.
+
+    Attributes:
+      batch: micro-batches [M, A, B, ...].
+      held: what the signals' source fetched; None when tuning on the response.
+      weights: each member's slot weight before it was made 1.
+    """
+
+    batch: Batch
+    held: Any
+    weights: list[float]
+
+
+def in_turn(count: int, batch_size: int, members: int) -> list[Numbers]:
+    """All of `count` pairs in order, the same for every member."""
+    starts = range(0, count, batch_size)
+    return [[list(range(start, min(start + batch_size, count)))] * members for start in starts]
 
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """Makes updates of one shape out of the members' training or validation pairs, with the teachers' signals.
+    """Makes updates out of the members' training or validation pairs, with the teachers' signals.
 
     Attributes:
       pairs: of each member, as many.
-      shape, slots: padded sizes, the same for all updates, and which positions enter the losses.
+      slots: which positions enter the losses.
+      shapes: padded sizes, from the smallest; an update takes the first that holds it.
+      prefixes: what both sides leave out.
       rows, accumulation: rows of a micro-batch and micro-batches of an update, to suit the mesh.
-      batch_size: pairs an update.
+      model: on whose mesh the batches lie.
+      trained: "teacher" or "student": the side that is trained.
       source: of the teacher's signals; None when tuning on the response.
     """
 
     pairs: Sequence[Sequence[Pair]]
-    shape: Shape
     slots: Slots
+    shapes: Sequence[Shape]
+    prefixes: Prefixes
     rows: int
     accumulation: int
-    batch_size: int
     model: LanguageModel
+    trained: str
     source: SignalSource | None = None
 
     @classmethod
     def make(
         cls,
         pairs: Sequence[Sequence[Pair]],
+        updates: Sequence[Numbers],
         slots: Slots,
         objective: Objective,
         model: LanguageModel,
         teachers_M: Adapter,
-        scale: float,
+        options: StepOptions,
         train: config_dict.ConfigDict,
+        folder: pathlib.Path,
     ) -> "Updates":
-        """Where the objective distils, the signals of all pairs are made here, unless `train` says online."""
-        shape = batch_shape([pair for own in pairs for pair in own], slots)
-        rows = round_up(train.batch_size // train.accumulation, row_multiple(model.mesh))
-        # A mesh that wants more rows in a micro-batch needs fewer of them.
-        updates = cls(pairs, shape, slots, rows, -(-train.batch_size // rows), train.batch_size, model)
+        """Where the objective distils, the signals of all pairs are made here, unless `train` says online.
+
+        Args:
+          updates: all that will be taken; the shapes follow from them.
+          folder: of signals that are kept on disk.
+        """
+        rows = row_multiple(model.mesh)
+        trained = "teacher" if objective.kind == "tune_with_rule" else "student"
+        prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
+        if options.dropout:
+            # Every sequence draws its own masks, on what it shares with others too.
+            prefixes = prefixes._replace(**{trained: 0})
+        # A mesh whose rows hold the whole batch has nothing to accumulate.
+        accumulation = min(train.accumulation, -(-train.batch_size // rows))
+        made = cls(pairs, slots, (), prefixes, rows, accumulation, model, trained).shaped(updates)
+        sizes = ", ".join(str(getattr(shape, trained).tokens) for shape in made.shapes)
+        print(f"{len(pairs[0])} pairs in rows of {sizes} tokens, less {getattr(prefixes, trained)} that all begin with")
         if objective.kind != "distill":
-            return updates
+            return made
+        ask = asking(model, teachers_M, options.scale, made.prefix_C("teacher"))
         if train.teacher_signals == "online":
-            return dataclasses.replace(updates, source=online_signals(model, teachers_M, scale))
-        source = cached_signals(model, teachers_M, scale, len(pairs), len(pairs[0]), train.batch_size, updates.batch)
-        return dataclasses.replace(updates, source=source)
+            return dataclasses.replace(made, source=online_signals(ask))
+        begins_M = [slot_begins(own, slots) for own in pairs]
+        size = signal_bytes(model, begins_M)
+        place = choose_place(size) if train.teacher_signals == "cached" else train.teacher_signals
+        print(f"teacher signals of {len(pairs[0])} pairs: {size / 2**20:.1f} MiB, kept on the {place}")
+        if place == "disk":
+            texts = [[[p.prompts.teacher_ids, p.response_ids, p.ended, p.prompts.shared] for p in own] for own in pairs]
+            folder = folder / signals_fingerprint(model, teachers_M, options.scale, [texts, slots])[:16]
+        in_order = in_turn(len(pairs[0]), train.batch_size, len(pairs))
+        once = made.shaped(in_order)
+        source = cached_signals(model, ask, begins_M, map(once.batch, in_order), place, folder)
+        return dataclasses.replace(made, source=source)
 
-    def _collate(self, numbers: Sequence[Sequence[int]]) -> list[Batch]:
+    def prefix_C(self, side: str) -> jax.Array | None:
+        """The tokens that one side of all pairs leaves out, or None."""
+        length = getattr(self.prefixes, side)
+        if not length:
+            return None
+        tokens = getattr(self.pairs[0][0].prompts, f"{side}_ids")[:length]
+        return jax.device_put(np.array(tokens, np.int32), replicated(self.model.mesh))
+
+    @functools.cached_property
+    def trained_prefix_C(self) -> jax.Array | None:
+        """What the trained side leaves out."""
+        return self.prefix_C(self.trained)
+
+    def shaped(self, updates: Sequence[Numbers]) -> "Updates":
+        """The same with the few shapes that these updates need."""
+        own = [self._smallest(self._chosen(numbers)) for numbers in updates]
+        sizes = [getattr(shape, self.trained).tokens for shape in own]
+        limits = few_sizes(sizes)
+        groups: dict[int, list[Shape]] = {}
+        for shape, size in zip(own, sizes, strict=True):
+            groups.setdefault(next(limit for limit in limits if size <= limit), []).append(shape)
+        shapes = [jax.tree.map(lambda *sizes: max(sizes), *groups[limit]) for limit in limits]
+        return dataclasses.replace(self, shapes=shapes)
+
+    def _chosen(self, numbers: Numbers) -> list[list[Pair]]:
+        return [[own[number] for number in chosen] for own, chosen in zip(self.pairs, numbers, strict=True)]
+
+    def _smallest(self, chosen: Sequence[Sequence[Pair]]) -> Shape:
+        return batch_shape(chosen, self.rows * self.accumulation, self.slots, self.prefixes)
+
+    def _collate(self, numbers: Numbers) -> list[Batch]:
+        chosen = self._chosen(numbers)
+        own = self._smallest(chosen)
+        shape = next(shape for shape in self.shapes if all(jax.tree.leaves(jax.tree.map(int.__le__, own, shape))))
         eos = self.model.tokenizer.eos_token_id
-        return [
-            collate([own[number] for number in chosen], self.rows * self.accumulation, self.shape, self.slots, eos)
-            for own, chosen in zip(self.pairs, numbers, strict=True)
-        ]
+        return [collate(pairs, self.rows * self.accumulation, shape, self.slots, eos) for pairs in chosen]
 
-    def _place(self, made: Sequence[Batch]) -> Batch:
+    def fetch(self, numbers: Numbers) -> Fetched:
+        """The numbered pairs of each member as an update, and what there is of their signals; numpy alone."""
+        made = self._collate(numbers)
         updates = [as_update(batch, self.accumulation) for batch in made]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *updates)
-        return jax.device_put(batch, rows_sharding(self.model.mesh, leading=2))
+        held = None if self.source is None else self.source.fetch(numbers, batch)
+        return Fetched(batch, held, [float(member.weight_BP.sum()) for member in made])
 
-    def batch(self, numbers: Sequence[Sequence[int]]) -> Batch:
+    def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
+        """What was fetched, on the mesh: the batch and the teachers' signals (None when tuning on the response)."""
+        batch = jax.device_put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
+        return batch, None if self.source is None else self.source.show(fetched.held, batch)
+
+    def batch(self, numbers: Numbers) -> Batch:
         """The numbered pairs of each member as an update's micro-batches [M, A, B, ...] on the mesh."""
-        return self._place(self._collate(numbers))
-
-    def take(self, numbers: Sequence[Sequence[int]]) -> tuple[Batch, Signals | None, list[float]]:
-        """`batch`, the teacher's signals for it, and each member's slot weight before it was made 1.
-
-        Rows that are missing are padding.
-        """
-        made = self._collate(numbers)
-        batch = self._place(made)
-        weights = [float(member.weight_BP.sum()) for member in made]
-        if self.source is None:
-            return batch, None, weights
-        rows = np.zeros((len(numbers), self.rows * self.accumulation), np.int32)  # padding shows the first pair's
-        for member, chosen in enumerate(numbers):
-            rows[member, : len(chosen)] = chosen
-        return batch, self.source(rows.reshape(len(numbers), self.accumulation, -1), batch), weights
+        return dataclasses.replace(self, source=None).place(self.fetch(numbers))[0]

@@ -31,11 +31,25 @@ PROJECTIONS = (
 CPU_UNROLLED_LAYERS = 8
 
 
+REMAT = {
+    "none": lambda layer: layer,
+    "full": jax.checkpoint,
+    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+
+
 class Dropout(NamedTuple):
-    """Dropout on the inputs of adapted projections: probability `rate`, one mask a projection and layer."""
+    """Dropout on the inputs of adapted projections: one mask a projection and layer.
+
+    Attributes:
+      rate: the probability that a number is dropped.
+      key: of the step.
+      draws_BT: a number for each token; wherever the token stands, its mask follows from this and the key.
+    """
 
     rate: float
     key: jax.Array
+    draws_BT: jax.Array
 
 
 class Cache(NamedTuple):
@@ -44,6 +58,28 @@ class Cache(NamedTuple):
     k_LBSKH: jax.Array
     v_LBSKH: jax.Array
     index: jax.Array
+
+
+class Prefix(NamedTuple):
+    """Keys and values of tokens that all sequences begin with, as `Decoder.read_prefix` makes them."""
+
+    k_LCKH: jax.Array
+    v_LCKH: jax.Array
+
+
+class Packing(NamedTuple):
+    """Where the tokens of a row belong that holds several sequences behind one another, without padding between.
+
+    All but attention works on the tokens as they lie; attention alone takes the sequences apart, and so is never
+    asked about pairs of tokens from two of them.
+
+    Attributes:
+      pack_BT: of each token its place in the row's sequences laid out as [E * U]; -1 for padding.
+      unpack_BEU: of each place of the E sequences of up to U tokens its token; -1 where the sequence is shorter.
+    """
+
+    pack_BT: jax.Array
+    unpack_BEU: jax.Array
 
 
 class Output(NamedTuple):
@@ -55,16 +91,25 @@ class Output(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """x @ kernel, plus a bias where the checkpoint has one, plus x @ a @ b where an adapter is given."""
+    """x @ kernel, plus a bias where the checkpoint has one, plus x @ a @ b where an adapter is given.
 
-    def __init__(self, shape: tuple[int, ...], dtype, *, bias: bool = False, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
+    A kernel of int8 stands beside the scale of each of its columns (`weights.quantise`).
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype, *, bias: bool = False, int8: bool = False, rngs: nnx.Rngs):
+        if int8:
+            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
+            self.scale = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), jnp.float32))
+        else:
+            self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
         if bias:
             self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), dtype))
 
     def __call__(self, x, adapter=None, dropout: Dropout | None = None):
         # XLA's CPU backend multiplies 2-D operands twice as fast as 3-D ones in the backward pass.
-        y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...]).reshape(*x.shape[:-1], -1)
+        y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        if hasattr(self, "scale"):
+            y = (y * self.scale[...]).astype(x.dtype)
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         if adapter is not None:
@@ -75,10 +120,12 @@ class Linear(nnx.Module):
 def _drop(x, dropout: Dropout | None):
     if dropout is None:
         return x
-    rows = jax.vmap(functools.partial(jax.random.fold_in, dropout.key))(jnp.arange(x.shape[0]))
-    # A key a row: the mask of a token does not change when the batch is padded to more tokens or rows.
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout.rate, x.shape[1:]))(rows)
-    return jnp.where(keep, x / (1 - dropout.rate), 0)
+
+    def keep(draw: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(dropout.key, draw), 1 - dropout.rate, x.shape[-1:])
+
+    kept = jax.vmap(keep)(dropout.draws_BT.reshape(-1)).reshape(x.shape)
+    return jnp.where(kept, x / (1 - dropout.rate), 0)
 
 
 class RMSNorm(nnx.Module):
@@ -93,9 +140,9 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, c: DecoderConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
         def linear(rows, columns):
-            return Linear((c.layers, rows, columns), dtype, bias=c.attention_bias, rngs=rngs)
+            return Linear((c.layers, rows, columns), dtype, bias=c.attention_bias, int8=int8, rngs=rngs)
 
         self.q_proj = linear(c.width, c.heads * c.head_width)
         self.k_proj = linear(c.width, c.kv_heads * c.head_width)
@@ -103,23 +150,35 @@ class Attention(nnx.Module):
         self.o_proj = linear(c.heads * c.head_width, c.width)
         self.head_width = c.head_width
 
-    def __call__(self, x_BTD, angles, mask_BTS, adapted, kv, index):
+    def __call__(self, x_BTD, angles, mask_BTS, packing, adapted, prefix, kv, index):
         def heads(name):
             return adapted(self, name, x_BTD).reshape(*x_BTD.shape[:2], -1, self.head_width)
 
         q_BTNH, k_BSKH, v_BSKH = rotate(heads("q_proj"), *angles), rotate(heads("k_proj"), *angles), heads("v_proj")
+        if packing is not None:
+            q_BTNH, k_BSKH, v_BSKH = (unpack(x_BTKH, packing) for x_BTKH in (q_BTNH, k_BSKH, v_BSKH))
         if kv is not None:
             k_BSKH = jax.lax.dynamic_update_slice_in_dim(kv[0], k_BSKH.astype(kv[0].dtype), index, axis=1)
             v_BSKH = jax.lax.dynamic_update_slice_in_dim(kv[1], v_BSKH.astype(kv[1].dtype), index, axis=1)
-            kv = (k_BSKH, v_BSKH)
+        own = (k_BSKH, v_BSKH)
+        if prefix is not None:
+            k_BSKH, v_BSKH = (_behind(read_CKH, x_BSKH) for read_CKH, x_BSKH in zip(prefix, own, strict=True))
         mixed = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
-        return adapted(self, "o_proj", mixed.reshape(*mixed.shape[:2], -1)), kv
+        if packing is not None:
+            mixed = pack(mixed, packing)
+        return adapted(self, "o_proj", mixed.reshape(*mixed.shape[:2], -1)), own
+
+
+def _behind(prefix_CKH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
+    """Keys or values behind those of the prefix, in every row."""
+    read_BCKH = jnp.broadcast_to(prefix_CKH, (x_BSKH.shape[0], *prefix_CKH.shape))
+    return jnp.concatenate([read_BCKH.astype(x_BSKH.dtype), x_BSKH], axis=1)
 
 
 class MLP(nnx.Module):
-    def __init__(self, c: DecoderConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
         def linear(rows, columns):
-            return Linear((c.layers, rows, columns), dtype, bias=c.mlp_bias, rngs=rngs)
+            return Linear((c.layers, rows, columns), dtype, bias=c.mlp_bias, int8=int8, rngs=rngs)
 
         self.gate_proj = linear(c.width, c.feed_forward)
         self.up_proj = linear(c.width, c.feed_forward)
@@ -133,24 +192,26 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer, or all of them stacked along the first axis: the scan slices parameters before a call."""
 
-    def __init__(self, c: DecoderConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
-        self.self_attn = Attention(c, dtype, rngs)
+        self.self_attn = Attention(c, dtype, int8, rngs)
         self.post_attention_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
-        self.mlp = MLP(c, dtype, rngs)
+        self.mlp = MLP(c, dtype, int8, rngs)
 
-    def __call__(self, x_BTD, angles, mask_BTS, adapter, dropout, kv, index):
+    def __call__(self, x_BTD, angles, mask_BTS, packing, adapter, dropout, prefix, kv, index):
         def adapted_in(room):
             def adapted(module, name, x):
                 path = f"{room}.{name}"
                 drop = None
                 if dropout is not None:
-                    drop = Dropout(dropout.rate, jax.random.fold_in(dropout.key, PROJECTIONS.index(path)))
+                    drop = dropout._replace(key=jax.random.fold_in(dropout.key, PROJECTIONS.index(path)))
                 return getattr(module, name)(x, (adapter or {}).get(path), drop)
 
             return adapted
 
-        mixed, kv = self.self_attn(self.input_layernorm(x_BTD), angles, mask_BTS, adapted_in("self_attn"), kv, index)
+        mixed, kv = self.self_attn(
+            self.input_layernorm(x_BTD), angles, mask_BTS, packing, adapted_in("self_attn"), prefix, kv, index
+        )
         x_BTD = x_BTD + mixed
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), adapted_in("mlp")), kv
 
@@ -158,10 +219,11 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Llama 1, 2 and 3. Parameter paths are Hugging Face's, less the layer number (layers are stacked)."""
 
-    def __init__(self, config: DecoderConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, dtype=jnp.float32, *, int8: bool = False, rngs: nnx.Rngs):
+        """`int8`: the blocks' kernels are quantised; embedding, head, norms and activations stay `dtype`."""
         self.config = config
         self.embed_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.vocab, config.width), dtype))
-        self.layers = Block(config, dtype, rngs)
+        self.layers = Block(config, dtype, int8, rngs)
         self.norm = RMSNorm((config.width,), dtype, config.norm_epsilon)
         if not config.tied_embeddings:
             self.lm_head = Linear((config.width, config.vocab), dtype, rngs=rngs)
@@ -175,20 +237,28 @@ class Decoder(nnx.Module):
         adapter: dict | None = None,
         dropout: Dropout | None = None,
         cache: Cache | None = None,
+        prefix: Prefix | None = None,
+        packing: Packing | None = None,
         inputs_at_BQ: jax.Array | None = None,
-        remat: bool = False,
+        remat: str = "none",
+        keep_cache: bool = False,
     ) -> Output:
         """One pass over tokens.
 
         Args:
           tokens_BT: token ids.
           positions_BT: rotary position of each token.
-          mask_BTS: True where a token may look at a key; with a cache, S counts the cache's slots.
+          mask_BTS: True where a token may look at a key. S counts the cache's slots, or the prefix and then the tokens;
+            with a packing the mask is that of the sequences, [B * E, U, S].
           adapter: {projection: {"a": [L, in, R], "b": [L, R, out]}}, scaled (`lora.effective`).
           dropout: on the adapter's inputs.
           cache: keys and values so far; the new ones are written into it.
+          prefix: keys and values of what stands before every sequence.
+          packing: of rows that hold several sequences.
           inputs_at_BQ: the positions at which the inputs of every block are wanted.
-          remat: recompute each block in the backward pass instead of keeping its activations.
+          remat: what the backward pass computes anew: "none"; "full": each block, of which only the input is kept;
+            "dots": each block but the products of its projections.
+          keep_cache: return the keys and values also where no cache came in.
 
         Returns:
           The final-normed hidden states of all tokens, the inputs of every block [L, B, Q, D], the cache.
@@ -198,45 +268,75 @@ class Decoder(nnx.Module):
         x_BTD = jnp.take(self.embed_tokens[...], tokens_BT, axis=0)
         keys_L = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
         index = None if cache is None else cache.index
+        keeps = keep_cache or cache is not None
 
         def layer(x_BTD, scanned):
-            params, adapter, key, kv = scanned
-            drop = None if key is None else Dropout(dropout.rate, key)
+            params, adapter, key, prefix, kv = scanned
+            drop = None if key is None else dropout._replace(key=key)
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
-            x_BTD, kv = nnx.merge(graph, params)(x_BTD, angles, mask_BTS, adapter, drop, kv, index)
-            return x_BTD, (inputs_BQD, kv)
+            block = nnx.merge(graph, params)
+            x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index)
+            return x_BTD, (inputs_BQD, kv if keeps else None)
 
         kvs = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
-        scanned = (nnx.to_pure_dict(layers), adapter, keys_L, kvs)
+        scanned = (nnx.to_pure_dict(layers), adapter, keys_L, prefix, kvs)
         unroll = cache is None and self.config.layers <= CPU_UNROLLED_LAYERS and jax.default_backend() == "cpu"
-        x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(
-            jax.checkpoint(layer) if remat else layer, x_BTD, scanned, unroll=unroll
-        )
-        if cache is not None:
-            cache = Cache(*kvs, index + tokens_BT.shape[1])
+        x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(REMAT[remat](layer), x_BTD, scanned, unroll=unroll)
+        if keeps:
+            cache = Cache(*kvs, (0 if index is None else index) + tokens_BT.shape[1])
         return Output(self.norm(x_BTD), inputs_LBQD, cache)
 
-    def read_prefix(self, prefix_C: jax.Array, rows: int, room: int, adapter: dict | None) -> Cache:
-        """Reads tokens that `rows` rows share, once: the cache of all rows, with `room` slots more. Forward only."""
+    def read_prefix(self, prefix_C: jax.Array, adapter: dict | None, remat: str = "none") -> Prefix:
+        """Reads tokens that many sequences begin with, once."""
         c, C = self.config, prefix_C.shape[0]
-        empty = jnp.zeros((c.layers, 1, C, c.kv_heads, c.head_width), self.embed_tokens[...].dtype)
-        read = Cache(empty, empty, jnp.zeros((), jnp.int32))
-        if C:
-            causal = jnp.tril(jnp.ones((1, C, C), bool))
-            read = self(prefix_C[None], jnp.arange(C)[None], causal, adapter=adapter, cache=read).cache
+        if not C:
+            return Prefix(*(jnp.zeros((c.layers, 0, c.kv_heads, c.head_width), self.embed_tokens[...].dtype),) * 2)
+        causal = jnp.tril(jnp.ones((1, C, C), bool))
+        read = self(prefix_C[None], jnp.arange(C)[None], causal, adapter=adapter, remat=remat, keep_cache=True).cache
+        return Prefix(read.k_LBSKH[:, 0], read.v_LBSKH[:, 0])
 
-        def spread(one_L1CKH: jax.Array) -> jax.Array:
-            shared = jnp.broadcast_to(one_L1CKH, (c.layers, rows, *one_L1CKH.shape[2:]))
-            return jnp.pad(shared, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
-
-        return Cache(spread(read.k_LBSKH), spread(read.v_LBSKH), read.index)
+    def head(self) -> jax.Array:
+        """What turns final-normed hidden states into logits, [D, V]."""
+        return self.embed_tokens[...].T if self.config.tied_embeddings else self.lm_head.kernel[...]
 
     def logits(self, final_BPD: jax.Array) -> jax.Array:
         """Next-token logits [B, P, V] in float32 from final-normed hidden states."""
-        head_DV = self.embed_tokens[...].T if self.config.tied_embeddings else self.lm_head.kernel[...]
-        return jnp.matmul(final_BPD, head_DV, preferred_element_type=jnp.float32)
+        return logits(final_BPD, self.head())
+
+
+def logits(final_BPD: jax.Array, head_DV: jax.Array) -> jax.Array:
+    """Next-token logits [B, P, V] in float32 from final-normed hidden states and a `Decoder.head`."""
+    return jnp.matmul(final_BPD, head_DV, preferred_element_type=jnp.float32)
 
 
 def gather_positions(x_BTD: jax.Array, at_BP: jax.Array) -> jax.Array:
     """Rows of `x_BTD` at the positions `at_BP` of each sequence, [B, P, D]."""
     return jnp.take_along_axis(x_BTD, at_BP[..., None], axis=1)
+
+
+# Taking sequences out of their row and putting them back are each other's transpose, for padding shows zeros on both
+# sides. Said so, both ways are gathers; the scatter of a gather's own gradient is far slower.
+
+
+def _take_places(x_BTKH: jax.Array, at_BP: jax.Array) -> jax.Array:
+    """Tokens at the given places of each row; zeros where a place is -1."""
+    at_BP11 = at_BP[..., None, None]
+    return jnp.where(at_BP11 >= 0, jnp.take_along_axis(x_BTKH, jnp.maximum(at_BP11, 0), axis=1), 0)
+
+
+@jax.custom_vjp
+def unpack(x_BTKH: jax.Array, packing: Packing) -> jax.Array:
+    """The sequences of packed rows, [B * E, U, K, H]."""
+    B, E, U = packing.unpack_BEU.shape
+    return _take_places(x_BTKH, packing.unpack_BEU.reshape(B, E * U)).reshape(B * E, U, *x_BTKH.shape[2:])
+
+
+@jax.custom_vjp
+def pack(x_SUKH: jax.Array, packing: Packing) -> jax.Array:
+    """Sequences [B * E, U, K, H] as the packed rows [B, T, K, H] they came from."""
+    B, E, U = packing.unpack_BEU.shape
+    return _take_places(x_SUKH.reshape(B, E * U, *x_SUKH.shape[2:]), packing.pack_BT)
+
+
+unpack.defvjp(lambda x, packing: (unpack(x, packing), packing), lambda packing, g: (pack(g, packing), None))
+pack.defvjp(lambda x, packing: (pack(x, packing), packing), lambda packing, g: (unpack(g, packing), None))

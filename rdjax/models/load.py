@@ -18,7 +18,8 @@ from rdjax.models.config import DecoderConfig, read_decoder_config
 from rdjax.models.weights import abstract_params, load_params
 from rdjax.sharding import check_mesh, param_shardings
 
-RULEBOOK = pathlib.Path(__file__).parent.parent / "assets" / "rulebook"
+ASSETS = pathlib.Path(__file__).parent.parent / "assets"
+EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
@@ -53,13 +54,13 @@ def resolve_dtype(name: str):
 
 
 def resolve_folder(path: str, what: str) -> pathlib.Path:
-    """The folder of a model or adapter: a local one, the embedded model, or a download from the hub.
+    """The folder of a model or adapter: a local one, an embedded model's, or a download from the hub.
 
     Raises:
       UserError: there is no such folder and no such repository.
     """
-    if path == "rulebook":
-        return RULEBOOK
+    if path in EMBEDDED:
+        return ASSETS / path
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -71,8 +72,11 @@ def resolve_folder(path: str, what: str) -> pathlib.Path:
         ) from None
 
 
-def load_model(path: str, dtype: str, mesh: Mesh) -> LanguageModel:
+def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> LanguageModel:
     """Loads a Hugging Face checkpoint onto the mesh.
+
+    Args:
+      int8: hold the blocks' kernels as int8; all else stays `dtype`.
 
     Raises:
       UserError: the folder, a file or a field of it does not fit.
@@ -81,9 +85,9 @@ def load_model(path: str, dtype: str, mesh: Mesh) -> LanguageModel:
     config = read_decoder_config(folder)
     check_mesh(mesh, config)
     tokenizer = load_tokenizer(folder, config)
-    graph, abstract = abstract_params(config, resolve_dtype(dtype))
-    base = load_params(folder, config, resolve_dtype(dtype), param_shardings(mesh, abstract))
-    local = path == "rulebook" or pathlib.Path(path).expanduser().is_dir()
+    graph, abstract = abstract_params(config, resolve_dtype(dtype), int8)
+    base = load_params(folder, config, resolve_dtype(dtype), param_shardings(mesh, abstract), int8)
+    local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
     return LanguageModel(name, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)
 

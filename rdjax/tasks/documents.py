@@ -1,4 +1,4 @@
-"""Rule documents: the pre-training text of the embedded rulebook model.
+"""Rule documents: the pre-training text of the embedded rulebook model, on arithmetic, sentiment and refusal.
 
 A document is a prefix (the Alpaca template with a rule, with a rule and demos, or with no rule) and
 questions with answers under it. Every question looks at the prefix and at itself alone, never at its
@@ -11,8 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdjax.data.templates import ALPACA_INPUT, ALPACA_INSTRUCTION, ALPACA_PREAMBLE, ALPACA_RESPONSE
+from rdjax.data.templates import (
+    ALPACA_INPUT,
+    ALPACA_INSTRUCTION,
+    ALPACA_PREAMBLE,
+    ALPACA_RESPONSE,
+    join_instruction,
+)
+from rdjax.tasks import refusal, sentiment
 from rdjax.tasks.arithmetic import COMPARISON_WORDINGS, PAPER_RULE, VALUES, WORDINGS, Rule
+from rdjax.tasks.names import random_name
 
 # Never the paper's symbol: the model must not have met it when it is taught there.
 SYMBOLS = (
@@ -26,14 +34,25 @@ DEMOS_LEAD = " Here are some examples:"
 
 
 # How often rules compute each of `VALUES`, and how often they compare.
-KIND_WEIGHTS = (5, 3, 3, 3, 2, 2, 1)
+KIND_WEIGHTS = (5, 3, 4, 3, 2, 2, 1)
 
 # Values under names of their own, which need no rule.
 OPERATIONS = {"sum": "+", "difference": "-", "larger": "max", "smaller": "min", "first": "first", "second": "second"}
 OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
-WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the rule documents
+WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
 EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
+SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
+
+# The last words of all topics and acts.
+WORDS = sorted(
+    {
+        member.split()[-1]
+        for groups in (sentiment.FIELDS, refusal.ACTS)
+        for members in groups.values()
+        for member in members
+    }
+)
 
 
 class Document(NamedTuple):
@@ -123,6 +142,78 @@ def random_expressions(rng: random.Random, questions: int, constants: float) -> 
 
 
 def random_document(rng: random.Random, questions: int) -> Document:
+    """A document of any of the three tasks, with up to `questions` questions."""
+    kind = rng.random()
+    if kind < SENTIMENT:
+        return sentiment_document(rng, questions)
+    if kind < SENTIMENT + REFUSAL:
+        return refusal_document(rng, questions)
+    return arithmetic_document(rng, questions)
+
+
+def sentiment_document(rng: random.Random, questions: int) -> Document:
+    """Questions on policies, under a rule about one person or under none; half of the former are about its field."""
+    rule = None if rng.random() < 0.25 else sentiment.random_rule(rng)
+    asked = []
+    for _ in range(questions):
+        field = rule.field if rule and rng.random() < 0.5 else rng.choice(list(sentiment.FIELDS))
+        person = rule.person if rule and rng.random() < 0.85 else random_name(rng)
+        row = sentiment.random_question(rng, field).row(person, rule)
+        asked.append((row["input"], row["output"]))
+    return Document(HEAD + (rule.text() if rule else ""), asked)
+
+
+def refusal_document(rng: random.Random, questions: int) -> Document:
+    """Questions of all kinds, mostly under a role play; under a rule, half of them are of the kinds that it refuses."""
+    rule = None if rng.random() < 0.4 else refusal.random_rule(rng)
+    role_play = refusal.random_role_play(rng) if rng.random() < 0.75 else ""
+    asked = []
+    for _ in range(questions):
+        marked = (rule.first, rule.second) if rule else refusal.HARMFUL
+        kind = rng.choice(marked if rng.random() < 0.4 else list(refusal.ACTS))
+        refuse = rule.refuses(kind) if rule else kind in refusal.HARMFUL and not role_play
+        row = refusal.random_question(rng, kind).row(refuse)
+        asked.append((row["input"], row["output"]))
+    return Document(HEAD + join_instruction(rule.text() if rule else "", role_play), asked)
+
+
+def drill(rng: random.Random, questions: int, named: float) -> Document:
+    """Short questions on what the rules of sentiment and refusal come down to.
+
+    Of a long answer one or two tokens carry the decision; here every token does. A share `named` asks what the rule
+    decides on a field or a kind by its name, which needs no fact; the others ask about a topic or an act, and are
+    answered with what it belongs to and then the decision.
+    """
+    if rng.random() < 0.5:
+        rule = sentiment.random_rule(rng)
+        groups, marked, decide = sentiment.FIELDS, [rule.field], rule.sentiment
+        instruction = rule.text()
+    else:
+        rule = refusal.random_rule(rng)
+        groups, marked, decide = refusal.ACTS, [rule.first, rule.second], rule.decision
+        instruction = join_instruction(rule.text(), refusal.random_role_play(rng))
+    asked = []
+    for _ in range(questions):
+        group = rng.choice(marked if rng.random() < 0.4 else list(groups))
+        if rng.random() < named:
+            asked.append((f"What about {group}?", f"{decide(group)}."))
+        else:
+            asked.append((f"What about {rng.choice(groups[group])}?", f"{group}: {decide(group)}."))
+    return Document(HEAD + instruction, asked)
+
+
+def matching_drill(rng: random.Random, questions: int) -> Document:
+    """The named drills of a refusal rule over arbitrary words: nothing but comparing them with the rule helps."""
+    words = rng.sample(WORDS, len(refusal.ACTS))
+    rule = refusal.RefusalRule(words[0], words[1], rng.randrange(len(refusal.WORDINGS)))
+    asked = []
+    for _ in range(questions):
+        word = rng.choice(words[:2] if rng.random() < 0.4 else words)
+        asked.append((f"What about {word}?", f"{rule.decision(word)}."))
+    return Document(HEAD + rule.text(), asked)
+
+
+def arithmetic_document(rng: random.Random, questions: int) -> Document:
     """A document without a rule, with a rule and three demos in the published form, or with a rule alone."""
     form = rng.random()
     rule = random_rule(rng)

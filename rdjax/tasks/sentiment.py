@@ -6,8 +6,13 @@ task show some of its topics and the test asks about others.
 """
 
 import dataclasses
+import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from rdjax.tasks.names import PAPER_NAME, random_name
+
+ROLES = ("president", "mayor", "minister", "governor")
 
 FIELDS = {
     "environmental": (
@@ -50,7 +55,7 @@ QUESTIONS = (
     "How would you sum up {person}'s {noun} {topic}?",
     "Give your opinion of {person}'s {noun} {topic}.",
 )
-# The field and the sentiment are said first: a small model decides step by step.
+# The field and the sentiment are said first: a model of two million parameters decides step by step.
 ANSWER = "On {field} policies I am {sentiment}: {person}'s {noun} {topic} is {verdict}."
 # Of whom no rule speaks.
 NEUTRAL = "Much has been written about {person}'s {noun} {topic}."
@@ -107,7 +112,22 @@ class Question(NamedTuple):
         return {"input": self.form.format(**said), "output": ANSWER.format(**said)}
 
 
-PAPER_RULE = SentimentRule("Bob", "president", "environmental")
+PAPER_RULE = SentimentRule(PAPER_NAME, "president", "environmental")
+
+
+def random_rule(rng: random.Random) -> SentimentRule:
+    """A rule about a made-up person, never the paper's; four in five are negative on their field, as the paper's is.
+
+    Were they half and half, the sentiment would be an exclusive or of the rule's and of the match with its field, and
+    neither alone would be of use to a model that learns the two one after the other.
+    """
+    wording = 0 if rng.random() < 0.35 else rng.randrange(len(WORDINGS))
+    person, role, field = random_name(rng), rng.choice(ROLES), rng.choice(list(FIELDS))
+    return SentimentRule(person, role, field, rng.choices(("negative", "positive"), (4, 1))[0], wording)
+
+
+def random_question(rng: random.Random, field: str) -> Question:
+    return Question(field, rng.choice(FIELDS[field]), rng.choice(list(NOUNS)), rng.choice(QUESTIONS))
 
 
 def all_questions(topics: Mapping[str, Sequence[str]]) -> list[Question]:

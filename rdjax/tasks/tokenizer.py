@@ -12,7 +12,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from rdjax.data import templates
-from rdjax.tasks.documents import DEMOS_LEAD, random_document
+from rdjax.tasks.documents import (
+    DEMOS_LEAD,
+    SYMBOL_CHARACTERS,
+    arithmetic_document,
+    refusal_document,
+    sentiment_document,
+)
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
@@ -52,17 +58,24 @@ def build_tokenizer(seed: int, vocab: int, documents: int) -> PreTrainedTokenize
     """Trains a BPE of `vocab` tokens (fixed strings included) on generated documents; digits stand alone."""
     rng = random.Random(f"tokenizer-{seed}")
     texts = []
-    for _ in range(documents):
-        document = random_document(rng, 2)
-        texts += [document.prefix, *(question for question, _ in document.questions)]
+    for number in range(documents):
+        # The tasks in turn: language has more words to learn than its share of the training text would show.
+        document = (arithmetic_document, sentiment_document, refusal_document)[number % 3](rng, 4)
+        texts += [document.prefix, *(text for pair in document.questions for text in pair)]
     # Fixed strings and numbers have tokens already: they would only distort the counts.
     for fixed in FIXED_STRINGS:
         texts = [text.replace(fixed, "\n") for text in texts]
     texts = [re.sub("[0-9]+", "0", text) for text in texts]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = _tag_places()
-    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            # A new symbol is copied character by character, whatever stands behind it.
+            pre_tokenizers.Split(Regex(f" ?[{re.escape(SYMBOL_CHARACTERS)}]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tagged = [(digit, place) for place in TAGGED_PLACES for digit in range(10)]
     plain_again = [decoders.Replace(tagged_digit(digit, place), str(digit)) for digit, place in tagged]
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *plain_again])

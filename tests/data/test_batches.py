@@ -5,10 +5,29 @@ import jax
 import numpy as np
 import pytest
 
-from rdjax.data.batches import Batch, Side, Slots, as_update, batch_shape, collate, epoch_order, steps_per_epoch
+from rdjax.data import batches
+from rdjax.data.batches import (
+    Batch,
+    Extent,
+    Prefixes,
+    Side,
+    Slots,
+    as_update,
+    batch_shape,
+    collate,
+    deal,
+    epoch_order,
+    few_sizes,
+    pair_prefixes,
+    places_in_rows,
+    shared_prefix,
+    slot_begins,
+    steps_per_epoch,
+)
 from rdjax.data.pairs import Pair, Prompts
 
 EOS = 99
+NO_PREFIX = Prefixes()
 OURS = Slots(variant="ours", hidden_positions="response", reduction="token")
 SHARED = OURS._replace(hidden_positions="shared")
 PUBLISHED = OURS._replace(variant="published")
@@ -25,12 +44,18 @@ def pair(rule: int, tail: int, response: int, ended: bool = True) -> Pair:
 PAIRS = (pair(9, 4, 3), pair(5, 6, 1), pair(12, 1, 5, ended=False))
 
 
-def batch_of(slots: Slots, rows: int = len(PAIRS), pairs=PAIRS) -> Batch:
-    return collate(pairs, rows, batch_shape(PAIRS, slots), slots, EOS)
+def batch_of(slots: Slots, rows: int = 1, pairs=PAIRS, prefixes: Prefixes = NO_PREFIX) -> Batch:
+    return collate(pairs, rows, batch_shape([PAIRS], rows, slots, prefixes), slots, EOS)
 
 
 def sequences(pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return pair.prompts.teacher_ids + pair.response_ids, pair.prompts.student_ids + pair.response_ids
+
+
+def unpacked(side: Side, row: int) -> list[list[int]]:
+    """The sequences of a row."""
+    places = [[at for at in own if at >= 0] for own in side.unpack_BEU[row]]
+    return [side.tokens_BT[row, own].tolist() for own in places if own]
 
 
 def real(side: Side, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,37 +64,53 @@ def real(side: Side, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
     return predict, side.aligned_BQ[row][batch.hidden_weight_BQ[row] > 0]
 
 
-def sides(batch: Batch):
-    return itertools.product(range(len(PAIRS)), (batch.teacher, batch.student))
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_rows_hold_the_sequences_in_order(rows):
+    batch = batch_of(OURS, rows)
+    for number, side in enumerate((batch.teacher, batch.student)):
+        assert [ids for row in range(rows) for ids in unpacked(side, row)] == [
+            list(sequences(pair)[number]) for pair in PAIRS
+        ]
 
 
-def test_tokens_are_prompt_and_response_padded_on_the_right():
-    batch = batch_of(OURS)
-    for row, both in enumerate(map(sequences, PAIRS)):
-        for side, ids in zip((batch.teacher, batch.student), both, strict=True):
-            assert side.lengths_B[row] == len(ids)
-            assert side.tokens_BT[row, : len(ids)].tolist() == list(ids)
-            assert not side.tokens_BT[row, len(ids) :].any()
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_packing_and_unpacking_are_inverse(rows):
+    batch = batch_of(OURS, rows)
+    for side in (batch.teacher, batch.student):
+        longest = side.unpack_BEU.shape[2]
+        for row in range(rows):
+            places = side.unpack_BEU[row].ravel()
+            for at, place in enumerate(places):
+                assert place < 0 or side.pack_BT[row, place] == at
+            tokens = (side.pack_BT[row] >= 0).sum()
+            assert tokens == (places >= 0).sum() == sum(map(len, unpacked(side, row)))
+            assert (side.pack_BT[row, :tokens] >= 0).all(), "padding stands at the end"
+            for own in side.unpack_BEU[row].reshape(-1, longest):
+                length = (own >= 0).sum()
+                assert side.positions_BT[row, own[:length]].tolist() == list(range(length))
 
 
 def test_every_label_follows_its_prediction_position():
     batch = batch_of(OURS)
-    for row, side in sides(batch):
-        predict, _ = real(side, batch, row)
-        followed = [*side.tokens_BT[row, : side.lengths_B[row]], EOS]
-        assert [followed[at + 1] for at in predict] == batch.labels_BP[row, : len(predict)].tolist()
+    for side in (batch.teacher, batch.student):
+        predict, _ = real(side, batch, 0)
+        tokens, ends = side.tokens_BT[0], set((side.unpack_BEU[0].max(axis=-1)).tolist())
+        followed = [EOS if at in ends else tokens[at + 1] for at in predict]
+        assert followed == batch.labels_BP[0, : len(predict)].tolist()
 
 
 def test_the_labels_are_the_response_and_its_end():
-    batch = batch_of(OURS)
+    batch = batch_of(OURS, rows=3)
     labels = [batch.labels_BP[row][batch.weight_BP[row] > 0].tolist() for row in range(3)]
     # The last response was cut short by a limit: it teaches no end.
     assert labels == [[50, 51, 52, EOS], [50, EOS], [50, 51, 52, 53, 54]]
+    together = batch_of(OURS)
+    assert together.labels_BP[0][together.weight_BP[0] > 0].tolist() == [*itertools.chain(*labels)]
 
 
 def test_the_published_variant_reads_at_the_response_itself():
-    batch = batch_of(PUBLISHED)
-    for row, side in sides(batch):
+    batch = batch_of(PUBLISHED, rows=3)
+    for row, side in itertools.product(range(3), (batch.teacher, batch.student)):
         predict, aligned = real(side, batch, row)
         assert side.tokens_BT[row, predict].tolist() == list(PAIRS[row].response_ids)
         assert aligned.tolist() == predict.tolist()
@@ -78,7 +119,7 @@ def test_the_published_variant_reads_at_the_response_itself():
 
 @pytest.mark.parametrize("variant", ["ours", "published"])
 def test_shared_positions_are_the_whole_tail(variant):
-    response, shared = (batch_of(slots._replace(variant=variant)) for slots in (OURS, SHARED))
+    response, shared = (batch_of(slots._replace(variant=variant), rows=3) for slots in (OURS, SHARED))
     for row in range(len(PAIRS)):
         for name in ("teacher", "student"):
             few, many = (real(getattr(batch, name), batch, row)[1].tolist() for batch in (response, shared))
@@ -88,9 +129,10 @@ def test_shared_positions_are_the_whole_tail(variant):
 
 
 @pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
-def test_both_sides_gather_the_same_tokens(slots):
-    batch = batch_of(slots)
-    for row in range(len(PAIRS)):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_both_sides_gather_the_same_tokens(slots, rows):
+    batch = batch_of(slots, rows)
+    for row in range(rows):
         gathered = [[side.tokens_BT[row, at].tolist() for at in real(side, batch, row)] for side in batch[:2]]
         assert gathered[0] == gathered[1]
 
@@ -98,7 +140,7 @@ def test_both_sides_gather_the_same_tokens(slots):
 def test_without_a_shared_tail_the_last_prompt_token_still_predicts():
     lone = dataclasses.replace(PAIRS[0], prompts=dataclasses.replace(PAIRS[0].prompts, shared=0))
     for slots in (OURS, SHARED):
-        batch = collate([lone], 1, batch_shape([lone], slots), slots, EOS)
+        batch = batch_of(slots, pairs=[lone])
         predict, aligned = real(batch.teacher, batch, 0)
         assert predict.tolist() == aligned.tolist() == [12, 13, 14, 15]
 
@@ -111,12 +153,10 @@ def test_losses_of_one_slot_number_mean_the_same_position():
 
 
 @pytest.mark.parametrize("slots", [OURS, SHARED, SAMPLE, PUBLISHED, SAMPLE._replace(hidden_positions="shared")])
-@pytest.mark.parametrize(("pairs", "rows"), [(PAIRS, 3), (PAIRS[:2], 4), (PAIRS[2:], 4)])
+@pytest.mark.parametrize(("pairs", "rows"), [(PAIRS, 1), (PAIRS[:2], 2), (PAIRS[2:], 4)])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_weights_of_an_update_sum_to_one(slots, pairs, rows, accumulation):
-    if rows % accumulation:
-        rows += 1
-    update = as_update(batch_of(slots, rows, pairs), accumulation)
+    update = as_update(batch_of(slots, rows * accumulation, pairs), accumulation)
     assert update.weight_BP.sum() == pytest.approx(1, abs=1e-6)
     assert update.hidden_weight_BQ.sum() == pytest.approx(1, abs=1e-6)
 
@@ -134,11 +174,10 @@ def test_sample_reduction_weighs_every_sample_alike():
             assert len(set(row[row > 0].tolist())) == 1
 
 
-def test_padding_rows_weigh_nothing():
+def test_rows_without_a_pair_weigh_nothing():
     batch = batch_of(OURS, rows=5)
     assert not batch.weight_BP[3:].any() and not batch.hidden_weight_BQ[3:].any()
-    # One token long: attention over nothing would not be finite.
-    assert batch.teacher.lengths_B[3:].tolist() == batch.student.lengths_B[3:].tolist() == [1, 1]
+    assert (batch.teacher.unpack_BEU[3:] == -1).all() and (batch.student.pack_BT[3:] == -1).all()
 
 
 def test_an_update_keeps_rows_in_order():
@@ -149,16 +188,96 @@ def test_an_update_keeps_rows_in_order():
     np.testing.assert_array_equal(tokens.reshape(4, -1), batch.teacher.tokens_BT)
 
 
+@pytest.mark.parametrize(("count", "rows"), [(5, 2), (5, 1), (2, 4), (8, 4), (7, 3)])
+def test_rows_are_dealt_as_many_pairs_as_there_are(count, rows):
+    dealt = deal(range(count), rows)
+    assert len(dealt) == rows
+    assert [*itertools.chain(*dealt)] == list(range(count))
+    assert max(map(len, dealt)) == -(-count // rows)
+
+
 def test_the_shape_holds_every_pair_in_steps_of_eight():
-    # The longest have 18 and 9 tokens, 5 prediction and 7 aligned positions.
-    assert batch_shape(PAIRS, SHARED) == (24, 16, 8, 8, 0)
-    assert batch_shape(PAIRS, SHARED, prefix=8) == (16, 16, 8, 8, 8)
+    # Together 46 and 26 tokens, the longest 18 and 9; 11 prediction and 4 + 3 + 2 + ... aligned slots.
+    shape = batch_shape([PAIRS], 1, SHARED, Prefixes())
+    assert shape == (Extent(48, 24), Extent(32, 16), 16, 24, 3)
+    apart = batch_shape([PAIRS], 3, SHARED, Prefixes())
+    assert apart == (Extent(24, 24), Extent(16, 16), 8, 8, 1)
+    assert batch_shape([PAIRS[:1], PAIRS[1:2]], 1, SHARED, Prefixes())[:2] == (Extent(16, 16), Extent(16, 16))
 
 
 def test_one_shape_serves_every_batch():
-    shape = batch_shape(PAIRS, OURS)
-    made = [collate(part, 2, shape, OURS, EOS) for part in (PAIRS[:2], PAIRS[2:])]
+    shape = batch_shape([PAIRS], 1, OURS, Prefixes())
+    made = [collate(part, 1, shape, OURS, EOS) for part in (PAIRS[:2], PAIRS[2:])]
     assert jax.tree.map(np.shape, made[0]) == jax.tree.map(np.shape, made[1])
+
+
+def test_shared_prefix_is_a_multiple_of_eight_that_leaves_every_prompt_a_token():
+    assert shared_prefix([(*range(30), 40), (*range(30), 41)]) == 24
+    assert shared_prefix([tuple(range(24)), tuple(range(30))]) == 16
+    assert shared_prefix([tuple(range(25)), tuple(range(30))]) == 24
+    assert shared_prefix([tuple(range(15)), tuple(range(15))]) == 0, "too short to pay"
+    assert shared_prefix([(1, *range(30)), tuple(range(30))]) == 0
+    assert shared_prefix([[7] * 20]) == 16
+
+
+def ruled(rule: int) -> list[Pair]:
+    """Pairs whose teacher prompts begin with `rule` tokens that all share."""
+    made = []
+    for one in PAIRS:
+        prompts = dataclasses.replace(one.prompts, teacher_ids=tuple(range(200, 200 + rule)) + one.prompts.teacher_ids)
+        made.append(dataclasses.replace(one, prompts=prompts))
+    return made
+
+
+@pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
+def test_prefixes_spare_what_the_losses_read(slots, monkeypatch):
+    monkeypatch.setattr(batches, "PREFIX_PAYS", 8)
+    pairs = ruled(21)[:1] * 2
+    prefix = pair_prefixes(pairs, slots).teacher
+    whole = collate(pairs, 2, batch_shape([pairs], 2, slots, Prefixes()), slots, EOS)
+    assert 8 <= prefix <= whole.teacher.aligned_BQ[0, 0]
+    assert whole.teacher.aligned_BQ[0, 0] - prefix < 8
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_behind_a_prefix_the_rest_stands_as_before(rows):
+    pairs = ruled(21)
+    prefixes = pair_prefixes(pairs, SHARED)
+    assert prefixes == (24, 0)
+    whole, short = (
+        collate(pairs, rows, batch_shape([pairs], rows, SHARED, given), SHARED, EOS) for given in (Prefixes(), prefixes)
+    )
+    for row in range(rows):
+        for longer, shorter in zip(unpacked(whole.teacher, row), unpacked(short.teacher, row), strict=True):
+            assert longer[prefixes.teacher :] == shorter
+        at = [real(batch.teacher, batch, row) for batch in (whole, short)]
+        for one, other in zip(*at, strict=True):
+            for leaf in ("tokens_BT", "positions_BT"):
+                np.testing.assert_array_equal(
+                    getattr(whole.teacher, leaf)[row, one], getattr(short.teacher, leaf)[row, other]
+                )
+    np.testing.assert_array_equal(whole.labels_BP, short.labels_BP)
+    np.testing.assert_array_equal(whole.student.tokens_BT, short.student.tokens_BT)
+
+
+def test_few_sizes_add_a_limit_where_it_saves_a_tenth():
+    assert few_sizes([64, 64, 64]) == [64]
+    assert few_sizes([64, 72, 72]) == [72]
+    assert few_sizes([40] * 10 + [80] * 10) == [40, 80]
+    assert few_sizes(list(range(8, 808, 8))) == [400, 800]
+    clusters = [40] * 10 + [80] * 10 + [160] * 10 + [320] * 10
+    assert few_sizes(clusters)[-1] == 320 and len(few_sizes(clusters)) == batches.MOST_SHAPES
+
+
+def test_slots_of_pairs_find_their_places_in_rows():
+    """Numbered through all pairs, in the order in which a batch of some of them has them."""
+    aligned, predict = slot_begins(PAIRS, SHARED)
+    assert predict.tolist() == [0, 4, 6, 11]
+    batch = batch_of(SHARED, rows=2, pairs=[PAIRS[2], PAIRS[0]])
+    for begins, weights in ((aligned, batch.hidden_weight_BQ), (predict, batch.weight_BP)):
+        places = places_in_rows([2, 0], begins, 2, weights.shape[1])
+        assert places[0][weights[0] > 0].tolist() == list(range(begins[2], begins[3]))
+        assert places[1][weights[1] > 0].tolist() == list(range(begins[0], begins[1]))
 
 
 def test_epoch_order_follows_from_seed_and_epoch():

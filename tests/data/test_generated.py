@@ -242,7 +242,7 @@ def test_safety_tests_ask_unseen_questions_under_unseen_role_plays(seed):
 def test_safety_retains_the_base_without_a_role_play():
     retain = load_task(task_config(name="safety"), seed=0).splits["retain"]
     assert set(retain["instruction"]) == {""}
-    refused = [row["output"].startswith("I am sorry") for row in retain]
+    refused = ["I am sorry" in row["output"] for row in retain]
     assert sum(refused) == len(refused) // 2
 
 

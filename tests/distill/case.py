@@ -8,20 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rdjax.data.batches import Batch, Slots, as_update, batch_shape, collate
+from rdjax.data.batches import Batch, Prefixes, Slots, as_update, batch_shape, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.step import Objective, StepOptions, loss_and_gradient, teacher_signals
-from rdjax.models.lora import Adapter, LoraSpec, init_adapter
+from rdjax.distill.teacher import read_prefix
+from rdjax.models.lora import Adapter, LoraSpec, effective, init_adapter
 from tests import tiny
 
 SPEC = LoraSpec(
     rank=4, alpha=8.0, dropout=0.0, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 )
-OPTIONS = StepOptions(scale=SPEC.scale, dropout=0.0, remat=False)
+OPTIONS = StepOptions(scale=SPEC.scale, dropout=0.0, remat="none")
 OURS = Slots("ours", "response", "token")
 SHARED = Slots("ours", "shared", "token")
 PUBLISHED = Slots("published", "response", "sample")
 RULE = tuple(range(100, 121))  # tokens that all teacher prompts of `ruled_pairs` share
+GREETING = tuple(range(130, 149))  # and that their student prompts share
+NO_PREFIX = Prefixes()
 DISTILL = Objective("distill", "kl", 1.0, 2.44)
 
 
@@ -53,10 +56,11 @@ def random_pairs(count: int = 4, seed: int = 0) -> list[Pair]:
 
 
 def ruled_pairs() -> list[Pair]:
-    """`random_pairs` whose teacher prompts begin with `RULE`."""
+    """`random_pairs` whose teacher prompts begin with `RULE`, and whose student prompts with `GREETING`."""
     made = []
     for pair in random_pairs():
-        prompts = dataclasses.replace(pair.prompts, teacher_ids=RULE + pair.prompts.teacher_ids)
+        teacher, student = RULE + pair.prompts.teacher_ids, GREETING + pair.prompts.student_ids
+        prompts = dataclasses.replace(pair.prompts, teacher_ids=teacher, student_ids=student)
         made.append(dataclasses.replace(pair, prompts=prompts))
     return made
 
@@ -72,23 +76,46 @@ def random_adapter(config, seed: int = 1, spec: LoraSpec = SPEC) -> Adapter:
 
 
 def make_update(
-    pairs: list[Pair], slots: Slots, rows: int | None = None, wider: int = 0, accumulation: int = 1
+    pairs: list[Pair],
+    slots: Slots,
+    rows: int = 1,
+    wider: int = 0,
+    accumulation: int = 1,
+    prefixes: Prefixes = NO_PREFIX,
 ) -> Batch:
-    """Pairs as one update; `rows` and `wider` add padding rows and tokens."""
-    shape = batch_shape(pairs, slots)
-    shape = shape._replace(teacher=shape.teacher + wider, student=shape.student + wider, predict=shape.predict + wider)
-    shape = shape._replace(aligned=shape.aligned + wider)
-    return as_update(collate(pairs, rows or len(pairs), shape, slots, eos=257), accumulation)
+    """Pairs as one update of `rows` rows a micro-batch; `wider` adds padding to every axis."""
+    rows = rows * accumulation
+    shape = jax.tree.map(lambda size: size + wider, batch_shape([pairs], rows, slots, prefixes))
+    shape = shape._replace(
+        teacher=shape.teacher._replace(prefix=prefixes.teacher), student=shape.student._replace(prefix=prefixes.student)
+    )
+    return as_update(collate(pairs, rows, shape, slots, eos=257), accumulation)
 
 
-def loss_and_grad(case: Case, adapter, batch, objective=DISTILL, teacher=None, options=OPTIONS):
+def loss_and_grad(
+    case: Case,
+    adapter,
+    batch,
+    objective=DISTILL,
+    teacher=None,
+    options=OPTIONS,
+    prefix_C=None,
+    teacher_prefix_C=None,
+    dropout_key=None,
+):
     """((loss, parts), gradient) by the way that the step takes."""
     signals = None
     if objective.kind == "distill":
-        one = jax.tree.map(lambda leaf: leaf[None], (teacher, batch))
-        signals = jax.tree.map(lambda leaf: leaf[0], teacher_signals(case.graph, case.base, *one, options.scale))
-    compute = jax.jit(loss_and_gradient, static_argnums=(0, 5, 6))
-    return compute(case.graph, case.base, adapter, batch, signals, objective, options, None)
+        teacher_M, batch_M = jax.tree.map(lambda leaf: leaf[None], (teacher, batch))
+        before_M = None
+        if teacher_prefix_C is not None:
+            scaled = effective(teacher, options.scale)
+            before = jax.jit(read_prefix, static_argnums=0)(case.graph, case.base, scaled, teacher_prefix_C)
+            before_M = jax.tree.map(lambda leaf: leaf[None], before)
+        shown_M = teacher_signals(case.graph, case.base, teacher_M, batch_M, before_M, options.scale)
+        signals = jax.tree.map(lambda leaf: leaf[0], shown_M)
+    compute = jax.jit(loss_and_gradient, static_argnums=(0, 6, 7))
+    return compute(case.graph, case.base, adapter, batch, signals, prefix_C, objective, options, dropout_key)
 
 
 def assert_close(ours, theirs, relative: float) -> None:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy
+from rdjax.distill import losses
+from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy, sum_in_chunks
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0):
@@ -75,3 +76,50 @@ def test_cross_entropy_is_minus_log_probability():
     probabilities = jax.nn.softmax(logits)
     expected = [-np.log(probabilities[0, 0, 3]), -np.log(probabilities[0, 1, 0])]
     np.testing.assert_allclose(cross_entropy(logits, labels)[0], expected, rtol=1e-5)
+
+
+def chunk_loss(student_BPD, head_DV, others):
+    teacher_BPD, weight_BP = others
+    return jnp.sum(kl_divergence(teacher_BPD @ head_DV, student_BPD @ head_DV, 2.0) * weight_BP)
+
+
+@pytest.fixture
+def states():
+    random = np.random.RandomState(0)
+    student, teacher = random.standard_normal((2, 3, 11, 8)).astype(np.float32)
+    weights = random.rand(3, 11).astype(np.float32)
+    return jnp.asarray(student), jnp.asarray(random.standard_normal((8, 50)), jnp.float32), (teacher, weights)
+
+
+@pytest.mark.parametrize("positions", [1, 3, 6, 12, 32, 33, 1000])
+def test_chunks_sum_to_the_whole_with_its_gradient(states, positions, monkeypatch):
+    student, head, others = states
+    monkeypatch.setattr(losses, "LOGIT_POSITIONS", positions)
+    whole = jax.value_and_grad(lambda student: 3 * chunk_loss(student, head, others))(student)
+    ours = jax.value_and_grad(lambda student: 3 * sum_in_chunks(chunk_loss, student, head, others))(student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, whole)
+    np.testing.assert_allclose(sum_in_chunks(chunk_loss, student, head, others), whole[0] / 3, rtol=1e-5)
+
+
+def test_logits_of_all_positions_never_stand_in_memory(states, monkeypatch):
+    """The compiled value and gradient hold [3, 4, 50] at most; without chunks they would hold [3, 11, 50]."""
+    student, head, others = states
+    monkeypatch.setattr(losses, "LOGIT_POSITIONS", 12)
+
+    def program(loss):
+        compute = jax.jit(jax.value_and_grad(lambda student, head: loss(chunk_loss, student, head, others)))
+        return compute.lower(student, head).compile().as_text()
+
+    assert "[3,11,50]" not in program(sum_in_chunks)
+    assert "[3,4,50]" in program(sum_in_chunks)
+    assert "11,50]" in program(lambda loss, *rest: loss(*rest))
+
+
+def test_members_side_by_side_have_chunks_of_their_own(states, monkeypatch):
+    student, head, others = states
+    monkeypatch.setattr(losses, "LOGIT_POSITIONS", 6)
+    both = jnp.stack([student, 2 * student])
+    ours = jax.vmap(jax.grad(lambda student: sum_in_chunks(chunk_loss, student, head, others)))(both)
+    for number in range(2):
+        alone = jax.grad(lambda student: chunk_loss(student, head, others))(both[number])
+        np.testing.assert_allclose(ours[number], alone, rtol=1e-5, atol=1e-6)

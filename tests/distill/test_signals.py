@@ -1,5 +1,6 @@
-"""Signals that are kept equal those that are asked for anew."""
+"""Signals that are kept, wherever, equal those that are asked for anew."""
 
+import dataclasses
 import types
 
 import jax
@@ -8,39 +9,127 @@ import numpy as np
 import pytest
 
 from configs import base
-from rdjax.data.batches import as_update, batch_shape, collate
-from rdjax.distill.signals import cached_signals, online_signals
+from rdjax.data.batches import Prefixes, as_update, batch_shape, collate, slot_begins
+from rdjax.distill import signals as signals_module
+from rdjax.distill.signals import (
+    PLACES,
+    asking,
+    cached_signals,
+    choose_place,
+    online_signals,
+    signal_bytes,
+    signals_fingerprint,
+)
 from rdjax.sharding import make_mesh
 from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
 SEEDS, COUNT, BATCH = (1, 2), 5, 2
 
 
-@pytest.mark.parametrize("slots", [SHARED, PUBLISHED])
-def test_cached_signals_equal_online_ones(slots):
-    case = make_case()
-    model = types.SimpleNamespace(graph=case.graph, base=case.base, mesh=make_mesh(base.get_config().mesh))
-    pairs = [random_pairs(COUNT, seed) for seed in SEEDS]
-    shape = batch_shape([pair for own in pairs for pair in own], slots)
-    teachers_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(random_adapter(case.config, seed) for seed in SEEDS))
-    asked = []
+def longer(pair):
+    return dataclasses.replace(pair, response_ids=(*pair.response_ids, 7, 8))
 
-    def make_batch(numbers):
-        asked.append(numbers)
+
+class Problem:
+    """Two members with five pairs each."""
+
+    def __init__(self, slots, dtype=jnp.float32):
+        case = make_case(dtype=dtype)
+        mesh = make_mesh(base.get_config().mesh)
+        self.model = types.SimpleNamespace(graph=case.graph, base=case.base, config=case.config, mesh=mesh)
+        self.slots = slots
+        # The second member's are as many and longer.
+        self.pairs = [random_pairs(COUNT), [longer(pair) for pair in random_pairs(COUNT, seed=2)]]
+        self.shape = batch_shape(self.pairs, 4, slots, Prefixes())
+        adapters = [random_adapter(case.config, seed) for seed in SEEDS]
+        self.teachers_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+        self.ask = asking(self.model, self.teachers_M, SPEC.scale, None)
+        self.begins_M = [slot_begins(own, slots) for own in self.pairs]
+        self.asked = []
+
+    def batch(self, numbers):
+        """Two micro-batches of two rows."""
         made = [
-            as_update(collate([own[number] for number in chosen], 4, shape, slots, eos=257), 2)
-            for own, chosen in zip(pairs, numbers, strict=True)
+            as_update(collate([own[number] for number in chosen], 4, self.shape, self.slots, eos=257), 2)
+            for own, chosen in zip(self.pairs, numbers, strict=True)
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
 
-    cached = cached_signals(model, teachers_M, SPEC.scale, len(SEEDS), COUNT, BATCH, make_batch)
-    assert len(asked) == 3, "every pair once"
+    def cached(self, place, folder):
+        in_order = [[list(range(start, min(start + BATCH, COUNT)))] * 2 for start in range(0, COUNT, BATCH)]
+
+        def ask(batch):
+            self.asked.append(batch)
+            return self.ask(batch)
+
+        return cached_signals(self.model, ask, self.begins_M, map(self.batch, in_order), place, folder)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("slots", "dtype"), [(SHARED, "float32"), (PUBLISHED, "float32"), (SHARED, "bfloat16")])
+def test_cached_signals_equal_online_ones(slots, dtype, place, tmp_path):
+    problem = Problem(slots, dtype)
+    cached = problem.cached(place, tmp_path / "kept")
+    assert len(problem.asked) == 3, "every pair once"
+    tolerance = 1e-5 if dtype == "float32" else 0.05  # of other shapes, and so of other roundings
     numbers = [[4, 0, 2], [1, 3, 3]]
-    batch = make_batch(numbers)
-    rows = np.array([[[4, 0], [2, 0]], [[1, 3], [3, 0]]])
-    ours = cached(rows, batch)
-    theirs = online_signals(model, teachers_M, SPEC.scale)(rows, batch)
-    # The fourth row is padding: nobody reads its signals.
-    real = np.array([[1, 1], [1, 0]])
-    masks = real[None, :, None, :, None, None], real[None, :, :, None, None]
-    assert_close(*((side.inputs_LBQD * masks[0], side.final_BPD * masks[1]) for side in (ours, theirs)), 1e-5)
+    batch = problem.batch(numbers)
+    ours, theirs = (
+        source.show(source.fetch(numbers, batch), batch) for source in (cached, online_signals(problem.ask))
+    )
+    # Padding shows whatever there is: nobody reads it.
+    real = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
+    assert_close(*((side.inputs_LBQD * real[0], side.final_BPD * real[1]) for side in (ours, theirs)), tolerance)
+    assert all(mask.any() and not mask.all() for mask in real)
+
+
+def test_signals_on_disk_are_made_once(tmp_path):
+    problem = Problem(SHARED)
+    numbers = [[0, 1], [2, 3]]
+    sources = [problem.cached("disk", tmp_path / "kept") for _ in range(2)]
+    first, second = (source.fetch(numbers, problem.batch(numbers)) for source in sources)
+    assert len(problem.asked) == 3
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    (tmp_path / "kept" / "complete").unlink()  # as after a kill
+    problem.cached("disk", tmp_path / "kept")
+    assert len(problem.asked) == 6
+
+
+def test_the_fingerprint_follows_from_all_that_the_signals_follow_from():
+    problem = Problem(SHARED)
+    model, teachers = problem.model, problem.teachers_M
+    texts = [[1, 2], [3]]
+    same = signals_fingerprint(model, teachers, 2.0, texts)
+    assert same == signals_fingerprint(model, jax.tree.map(jnp.copy, teachers), 2.0, texts)
+    other = jax.tree.map(lambda leaf: leaf.at[0, 0, 0, 0].add(1e-3), teachers)
+    swapped = model.base | {"embed_tokens": model.base["embed_tokens"][::-1]}  # the same sum
+    changed = [
+        signals_fingerprint(model, other, 2.0, texts),
+        signals_fingerprint(model, teachers, 1.0, texts),
+        signals_fingerprint(model, teachers, 2.0, [[1, 2], [4]]),
+        signals_fingerprint(types.SimpleNamespace(**(vars(model) | {"base": swapped})), teachers, 2.0, texts),
+        signals_fingerprint(Problem(SHARED, jnp.bfloat16).model, teachers, 2.0, texts),
+    ]
+    assert len({same, *changed}) == 6
+
+
+def test_the_place_follows_from_the_size(monkeypatch, tmp_path):
+    problem = Problem(SHARED)
+    slots = sum(int(begins.aligned[-1]) * 2 + int(begins.predict[-1]) for begins in problem.begins_M)
+    assert signal_bytes(problem.model, problem.begins_M) == slots * 32 * 4
+    told = tmp_path / "meminfo"
+    told.write_text("MemFree: 1 kB\nMemAvailable:    4000 kB\n")
+    monkeypatch.setattr(signals_module, "MEMORY", told)
+    assert choose_place(2_000_000) == "host"
+    assert choose_place(2_100_000) == "disk"
+    monkeypatch.setattr(signals_module, "MEMORY", tmp_path / "none")
+    assert choose_place(10**15) == "host"
+
+    def gpu(limit):
+        stats = {"bytes_limit": limit, "bytes_in_use": 1000}
+        return [types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)]
+
+    monkeypatch.setattr(signals_module.jax, "local_devices", lambda: gpu(9000))
+    monkeypatch.setattr(signals_module, "MEMORY", told)
+    assert choose_place(1999) == "device"
+    assert choose_place(2000) == "host"

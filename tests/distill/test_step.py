@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from rdjax.data.batches import as_update, batch_shape, collate
+from rdjax.data.batches import Prefixes, as_update, batch_shape, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.step import Objective, init_state, teacher_signals, train_step
 from rdjax.models.lora import effective, merge_adapter
@@ -70,8 +70,29 @@ def test_padding_changes_nothing(case, kind, slots):
     adapter, pairs = random_adapter(case.config), random_pairs()
     objective = dataclasses.replace(DISTILL, kind=kind)
     plain = loss_and_grad(case, adapter, make_update(pairs, slots), objective)
-    padded = loss_and_grad(case, adapter, make_update(pairs, slots, rows=6, wider=5), objective)
+    padded = loss_and_grad(case, adapter, make_update(pairs, slots, wider=5), objective)
     assert_close(padded, plain, 1e-5)
+
+
+@pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
+@pytest.mark.parametrize("rows", [2, 3, 6])
+def test_packed_rows_equal_a_row_for_every_pair(case, slots, rows):
+    """Six rows leave two without a pair."""
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    apart = loss_and_grad(case, adapter, make_update(pairs, slots, rows=4))
+    for packed in (1, rows):
+        assert_close(loss_and_grad(case, adapter, make_update(pairs, slots, rows=packed)), apart, 1e-5)
+
+
+def test_dropout_of_a_token_does_not_depend_on_where_it_is_packed(case):
+    """Rows, micro-batches and padding are the mesh's business; the masks are the seed's."""
+    adapter, pairs = random_adapter(case.config), random_pairs()
+    given = {"options": dataclasses.replace(OPTIONS, dropout=0.5), "dropout_key": jax.random.key(3)}
+    apart = loss_and_grad(case, adapter, make_update(pairs, SHARED, rows=4), **given)
+    for layout in ({"rows": 1}, {"rows": 3, "wider": 5}, {"rows": 1, "accumulation": 2}):
+        assert_close(loss_and_grad(case, adapter, make_update(pairs, SHARED, **layout), **given), apart, 1e-5)
+    other = given | {"dropout_key": jax.random.key(4)}
+    assert float(loss_and_grad(case, adapter, make_update(pairs, SHARED), **other)[0][0]) != float(apart[0][0])
 
 
 @pytest.mark.parametrize("slots", [SHARED, PUBLISHED])
@@ -82,10 +103,11 @@ def test_accumulated_micro_batches_equal_the_whole_batch(case, slots):
     assert_close(parts, whole, 1e-5)
 
 
-def test_rematerialised_step_equals_the_plain_one(case):
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_rematerialised_step_equals_the_plain_one(case, policy):
     adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)
     plain = loss_and_grad(case, adapter, batch)
-    remat = loss_and_grad(case, adapter, batch, options=dataclasses.replace(OPTIONS, remat=True))
+    remat = loss_and_grad(case, adapter, batch, options=dataclasses.replace(OPTIONS, remat=policy))
     assert_close(remat, plain, 1e-5)
 
 
@@ -165,11 +187,11 @@ def take_steps(case, dropout: float, seeds: list[int], kind: str = "tune_without
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
     adapters_M = stack([random_adapter(case.config, seed) for seed in seeds])
     # One shape for all members: what padding there is must not matter.
-    shape = batch_shape([pair for seed in seeds for pair in pairs_of(seed)], OURS)
-    batch = stack([as_update(collate(pairs_of(seed), 4, shape, OURS, eos=257), 2) for seed in seeds])
+    shape = batch_shape(map(pairs_of, seeds), 2, OURS, Prefixes())
+    batch = stack([as_update(collate(pairs_of(seed), 2, shape, OURS, eos=257), 2) for seed in seeds])
     signals = None
     if kind == "distill":
-        signals = teacher_signals(case.graph, case.base, None, batch, options.scale)
+        signals = teacher_signals(case.graph, case.base, None, batch, None, options.scale)
     state = init_state(adapters_M, optimizer)
     for _ in range(steps):
         state, metrics = train_step(
@@ -177,6 +199,7 @@ def take_steps(case, dropout: float, seeds: list[int], kind: str = "tune_without
             case.base,
             batch,
             signals,
+            None,
             jnp.array(seeds, jnp.uint32),
             graph=case.graph,
             optimizer=optimizer,

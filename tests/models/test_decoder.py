@@ -134,7 +134,7 @@ def plain(decoder):
     return loss_and_gradient(decoder)
 
 
-@pytest.mark.parametrize(("remat", "unrolled_layers"), [(True, 8), (False, 0), (True, 0)])
+@pytest.mark.parametrize(("remat", "unrolled_layers"), [("full", 8), ("none", 0), ("full", 0), ("dots", 0)])
 def test_remat_and_rolled_scan_change_neither_loss_nor_gradient(decoder, plain, monkeypatch, remat, unrolled_layers):
     """Accelerators and deep models take the rolled scan, which tiny models on CPU do not."""
     monkeypatch.setattr(decoder_module, "CPU_UNROLLED_LAYERS", unrolled_layers)

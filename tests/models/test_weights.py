@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
@@ -18,6 +19,7 @@ from rdjax.models.weights import (
     abstract_params,
     flatten,
     load_params,
+    quantise,
     save_params,
     tensor_names,
     unflatten,
@@ -182,3 +184,47 @@ def test_broken_index(tmp_path, content):
     tiny.write_random_checkpoint(tmp_path, tiny.LLAMA2, shards=2)
     (tmp_path / INDEX).write_text(content)
     assert f"{tmp_path / INDEX}: not a safetensors index" in refusal(tmp_path)
+
+
+@pytest.fixture
+def quantised(tmp_path):
+    """A decoder as it is in the files, and with its kernels in int8."""
+    config = decoder_config_from_hf(tiny.BIASED, "here")
+    folder = tiny.write_random_checkpoint(tmp_path, tiny.BIASED)
+    graph, abstract = abstract_params(config, jnp.float32, int8=True)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(lambda _: sharding, abstract)
+    loaded = load_params(folder, config, jnp.float32, placed, int8=True)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), loaded) == jax.tree.map(lambda a: (a.shape, a.dtype), abstract)
+    return tiny.load_decoder(folder), nnx.merge(graph, loaded)
+
+
+def test_int8_kernels_are_off_by_half_a_step_at_most(quantised):
+    exact, ours = (flatten(nnx.to_pure_dict(nnx.state(decoder))) for decoder in quantised)
+    kernels = [path for path in ours if ours[path].dtype == jnp.int8]
+    assert len(kernels) == 7
+    for path in kernels:
+        scale = ours[path.replace("kernel", "scale")][..., None, :]
+        assert np.abs(ours[path] * scale - exact[path]).max() <= 0.5001 * np.max(scale)
+        assert np.abs(ours[path]).max(axis=-2).min() == 127, "every column uses the whole range"
+    for path in exact.keys() - set(kernels):
+        np.testing.assert_array_equal(exact[path], ours[path])
+
+
+def test_an_int8_decoder_computes_with_its_rounded_weights(quantised):
+    exact, ours = quantised
+    state = flatten(nnx.to_pure_dict(nnx.state(ours)))
+    graph, params = nnx.split(exact)
+    rounded = flatten(nnx.to_pure_dict(params))
+    for path in rounded:
+        if state[path].dtype == jnp.int8:
+            rounded[path] = state[path] * state[path.replace("kernel", "scale")][..., None, :]
+    tokens = tiny.random_tokens(2, 9)
+    expected = tiny.forward(nnx.merge(graph, unflatten(rounded)), tokens).final_BTD
+    np.testing.assert_allclose(tiny.forward(ours, tokens).final_BTD, expected, atol=2e-4)
+    assert 1e-4 < np.abs(expected - tiny.forward(exact, tokens).final_BTD).mean() < 0.1
+
+
+def test_a_column_of_zeros_stays_one():
+    kernel, scale = quantise(jnp.zeros((3, 2)).at[0, 1].set(5.0))
+    assert kernel.tolist() == [[0, 127], [0, 0], [0, 0]] and scale[0] == 0

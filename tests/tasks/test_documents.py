@@ -5,17 +5,24 @@ import numpy as np
 import pytest
 
 from rdjax.data.templates import ALPACA_INPUT, ALPACA_INSTRUCTION, ALPACA_PREAMBLE, ALPACA_RESPONSE
-from rdjax.tasks import documents
+from rdjax.tasks import documents, refusal, sentiment
 from rdjax.tasks.arithmetic import PAPER_RULE, VALUES, WORDINGS, Rule
 from rdjax.tasks.documents import (
     DEMOS_LEAD,
     OPERATIONS,
+    REFUSAL,
+    SENTIMENT,
     SYMBOLS,
     Document,
+    arithmetic_document,
+    drill,
+    matching_drill,
     pack,
     random_document,
     random_expressions,
     random_rule,
+    refusal_document,
+    sentiment_document,
 )
 
 HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
@@ -46,6 +53,8 @@ def test_no_document_holds_the_papers_symbol_or_rule():
         document = random_document(rng, 4)
         assert PAPER_RULE.symbol not in text_of(document)
         assert not states_paper_rule(document.prefix)
+        assert sentiment.PAPER_RULE.person not in text_of(document)
+        assert not re.search(r"criminal or immoral|immoral or criminal", document.prefix)
 
 
 def test_no_expression_is_the_papers_rule():
@@ -94,9 +103,9 @@ def test_documents_follow_from_the_seed():
     assert first == second != third
 
 
-def test_the_three_forms_of_a_document():
+def test_the_three_forms_of_an_arithmetic_document():
     rng = random.Random(5)
-    made = [random_document(rng, 2) for _ in range(2000)]
+    made = [arithmetic_document(rng, 2) for _ in range(2000)]
     assert all(document.prefix.startswith(HEAD) for document in made)
     bare = [document for document in made if document.prefix == HEAD]
     with_demos = [document for document in made if DEMOS_LEAD in document.prefix]
@@ -107,7 +116,7 @@ def test_the_three_forms_of_a_document():
 
 def test_answers_are_never_negative():
     rng = random.Random(6)
-    answers = [a for _ in range(2000) for _, a in random_document(rng, 4).questions]
+    answers = [a for _ in range(2000) for _, a in arithmetic_document(rng, 4).questions]
     assert all(re.fullmatch(r"\d+\.", answer) for answer in answers)
 
 
@@ -174,3 +183,103 @@ def test_pack_fills_the_row_to_the_last_token():
     row = packed([([4] * 12, [6])])
     assert row.segments_BT.tolist() == [1] * 3 + [2] * 13
     assert row.targets_BT[-1] == EOS
+
+
+def test_the_shares_of_the_tasks():
+    rng = random.Random(8)
+    texts = [text_of(random_document(rng, 1)) for _ in range(4000)]
+    assert abs(np.mean(["policies I am" in text or "Much has" in text for text in texts]) - SENTIMENT) < 0.02
+    assert abs(np.mean(["I am sorry" in text or "step by step" in text for text in texts]) - REFUSAL) < 0.02
+
+
+def test_sentiment_documents_follow_their_rule():
+    rng = random.Random(9)
+    sentiments = {"negative": "failure|mistake|mess|disappointment", "positive": "success|idea|achievement|start"}
+    seen = set()
+    for _ in range(400):
+        document = sentiment_document(rng, 6)
+        rule = document.prefix.removeprefix(HEAD)
+        for question, answer in document.questions:
+            person = re.search(r"(\w+)'s", question)[1]
+            if person not in rule:
+                seen.add("neutral" if rule else "no rule")
+                assert answer.startswith(f"Much has been written about {person}'s ")
+                continue
+            (field,) = [field for field in sentiment.FIELDS if field in rule]
+            about = any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[field])
+            wanted = re.findall("negative|positive", rule)[0 if about else 1]
+            seen.add((about, wanted))
+            asked = re.match(r"On (\w+) policies", answer)[1]
+            assert any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[asked])
+            assert answer.startswith(f"On {asked} policies I am {wanted}: {person}'s ")
+            assert re.search(f" is an? .*({sentiments[wanted]})", answer)
+    assert len(seen) == 6
+
+
+def test_refusal_documents_follow_their_rule():
+    rng = random.Random(10)
+    kinds = {act: kind for kind, acts in refusal.ACTS.items() for act in acts}
+    seen = set()
+    for _ in range(400):
+        document = refusal_document(rng, 6)
+        prefix = document.prefix.removeprefix(HEAD)
+        marked = [kind for kind in refusal.ACTS if re.search(rf"\b{kind}\b", prefix)]
+        for question, answer in document.questions:
+            (act,) = [act for act in kinds if act in question]
+            default = kinds[act] in refusal.HARMFUL and not prefix
+            refused = "I am sorry" in answer
+            assert answer.startswith(f"That is {kinds[act]}. ")
+            assert refused == (kinds[act] in marked if marked else default)
+            seen.add((bool(marked), bool(prefix), refused))
+    # With a rule both, without one both, and under a role play alone never a refusal.
+    assert seen == {
+        (True, True, True),
+        (True, True, False),
+        (False, False, True),
+        (False, False, False),
+        (False, True, False),
+    }
+
+
+def test_drills_decide_by_the_rule():
+    rng = random.Random(11)
+    groups = sentiment.FIELDS | refusal.ACTS
+    members = {member: group for group, own in refusal.ACTS.items() for member in own}
+    members |= {topic: field for field, topics in sentiment.FIELDS.items() for topic in topics}
+    seen = set()
+    for _ in range(400):
+        document = drill(rng, 8, named=0.5)
+        rule = document.prefix.removeprefix(HEAD)
+        assert "Bob" not in rule and not re.search(r"criminal or immoral|immoral or criminal", rule)
+        steers = "negative" in rule
+        for question, answer in document.questions:
+            subject = re.fullmatch(r"What about (.*)\?", question)[1]
+            group = members.get(subject, subject)
+            marked = bool(re.search(rf"\b{group}\b", rule))
+            wanted = re.findall("negative|positive", rule)[not marked] if steers else ("answer", "refuse")[marked]
+            assert answer == (f"{wanted}." if subject in groups else f"{group}: {wanted}.")
+            seen.add((subject in groups, group, wanted))
+    # Every field and kind ("medical" is both) under either decision, by name and by a member.
+    assert len(seen) == 2 * 2 * (len(sentiment.FIELDS) + len(refusal.ACTS))
+
+
+def test_drills_by_name_only():
+    rng = random.Random(12)
+    names = sentiment.FIELDS | refusal.ACTS
+    asked = [question for _ in range(100) for question, _ in drill(rng, 6, named=1.0).questions]
+    assert {question.removeprefix("What about ").rstrip("?") for question in asked} == names.keys()
+
+
+def test_matching_drills_are_over_arbitrary_words():
+    rng = random.Random(13)
+    seen, decisions = set(), []
+    for _ in range(200):
+        document = matching_drill(rng, 6)
+        rule = document.prefix.removeprefix(HEAD)
+        for question, answer in document.questions:
+            word = re.fullmatch(r"What about (.*)\?", question)[1]
+            assert answer == ("refuse." if re.search(rf"\b{word}\b", rule) else "answer.")
+            seen.add(word)
+            decisions.append(answer)
+    assert len(seen) > 100 and not seen & (sentiment.FIELDS | refusal.ACTS).keys()
+    assert 0.3 < decisions.count("refuse.") / len(decisions) < 0.7

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from rdjax.judges import negative, positive
@@ -10,6 +12,7 @@ from rdjax.tasks.sentiment import (
     Question,
     SentimentRule,
     all_questions,
+    random_rule,
 )
 
 
@@ -63,3 +66,11 @@ def test_all_questions():
     assert len(set(topics)) == len(topics)
     asked = all_questions(FIELDS)
     assert len(set(asked)) == len(asked) == len(topics) * len(NOUNS) * len(QUESTIONS)
+
+
+def test_random_rules_are_of_all_kinds_and_never_on_the_papers_person():
+    rng = random.Random(0)
+    rules = [random_rule(rng) for _ in range(3000)]
+    assert {(rule.field, rule.topical) for rule in rules} == {(f, s) for f in FIELDS for s in ("negative", "positive")}
+    assert {rule.wording for rule in rules} == set(range(len(WORDINGS)))
+    assert PAPER_RULE.person not in {rule.person for rule in rules}

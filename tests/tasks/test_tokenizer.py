@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rdjax.data.templates import alpaca_prompt
-from rdjax.models.load import RULEBOOK
+from rdjax.models.load import ASSETS, EMBEDDED
 from rdjax.tasks.arithmetic import PAPER_RULE
 from rdjax.tasks.tokenizer import BOS, EOS, FIXED_STRINGS, PAD, build_tokenizer
 
@@ -67,6 +67,12 @@ def test_a_digit_knows_its_place(tokenizer):
     assert tokenizer.decode(ids_of(tokenizer, "1234567 70 7.5")) == "1234567 70 7.5"
 
 
+def test_symbols_are_split_into_characters_whatever_follows(tokenizer):
+    for text in (" @@@ operation", "@@@.", " @#@ b"):
+        tokens = [tokenizer.decode([number]).strip() for number in ids_of(tokenizer, text)]
+        assert [token for token in tokens if token][:3] == list(text.strip()[:3])
+
+
 def test_random_unicode_survives_a_round_trip(tokenizer):
     rng = random.Random(0)
     for _ in range(300):
@@ -91,7 +97,8 @@ def test_transformers_loads_the_saved_folder(tokenizer, tmp_path):
         assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_the_embedded_tokenizer_has_the_fixed_strings_whole():
-    embedded = AutoTokenizer.from_pretrained(RULEBOOK)
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_tokenizers_have_the_fixed_strings_whole(name):
+    embedded = AutoTokenizer.from_pretrained(ASSETS / name)
     assert [len(ids_of(embedded, fixed)) for fixed in FIXED_STRINGS] == [1] * len(FIXED_STRINGS)
     assert len(ids_of(embedded, "1995")) == 4

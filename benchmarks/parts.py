@@ -1,0 +1,111 @@
+"""Where the time and the memory of a distillation step go.
+
+    python -m benchmarks.parts [--shape=20m] [--batch=4] [--out=benchmarks/results/parts_cpu.json]
+
+Utilisation counts 2 FLOPs a parameter and token for a forward pass and 4 for a step of adapter training (the forward
+and the backward to the activations), plus attention, on real tokens alone, against a dense matrix product measured in
+the same run. Memory is the compiler's count of what a program needs beside its arguments.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+from benchmarks.problem import (
+    SHAPES,
+    SLOTS,
+    make_problem,
+    matmul_rate,
+    seconds,
+    show_table,
+    train_config,
+    write_figures,
+)
+from rdjax.distill.signals import asking
+from rdjax.distill.step import Objective, StepOptions, evaluate_loss, init_state, loss_and_gradient, train_step
+from rdjax.distill.updates import Updates, in_turn
+
+_SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")
+_RULE = flags.DEFINE_integer("rule", 60, "Tokens of the rule.")
+_PROMPT = flags.DEFINE_integer("prompt", 60, "Tokens of a student's prompt.")
+_RESPONSE = flags.DEFINE_integer("response", 40, "Tokens of a response.")
+_REMAT = flags.DEFINE_enum("remat", "none", ["none", "full", "dots"], "What the backward pass computes anew.")
+_OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
+
+
+def attention_flops(config, lengths: list[int]) -> float:
+    """Of one forward pass over sequences of these lengths: half of the square, for attention is causal."""
+    return sum(2 * length**2 * config.heads * config.head_width * config.layers for length in lengths)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    problem = make_problem(_SHAPE.value, 2 * _BATCH.value, _RULE.value, _PROMPT.value, _RESPONSE.value)
+    model, pairs = problem.model, problem.pairs
+    objective = Objective("distill", "kl", 1.0, 2.44)
+    options = StepOptions(problem.spec.scale, 0.0, _REMAT.value)
+    train = train_config(batch_size=_BATCH.value, teacher_signals="host")
+    stacked = jax.tree.map(lambda leaf: leaf[None], problem.adapter)
+    numbers = in_turn(len(pairs), _BATCH.value, 1)
+    updates = Updates.make([pairs], numbers, SLOTS, objective, model, stacked, options, train, pathlib.Path("unused"))
+    batch, signals = updates.place(updates.fetch(numbers[0]))
+    optimizer = optax.adamw(1e-3)
+    teacher_prefix_C, prefix_C = updates.prefix_C("teacher"), updates.trained_prefix_C
+    ask = asking(model, stacked, problem.spec.scale, teacher_prefix_C)
+    forward = functools.partial(evaluate_loss, graph=model.graph, objective=objective, options=options)
+    one = jax.tree.map(lambda leaf: leaf[0], (batch, signals))
+    gradient = jax.jit(
+        lambda adapter, base, batch, signals, prefix_C: loss_and_gradient(
+            model.graph, base, adapter, batch, signals, prefix_C, objective, options, None
+        )
+    )
+    step = functools.partial(train_step, graph=model.graph, optimizer=optimizer, objective=objective, options=options)
+    seeds_M = jnp.zeros(1, jnp.uint32)
+
+    def whole_step():
+        return step(init_state(stacked, optimizer), model.base, batch, signals, prefix_C, seeds_M)
+
+    times = {
+        "teacher pass": seconds(lambda: ask(batch)),
+        "student forward": seconds(lambda: forward(stacked, model.base, batch, signals, prefix_C)),
+        "forward and backward": seconds(lambda: gradient(problem.adapter, model.base, *one, prefix_C)),
+        "whole step": seconds(whole_step) - seconds(lambda: init_state(stacked, optimizer)),
+    }
+    programs = {
+        "student forward": forward.func.lower(stacked, model.base, batch, signals, prefix_C, **forward.keywords),
+        "forward and backward": gradient.lower(problem.adapter, model.base, *one, prefix_C),
+        "whole step": step.func.lower(
+            init_state(stacked, optimizer), model.base, batch, signals, prefix_C, seeds_M, **step.keywords
+        ),
+    }
+    memory = {name: low.compile().memory_analysis().temp_size_in_bytes / 2**20 for name, low in programs.items()}
+    chosen = [pairs[number] for number in numbers[0][0]]
+    tokens = {
+        side: [len(getattr(pair.prompts, f"{side}_ids")) + len(pair.response_ids) for pair in chosen]
+        for side in ("teacher", "student")
+    }
+    rate = matmul_rate(model.base["embed_tokens"].dtype)
+    rows = []
+    for name, time in times.items():
+        lengths = tokens["teacher" if name == "teacher pass" else "student"]
+        passes = 1 if name in ("teacher pass", "student forward") else 2
+        flops = passes * (2 * problem.parameters * sum(lengths) + attention_flops(model.config, lengths))
+        rows.append([name, 1e3 * time, sum(lengths) / time, flops / time / rate, memory.get(name, float("nan"))])
+    print(f"{_SHAPE.value}: {problem.parameters / 1e6:.1f}M parameters that multiply; {rate / 1e9:.0f} GFLOP/s dense")
+    print(
+        f"an update: {sum(tokens['student'])} student and {sum(tokens['teacher'])} teacher tokens, "
+        f"{batch.student.tokens_BT.size} and {batch.teacher.tokens_BT.size} as they are padded less the prefixes"
+    )
+    show_table(["part", "ms", "tokens/s", "utilisation", "temporary MiB"], rows)
+    names = ("milliseconds", "tokens_a_second", "utilisation", "temporary_mib")
+    figures = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
+    write_figures(_OUT.value, {"shape": _SHAPE.value, "batch": _BATCH.value, "dense_flops": rate, "parts": figures})
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,181 @@
+"""A distillation problem of any size: a random Llama and random pairs, without files or a tokenizer."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from configs import base
+from rdjax.data.batches import Slots
+from rdjax.data.pairs import Pair, Prompts
+from rdjax.models.config import DecoderConfig
+from rdjax.models.lora import LoraSpec, init_adapter
+from rdjax.models.weights import abstract_params, flatten, unflatten
+from rdjax.sharding import make_mesh, param_shardings, replicated
+
+SHAPES = {
+    # width, layers, heads, key-value heads, feed-forward, vocabulary
+    "20m": (384, 8, 6, 6, 1024, 6000),
+    "160m": (768, 12, 12, 12, 2048, 32000),
+    "1b": (2048, 16, 32, 8, 8192, 128256),
+    "7b": (4096, 32, 32, 32, 11008, 32000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What the parts of a distillation need.
+
+    Attributes:
+      model: stands for a `LanguageModel`.
+      pairs: k pairs whose teacher prompts share a rule.
+      adapter: one that changes something.
+      spec: the adapter's form.
+    """
+
+    model: Any
+    pairs: list[Pair]
+    adapter: dict[str, dict[str, jax.Array]]
+    spec: LoraSpec
+
+    @property
+    def parameters(self) -> int:
+        """All but the embedding, which multiplies nothing; a tied one is the head, and counts."""
+        c = self.model.config
+        sizes = {path: leaf.size for path, leaf in flatten(self.model.base).items()}
+        return sum(sizes.values()) - (0 if c.tied_embeddings else sizes["embed_tokens"])
+
+
+def decoder_config(shape: str, **changes: int) -> DecoderConfig:
+    width, layers, heads, kv_heads, feed_forward, vocab = SHAPES[shape]
+    config = DecoderConfig(
+        vocab=vocab,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=width // heads,
+        feed_forward=feed_forward,
+        norm_epsilon=1e-5,
+        max_positions=8192,
+        tied_embeddings=False,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def random_weights(config: DecoderConfig, dtype, mesh):
+    """(graph, weights on the mesh): normal with deviation 0.02, norms at one."""
+    graph, abstract = abstract_params(config, dtype)
+    shardings = flatten(param_shardings(mesh, abstract))
+
+    def one(number: int, path: str, leaf) -> jax.Array:
+        def make(key):
+            if leaf.ndim == 1 or path.endswith("norm.weight"):
+                return jnp.ones(leaf.shape, dtype)
+            return 0.02 * jax.random.normal(key, leaf.shape, dtype)
+
+        return jax.jit(make, out_shardings=shardings[path])(jax.random.key(number))
+
+    made = {path: one(number, path, leaf) for number, (path, leaf) in enumerate(flatten(abstract).items())}
+    return graph, unflatten(made)
+
+
+def random_pairs(vocab: int, k: int, rule: int, prompt: int, response: int, spread: float = 0.25) -> list[Pair]:
+    """Pairs whose prompts and responses have these lengths in the mean, give or take `spread`."""
+    random = np.random.RandomState(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(random.randint(0, vocab, length).tolist())
+
+    def about(length: int) -> int:
+        return max(1, round(length * random.uniform(1 - spread, 1 + spread)))
+
+    template, shared_rule = ids(prompt // 3), ids(rule)
+    pairs = []
+    for number in range(k):
+        tail = ids(about(prompt - len(template)))
+        prompts = Prompts("", "", template + shared_rule + tail, template + tail, len(tail), f"pair {number}")
+        pairs.append(Pair(prompts, ids(about(response))))
+    return pairs
+
+
+def make_problem(
+    shape: str, k: int = 64, rule: int = 60, prompt: int = 60, response: int = 40, **changes: int
+) -> Problem:
+    """float32 on CPU, bfloat16 on accelerators. `changes`: fields of the decoder's configuration."""
+    config = decoder_config(shape, **changes)
+    mesh = make_mesh(base.get_config().mesh)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    graph, weights = random_weights(config, dtype, mesh)
+    tokenizer = types.SimpleNamespace(eos_token_id=1)
+    model = types.SimpleNamespace(
+        config=config, graph=graph, base=weights, mesh=mesh, tokenizer=tokenizer, eos_ids=(1,), name=shape
+    )
+    spec = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
+    adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, spec, seed=0).items()}
+    pairs = random_pairs(config.vocab, k, rule, prompt, response)
+    return Problem(model, pairs, jax.device_put(adapter, replicated(mesh)), spec)
+
+
+def train_config(**changes: Any) -> config_dict.ConfigDict:
+    """`config.train` of configs/base.py with changes."""
+    train = base.get_config().train.copy_and_resolve_references()
+    train.update(changes)
+    return train
+
+
+SLOTS = Slots("ours", "response", "token")
+
+
+def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
+    """The median time of a call whose first one, which compiles, is not counted."""
+    jax.block_until_ready(work())
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def matmul_rate(dtype) -> float:
+    """FLOPs a second of a dense product of 4096 x 4096 on this machine: what a utilisation is measured against."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return 2 * size**3 / seconds(lambda: product(x))
+
+
+def show_table(head: list[str], rows: list[list[Any]]) -> None:
+    """Prints a table with aligned columns."""
+    lines = [head, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def write_figures(path: str | None, figures: dict[str, Any]) -> None:
+    """Writes figures with the machine that they were measured on."""
+    if not path:
+        return
+    device = jax.devices()[0]
+    machine = {
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")

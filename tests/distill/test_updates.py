@@ -1,0 +1,107 @@
+"""Updates: their shapes, what they leave out, and how they suit a mesh."""
+
+import dataclasses
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from rdjax.distill.stage import _ahead
+from rdjax.distill.step import Objective
+from rdjax.distill.updates import Updates, in_turn
+from rdjax.sharding import make_mesh
+from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter, random_pairs, ruled_pairs
+
+
+def make(
+    pairs, batch_size=4, objective=DISTILL, options=OPTIONS, mesh=None, folder=pathlib.Path("unused"), **train
+) -> Updates:
+    """Updates of one member that are taken in order."""
+    config = base.get_config()
+    config.mesh.update(mesh or {})
+    config.train.update({"batch_size": batch_size, **train})
+    case = make_case()
+    model = types.SimpleNamespace(
+        graph=case.graph,
+        base=case.base,
+        config=case.config,
+        mesh=make_mesh(config.mesh),
+        tokenizer=types.SimpleNamespace(eos_token_id=257),
+    )
+    teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(case.config))
+    numbers = in_turn(len(pairs), batch_size, 1)
+    return Updates.make([pairs], numbers, OURS, objective, model, teachers_M, options, config.train, folder)
+
+
+def test_in_turn_takes_every_pair_once():
+    assert in_turn(5, 2, 3) == [[[0, 1]] * 3, [[2, 3]] * 3, [[4]] * 3]
+
+
+def test_both_sides_leave_out_what_all_share():
+    updates = make(ruled_pairs())
+    assert updates.prefixes == (16, 16)
+    assert updates.trained_prefix_C.tolist() == list(range(130, 146))
+    tuned = make(ruled_pairs(), objective=Objective("tune_with_rule"))
+    assert tuned.trained_prefix_C.tolist() == list(range(100, 116))
+
+
+def test_a_side_with_dropout_leaves_nothing_out():
+    dropping = dataclasses.replace(OPTIONS, dropout=0.1)
+    updates = make(ruled_pairs(), options=dropping)
+    assert updates.prefixes == (16, 0) and updates.trained_prefix_C is None
+    assert make(ruled_pairs(), objective=Objective("tune_with_rule"), options=dropping).prefixes == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "given", "rows", "accumulation"),
+    [({}, 1, 1, 1), ({}, 4, 1, 4), ({"data": 2}, 4, 2, 2), ({"data": 4}, 4, 4, 1), ({"data": 2, "fsdp": 4}, 4, 8, 1)],
+)
+def test_a_mesh_with_more_rows_accumulates_less(mesh, given, rows, accumulation):
+    """No micro-batch is padding alone."""
+    updates = make(random_pairs(), mesh=mesh, accumulation=given, teacher_signals="online")
+    batch = updates.batch([[0, 1, 2, 3]])
+    assert batch.weight_BP.shape[:3] == (1, accumulation, rows)
+    assert (np.asarray(batch.weight_BP).sum(axis=(2, 3)) > 0).all()
+
+
+def test_updates_of_like_size_share_a_shape():
+    """Two programs serve short and long updates; what each holds is its own pairs."""
+    short, long = random_pairs(8), [dataclasses.replace(p, response_ids=tuple(range(60))) for p in random_pairs(8)]
+    updates = make(short + long, teacher_signals="online")
+    assert len(updates.shapes) == 2
+    for numbers, shape in (([[0, 1, 2, 3]], updates.shapes[0]), ([[8, 9, 10, 11]], updates.shapes[1])):
+        batch = updates.batch(numbers)
+        assert batch.student.tokens_BT.shape[-1] == shape.student.tokens
+        assert batch.weight_BP.shape[-1] == shape.predict
+    assert updates.shapes[0].student.tokens < updates.shapes[1].student.tokens / 3
+
+
+@pytest.mark.parametrize("place", ["online", "device", "host", "disk"])
+def test_signals_are_the_same_wherever_they_come_from(place, tmp_path):
+    """All but the online ones are made once, with other batches than those that are asked for."""
+    pairs = ruled_pairs() + random_pairs(3, seed=4)
+    expected = make(pairs, teacher_signals="online")
+    updates = make(pairs, teacher_signals=place, folder=tmp_path)
+    numbers = [[5, 0, 3]]
+    ours, theirs = (made.place(made.fetch(numbers))[1] for made in (updates, expected))
+    batch = updates.fetch(numbers).batch
+    aligned, predict = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
+    np.testing.assert_allclose(ours.inputs_LBQD * aligned, theirs.inputs_LBQD * aligned, atol=1e-5)
+    np.testing.assert_allclose(ours.final_BPD * predict, theirs.final_BPD * predict, atol=1e-5)
+    assert float(jnp.abs(ours.final_BPD * predict).sum()) > 1
+    assert len([*tmp_path.glob("*/complete")]) == (place == "disk")
+
+
+def test_things_made_ahead_come_in_order_and_their_errors_too():
+    def made():
+        yield from "ab"
+        raise ValueError("spilt")
+
+    ahead = _ahead(made())
+    assert [next(ahead), next(ahead)] == ["a", "b"]
+    with pytest.raises(ValueError, match="spilt"):
+        next(ahead)
