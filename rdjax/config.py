@@ -10,6 +10,7 @@ from rdjax.errors import UserError
 RETAIN = "retain"  # the split that the rule is not about
 METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
+SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, from the fastest to the roomiest
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 4096
 
@@ -28,7 +29,7 @@ CHOICES = {
     "loss.reduction": ("token", "sample"),
     "loss.variant": ("ours", "published"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
-    "train.teacher_signals": ("cached", "online", "device", "host", "disk"),
+    "train.teacher_signals": ("cached", "online", *SIGNAL_PLACES),
 }
 
 AT_LEAST = {

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from rdjax.config import RETAIN
-from rdjax.data.batches import Batch, Extent, Shape, Side, Slots, batch_shape, collate, pair_prefixes
+from rdjax.data.batches import Batch, Shape, Side, Slots, batch_shape, collate, in_batches, pair_prefixes
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, sum_in_chunks
 from rdjax.distill.step import logit_loss
@@ -24,7 +24,7 @@ from rdjax.generation import Decoding, generate
 from rdjax.judges import Judge
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
-from rdjax.sharding import replicated, row_multiple, rows_sharding
+from rdjax.sharding import place_prefix, row_multiple, rows_sharding
 
 # Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01
@@ -148,14 +148,10 @@ def gap_shapes(groups: Mapping[str, Sequence[Pair]], options: EvalOptions, rows:
             batch
             for name, pairs in groups.items()
             if prefixes[name] == prefix
-            for batch in _batches(pairs, options.batch_size)
+            for batch in in_batches(pairs, options.batch_size)
         ]
         shapes[prefix] = batch_shape(batches, rows, GAP_SLOTS, prefix)
     return {name: shapes[prefix] for name, prefix in prefixes.items()}
-
-
-def _batches(pairs: Sequence[Pair], size: int) -> list[Sequence[Pair]]:
-    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def divergence(
@@ -174,15 +170,11 @@ def divergence(
     """
     rows = row_multiple(model.mesh)
     first = pairs[0].prompts
-
-    def placed(prompt: Sequence[int], extent: Extent) -> jax.Array | None:
-        prefix = np.array(prompt[: extent.prefix], np.int32)
-        return jax.device_put(prefix, replicated(model.mesh)) if extent.prefix else None
-
-    prefixes = placed(first.student_ids, shape.student), placed(first.teacher_ids, shape.teacher)
+    sides = (first.student_ids, shape.student), (first.teacher_ids, shape.teacher)
+    prefixes = [place_prefix(ids, extent.prefix, model.mesh) for ids, extent in sides]
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
-    for part in _batches(pairs, options.batch_size):
+    for part in in_batches(pairs, options.batch_size):
         batch = collate(part, rows, shape, GAP_SLOTS, model.tokenizer.eos_token_id)
         tokens += float(batch.weight_BP.sum())
         positions += float(batch.hidden_weight_BQ.sum())

@@ -1,6 +1,7 @@
 """The device mesh, and which array axis lies on which mesh axis."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -73,6 +74,11 @@ def param_shardings(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds all: adapters, optimizer state and scalars are small."""
     return NamedSharding(mesh, P())
+
+
+def place_prefix(prompt: Sequence[int], length: int, mesh: Mesh) -> jax.Array | None:
+    """The first `length` tokens of a prompt on the mesh, or None where there are none to leave out."""
+    return jax.device_put(np.array(prompt[:length], np.int32), replicated(mesh)) if length else None
 
 
 def rows_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -14,6 +14,17 @@ if "JAX_PLATFORMS" not in os.environ:
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Lets go of a file's compiled programs.
+
+    Each holds mappings of memory for its code, of which Linux gives a process 65,530 (vm.max_map_count); one that asks
+    for more dies of a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def published_data() -> pathlib.Path:
     """The folder of the published task files, named by the environment variable RDJAX_PUBLISHED_DATA."""

@@ -124,6 +124,16 @@ def student_prompts(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
     return [pair.prompts.student_ids for pair in pairs]
 
 
+def in_batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """The items in turn, `size` at a time; the last batch may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def stack_members(members: Iterable[Any]) -> Any:
+    """Trees of host arrays, one a member, as one tree whose arrays have the members first, [M, ...]."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+
+
 def deal(pairs: Sequence[Any], rows: int) -> list[Sequence[Any]]:
     """Pairs to rows in turn order: as many to each, the last ones fewer or none."""
     each = -(-len(pairs) // rows)

@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rdjax.data.batches import Batch, Begins, places_in_rows
+from rdjax.data.batches import Batch, Begins, places_in_rows, stack_members
 from rdjax.distill.step import teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.sharding import replicated, rows_sharding
 
-PLACES = ("device", "host", "disk")
 # Shares of what is free that signals may take: the rest is for the step, and for everything else that runs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
 MEMORY = pathlib.Path("/proc/meminfo")
@@ -80,7 +79,7 @@ def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:
 
 
 def choose_place(size: int) -> str:
-    """The fastest of `PLACES` in which `size` bytes leave room enough."""
+    """The fastest of `config.SIGNAL_PLACES` in which `size` bytes leave room enough."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":  # there a device's memory is the host's
         memory = device.memory_stats() or {}
@@ -135,7 +134,7 @@ def cached_signals(
       ask: `asking`.
       begins_M: of each member's pairs.
       batches: of all pairs in order; made only where nothing lies on disk yet.
-      place: one of `PLACES`.
+      place: one of `config.SIGNAL_PLACES`.
       folder: named by `signals_fingerprint`; what lies on disk is here.
     """
     c, dtype = model.config, model.base["embed_tokens"].dtype
@@ -198,11 +197,10 @@ def _host_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequenc
     shardings = Signals(rows_sharding(model.mesh, leading=3), rows_sharding(model.mesh, leading=2))
 
     def fetch(numbers: Numbers, batch: Batch) -> Signals:
-        own = [
+        return stack_members(
             Signals(np.moveaxis(kept.inputs_NLD[chosen.aligned_ABQ], 3, 1), kept.final_ND[chosen.predict_ABP])
             for kept, chosen in zip(kept_M, _choose(numbers, begins_M, batch), strict=True)
-        ]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *own)
+        )
 
     return SignalSource(fetch, lambda held, batch: jax.device_put(held, shardings))
 
@@ -219,7 +217,7 @@ def _device_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Seque
     rows = rows_sharding(model.mesh, leading=2)
 
     def fetch(numbers: Numbers, batch: Batch) -> Chosen:
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *_choose(numbers, begins_M, batch))
+        return stack_members(_choose(numbers, begins_M, batch))
 
     return SignalSource(fetch, lambda held, batch: _take(on_device, jax.device_put(held, rows)))
 

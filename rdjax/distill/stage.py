@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from rdjax.checkpoint import Checkpoints
-from rdjax.data.batches import Slots, epoch_order, steps_per_epoch
+from rdjax.data.batches import Slots, epoch_order, in_batches, steps_per_epoch
 from rdjax.data.pairs import Pair
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
 from rdjax.distill.signals import Numbers
@@ -129,7 +129,7 @@ def run_stage(
             in_order,
             stage.valid_slots,
             stage.valid_objective,
-            options=_undropped(stage.options),
+            options=dataclasses.replace(stage.options, dropout=0.0),
         )
     step = functools.partial(
         train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
@@ -167,17 +167,12 @@ def run_stage(
     return _finish(checkpoints, now)
 
 
-def _undropped(options: StepOptions) -> StepOptions:
-    return dataclasses.replace(options, dropout=0.0)
-
-
 def _updates_of_epochs(members: Sequence[Member], train: config_dict.ConfigDict) -> list[Numbers]:
     """The numbers of each member's pairs in every update."""
     made = []
     for epoch in range(1, train.epochs + 1):
         orders = [epoch_order(len(member.train), member.seed, epoch) for member in members]
-        starts = range(0, len(orders[0]), train.batch_size)
-        made += [[order[start : start + train.batch_size] for order in orders] for start in starts]
+        made += map(list, zip(*(in_batches(order, train.batch_size) for order in orders), strict=True))
     return made
 
 
@@ -259,7 +254,7 @@ def _validate(
             valid.trained_prefix_C,
             graph=model.graph,
             objective=stage.valid_objective,
-            options=_undropped(stage.options),
+            options=stage.options,
         )
         totals, slots = totals + np.asarray(losses_M) * fetched.weights, slots + fetched.weights
     return (totals / slots).tolist()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import config_dict
 
 from rdjax.data.batches import (
@@ -19,8 +18,10 @@ from rdjax.data.batches import (
     batch_shape,
     collate,
     few_sizes,
+    in_batches,
     pair_prefixes,
     slot_begins,
+    stack_members,
 )
 from rdjax.data.pairs import Pair
 from rdjax.distill.signals import (
@@ -37,7 +38,7 @@ from rdjax.distill.step import Objective, StepOptions
 from rdjax.distill.teacher import Signals
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import replicated, row_multiple, rows_sharding
+from rdjax.sharding import place_prefix, row_multiple, rows_sharding
 
 
 class Fetched(NamedTuple):
@@ -56,8 +57,7 @@ class Fetched(NamedTuple):
 
 def in_turn(count: int, batch_size: int, members: int) -> list[Numbers]:
     """All of `count` pairs in order, the same for every member."""
-    starts = range(0, count, batch_size)
-    return [[list(range(start, min(start + batch_size, count)))] * members for start in starts]
+    return [[numbers] * members for numbers in in_batches(range(count), batch_size)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +134,8 @@ class Updates:
 
     def prefix_C(self, side: str) -> jax.Array | None:
         """The tokens that one side of all pairs leaves out, or None."""
-        length = getattr(self.prefixes, side)
-        if not length:
-            return None
-        tokens = getattr(self.pairs[0][0].prompts, f"{side}_ids")[:length]
-        return jax.device_put(np.array(tokens, np.int32), replicated(self.model.mesh))
+        prompt = getattr(self.pairs[0][0].prompts, f"{side}_ids")
+        return place_prefix(prompt, getattr(self.prefixes, side), self.model.mesh)
 
     @functools.cached_property
     def trained_prefix_C(self) -> jax.Array | None:
@@ -172,8 +169,7 @@ class Updates:
     def fetch(self, numbers: Numbers) -> Fetched:
         """The numbered pairs of each member as an update, and what there is of their signals; numpy alone."""
         made = self._collate(numbers)
-        updates = [as_update(batch, self.accumulation) for batch in made]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *updates)
+        batch = stack_members(as_update(batch, self.accumulation) for batch in made)
         held = None if self.source is None else self.source.fetch(numbers, batch)
         return Fetched(batch, held, [float(member.weight_BP.sum()) for member in made])
 

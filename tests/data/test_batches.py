@@ -197,7 +197,7 @@ def test_rows_are_dealt_as_many_pairs_as_there_are(count, rows):
 
 
 def test_the_shape_holds_every_pair_in_steps_of_eight():
-    # Together 46 and 26 tokens, the longest 18 and 9; 11 prediction and 4 + 3 + 2 + ... aligned slots.
+    # Together 46 and 26 tokens, the longest 18 and 9; 11 prediction and 19 aligned slots.
     shape = batch_shape([PAIRS], 1, SHARED, Prefixes())
     assert shape == (Extent(48, 24), Extent(32, 16), 16, 24, 3)
     apart = batch_shape([PAIRS], 3, SHARED, Prefixes())

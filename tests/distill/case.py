@@ -26,6 +26,13 @@ RULE = tuple(range(100, 121))  # tokens that all teacher prompts of `ruled_pairs
 GREETING = tuple(range(130, 149))  # and that their student prompts share
 NO_PREFIX = Prefixes()
 DISTILL = Objective("distill", "kl", 1.0, 2.44)
+KINDS = (  # of loss, and the slots that each can have
+    ("distill", OURS),
+    ("distill", SHARED),
+    ("distill", PUBLISHED),
+    ("tune_with_rule", OURS),
+    ("tune_without_rule", OURS),
+)
 
 
 class Case(NamedTuple):

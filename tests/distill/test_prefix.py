@@ -9,10 +9,8 @@ from rdjax.data.batches import Prefixes, pair_prefixes
 from tests.distill.case import (
     DISTILL,
     GREETING,
-    OURS,
-    PUBLISHED,
+    KINDS,
     RULE,
-    SHARED,
     assert_close,
     loss_and_grad,
     make_case,
@@ -23,16 +21,7 @@ from tests.distill.case import (
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize(
-    ("kind", "slots"),
-    [
-        ("distill", OURS),
-        ("distill", SHARED),
-        ("distill", PUBLISHED),
-        ("tune_with_rule", OURS),
-        ("tune_without_rule", OURS),
-    ],
-)
+@pytest.mark.parametrize(("kind", "slots"), KINDS)
 def test_loss_and_gradient_behind_a_prefix_equal_those_of_whole_prompts(kind, slots, rows):
     """The teacher's rule and the student's template; the gradient goes through the latter too."""
     case, pairs = make_case(), ruled_pairs()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from configs import base
+from rdjax.config import SIGNAL_PLACES
 from rdjax.data.batches import Prefixes, as_update, batch_shape, collate, slot_begins
 from rdjax.distill import signals as signals_module
 from rdjax.distill.signals import (
-    PLACES,
     asking,
     cached_signals,
     choose_place,
@@ -65,7 +65,7 @@ class Problem:
         return cached_signals(self.model, ask, self.begins_M, map(self.batch, in_order), place, folder)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", SIGNAL_PLACES)
 @pytest.mark.parametrize(("slots", "dtype"), [(SHARED, "float32"), (PUBLISHED, "float32"), (SHARED, "bfloat16")])
 def test_cached_signals_equal_online_ones(slots, dtype, place, tmp_path):
     problem = Problem(slots, dtype)

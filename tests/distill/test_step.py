@@ -16,6 +16,7 @@ from rdjax.models.lora import effective, merge_adapter
 from tests import tiny
 from tests.distill.case import (
     DISTILL,
+    KINDS,
     OPTIONS,
     OURS,
     PUBLISHED,
@@ -56,16 +57,7 @@ def test_loss_and_gradient_are_zero_when_student_equals_teacher(case, slots):
     assert float(loss) > 1e-3, "a teacher without the adapter differs"
 
 
-@pytest.mark.parametrize(
-    ("kind", "slots"),
-    [
-        ("distill", OURS),
-        ("distill", SHARED),
-        ("distill", PUBLISHED),
-        ("tune_with_rule", OURS),
-        ("tune_without_rule", OURS),
-    ],
-)
+@pytest.mark.parametrize(("kind", "slots"), KINDS)
 def test_padding_changes_nothing(case, kind, slots):
     adapter, pairs = random_adapter(case.config), random_pairs()
     objective = dataclasses.replace(DISTILL, kind=kind)
