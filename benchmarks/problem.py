@@ -19,10 +19,11 @@ from ml_collections import config_dict
 from configs import base
 from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, Prompts
+from rdjax.mesh import make_mesh, replicated
 from rdjax.models.config import DecoderConfig
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.weights import abstract_params, flatten, unflatten
-from rdjax.sharding import make_mesh, param_shardings, replicated
+from rdjax.sharding import param_shardings
 
 SHAPES = {
     # width, layers, heads, key-value heads, feed-forward, vocabulary
@@ -76,7 +77,7 @@ def decoder_config(shape: str, **changes: int) -> DecoderConfig:
 
 def random_weights(config: DecoderConfig, dtype, mesh):
     """(graph, weights on the mesh): normal with deviation 0.02, norms at one."""
-    graph, abstract = abstract_params(config, dtype)
+    graph, abstract = abstract_params(config, dtype, mesh=mesh)
     shardings = flatten(param_shardings(mesh, abstract))
 
     def one(number: int, path: str, leaf) -> jax.Array:
@@ -118,10 +119,7 @@ def make_problem(
     mesh = make_mesh(base.get_config().mesh)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     graph, weights = random_weights(config, dtype, mesh)
-    tokenizer = types.SimpleNamespace(eos_token_id=1)
-    model = types.SimpleNamespace(
-        config=config, graph=graph, base=weights, mesh=mesh, tokenizer=tokenizer, eos_ids=(1,), name=shape
-    )
+    model = types.SimpleNamespace(config=config, graph=graph, base=weights, mesh=mesh, eos_ids=(1,), name=shape)
     spec = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
     adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, spec, seed=0).items()}
     pairs = random_pairs(config.vocab, k, rule, prompt, response)

@@ -13,6 +13,8 @@ def get_config() -> config_dict.ConfigDict:
     # A folder, a hub id, or an embedded model: "rulebook" follows arithmetic rules, "rulebook-language" also rules of
     # sentiment and refusal.
     config.model.path = "rulebook"
+    # The fields of config.json, for rdjax.plan where there is no folder of the model. Empty: it reads the folder's.
+    config.model.architecture = config_dict.ConfigDict()
     config.model.adapter = ""  # a PEFT adapter (folder or hub id) that teacher and student start from
     config.model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPU, bfloat16 on accelerators
     config.model.int8 = False  # hold the blocks' kernels as int8, a scale for each column; adapters stay float32
@@ -89,8 +91,17 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.judges = ()
     config.eval.classifier = ""  # the sequence classifier (folder or hub id) that classifier:<label> asks
 
+    # Rows of a batch are shared out over data and fsdp, weights over fsdp and tensor; tensor has to divide the
+    # key-value heads. One axis can be -1: it takes what the others leave. Where there are several slices, data goes
+    # across them.
     config.mesh = config_dict.ConfigDict()
     config.mesh.data = 1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+
+    # The lengths that rdjax.plan reckons with, in tokens.
+    config.plan = config_dict.ConfigDict()
+    config.plan.rule_tokens = 256
+    config.plan.prompt_tokens = 128  # of a student's prompt; the teacher's has the rule before it
+    config.plan.response_tokens = 64
     return config.lock()  # a misspelt field is an error

@@ -52,9 +52,12 @@ AT_LEAST = {
     "eval.beams": 1,
     "eval.batch_size": 1,
     "eval.limit": 0,
-    "mesh.data": 1,
-    "mesh.fsdp": 1,
-    "mesh.tensor": 1,
+    "mesh.data": -1,
+    "mesh.fsdp": -1,
+    "mesh.tensor": -1,
+    "plan.rule_tokens": 1,
+    "plan.prompt_tokens": 1,
+    "plan.response_tokens": 1,
 }
 
 
@@ -84,6 +87,9 @@ def check_config(config: config_dict.ConfigDict) -> None:
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
     if not 0 <= _get(config, "seed") < 2**31:
         raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")
+    for axis in MESH_OF_ONE:
+        if not config.mesh[axis]:
+            raise UserError(f"config.mesh.{axis} = 0; accepted: 1 or more, or -1 for what the other axes leave")
     if not 0 < config.task.top_p <= 1:
         raise UserError(f"config.task.top_p = {config.task.top_p} is no probability above 0")
     if (config.task.top_k or config.task.top_p < 1) and not config.task.temperature:

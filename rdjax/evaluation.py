@@ -22,9 +22,9 @@ from rdjax.errors import UserError
 from rdjax.files import read_lines, write_lines
 from rdjax.generation import Decoding, generate
 from rdjax.judges import Judge
+from rdjax.mesh import place_prefix, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
-from rdjax.sharding import place_prefix, row_multiple, rows_sharding
 
 # Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01

@@ -14,10 +14,10 @@ from ml_collections import config_dict
 from rdjax import cli
 from rdjax.config import MESH_OF_ONE
 from rdjax.errors import UserError
+from rdjax.mesh import make_mesh
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter, merge_adapter
 from rdjax.models.weights import save_params
-from rdjax.sharding import make_mesh
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)

@@ -16,9 +16,9 @@ from rdjax.config import MESH_OF_ONE
 from rdjax.data.pairs import encode, render
 from rdjax.errors import UserError
 from rdjax.generation import Decoding, generate
+from rdjax.mesh import make_mesh, replicated
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter
-from rdjax.sharding import make_mesh, replicated
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")

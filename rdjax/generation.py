@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from rdjax.data.batches import round_up, shared_prefix
+from rdjax.mesh import replicated, row_multiple, rows_sharding
 from rdjax.models.decoder import Cache, Prefix
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
-from rdjax.sharding import replicated, row_multiple, rows_sharding
 
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 NEVER = -1e9  # the score of a beam that is none; finite, as transformers has it, so that differences stay numbers

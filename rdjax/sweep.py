@@ -23,10 +23,10 @@ from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
 from rdjax.files import read_json, write_json
 from rdjax.judges import judges_of
+from rdjax.mesh import make_mesh
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.models.lora import Adapter
 from rdjax.page import write_page
-from rdjax.sharding import make_mesh
 from rdjax.sweep_page import Table, cell_folder, run_folder, sweep_table
 from rdjax.train import (
     FINISHED,

@@ -38,11 +38,11 @@ from rdjax.evaluation import (
 from rdjax.files import read_json, read_lines, write_json, write_lines
 from rdjax.generation import Decoding
 from rdjax.judges import BUILT_IN, Judge, judges_of
+from rdjax.mesh import make_mesh, replicated
 from rdjax.metrics import MetricsLog
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
 from rdjax.page import PAGE, write_page
-from rdjax.sharding import make_mesh, replicated
 from rdjax.workdir import RECORD, check_workdir, open_workdir
 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
@@ -186,18 +186,19 @@ def report_start(run: Run) -> None:
         )
 
 
-def make_stage(run: Run, name: str, method: str) -> Stage:
-    """The stage that trains one adapter by one method."""
-    loss = run.config.loss
+def make_stage(
+    config: config_dict.ConfigDict, spec: LoraSpec, width: int, name: str, method: str, valid_is_gold: bool
+) -> Stage:
+    """The stage that trains one adapter by one method, of a model of this width."""
+    loss = config.loss
     published = loss.variant == "published"
     slots = Slots(loss.variant, loss.hidden_positions, "sample" if published else loss.reduction)
-    options = StepOptions(run.spec.scale, run.spec.dropout, run.config.model.remat)
+    options = StepOptions(spec.scale, spec.dropout, config.model.remat)
     tuning = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
     if method in tuning:
         return Stage(name, tuning[method], tuning[method], options, GOLD_SLOTS, GOLD_SLOTS)
-    weight = hidden_weight(loss, run.model.config.width)
-    distill = Objective("distill", loss.logit, loss.temperature, weight)
-    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if run.valid_is_gold else (distill, slots)
+    distill = Objective("distill", loss.logit, loss.temperature, hidden_weight(loss, width))
+    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if valid_is_gold else (distill, slots)
     return Stage(name, distill, valid[0], options, slots, valid[1])
 
 
@@ -210,7 +211,8 @@ def train_adapters(
         Member(run.config.seed, run.start, teacher, run.train, run.valid, run.log)
         for run, teacher in zip(runs, teachers, strict=True)
     ]
-    return run_stage(make_stage(first, name, method), first.model, members, first.config, folder / name)
+    stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
+    return run_stage(stage, first.model, members, first.config, folder / name)
 
 
 def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:

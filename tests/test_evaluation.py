@@ -8,9 +8,9 @@ from rdjax.data import batches
 from rdjax.data.batches import Prefixes, batch_shape
 from rdjax.evaluation import GAP_SLOTS, EvalOptions, System, divergence, gap_shapes
 from rdjax.generation import Decoding
+from rdjax.mesh import make_mesh
 from rdjax.models.load import load_model
 from rdjax.models.lora import init_adapter
-from rdjax.sharding import make_mesh
 from tests import tiny
 from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
 

@@ -10,8 +10,8 @@ from configs import base
 from rdjax import generation
 from rdjax.data import batches
 from rdjax.generation import Decoding, generate, truncated
+from rdjax.mesh import make_mesh
 from rdjax.models.load import load_model
-from rdjax.sharding import make_mesh
 from tests import tiny
 from tests.distill.case import random_adapter
 

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoTokenizer
 from configs import base
 from configs import rulebook as recipe
 from rdjax import rulebook
+from rdjax.mesh import make_mesh
 from rdjax.models.load import load_model
-from rdjax.sharding import make_mesh
 from rdjax.tasks.refusal import ACTS
 from rdjax.tasks.sentiment import FIELDS
 

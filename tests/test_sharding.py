@@ -9,10 +9,11 @@ from ml_collections import config_dict
 
 from rdjax.errors import UserError
 from rdjax.generation import Decoding, generate
+from rdjax.mesh import make_mesh, replicated, row_multiple, rows_sharding
 from rdjax.models.config import decoder_config_from_hf
 from rdjax.models.load import load_model
 from rdjax.models.weights import abstract_params, flatten
-from rdjax.sharding import check_mesh, make_mesh, param_shardings, replicated, row_multiple, rows_sharding
+from rdjax.sharding import check_mesh, param_shardings
 from tests import tiny
 from tests.distill.case import (
     DISTILL,

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rdjax.models.attention import causal_mask
 from rdjax.models.config import read_decoder_config
 from rdjax.models.decoder import Decoder, Output
 from rdjax.models.weights import abstract_params, load_params
@@ -166,6 +165,18 @@ def pad_rows(rows: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
     for row, tokens in zip(tokens_BT, rows, strict=True):
         row[: len(tokens)] = tokens
     return tokens_BT, lengths
+
+
+def causal_mask(segments_BT: jax.Array) -> jax.Array:
+    """Which token may look at which, bool [B, T, T]: the earlier ones of its own segment.
+
+    Segment 0 is padding; a padding token sees itself alone, so that its row stays finite.
+    """
+    T = segments_BT.shape[1]
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    same = segments_BT[:, :, None] == segments_BT[:, None, :]
+    real = (segments_BT > 0)[:, None, :]
+    return (causal & same & real) | jnp.eye(T, dtype=bool)
 
 
 def apply(decoder: Decoder, tokens_BT, lengths: list[int] | None = None, **options) -> Output:

@@ -20,9 +20,9 @@ import numpy as np
 from rdjax.data.batches import Batch, Begins, places_in_rows, stack_members
 from rdjax.distill.step import teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
+from rdjax.mesh import replicated, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import replicated, rows_sharding
 
 # Shares of what is free that signals may take: the rest is for the step, and for everything else that runs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5

@@ -33,10 +33,10 @@ from rdjax.distill.step import (
 )
 from rdjax.distill.updates import Updates, in_turn
 from rdjax.errors import UserError
+from rdjax.mesh import replicated
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import replicated
 
 
 @dataclasses.dataclass(frozen=True)

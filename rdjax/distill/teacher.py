@@ -7,11 +7,9 @@ with the rule.
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from rdjax.data.batches import Side
-from rdjax.models.attention import causal_mask
 from rdjax.models.decoder import Dropout, Packing, Prefix, gather_positions
 from rdjax.models.lora import Adapter
 
@@ -51,15 +49,9 @@ def read_side(
       adapter: scaled (`lora.effective`).
       prefix: of the tokens that the side leaves out.
     """
-    B, E, U = side.unpack_BEU.shape
-    mask_SUU = causal_mask((side.unpack_BEU >= 0).astype(jnp.int32).reshape(B * E, U))
-    if prefix is not None:
-        before_SUC = jnp.ones((B * E, U, prefix.k_LCKH.shape[1]), bool)
-        mask_SUU = jnp.concatenate([before_SUC, mask_SUU], axis=-1)
     out = nnx.merge(graph, base)(
         side.tokens_BT,
         side.positions_BT,
-        mask_SUU,
         adapter=adapter,
         dropout=dropout,
         prefix=prefix,

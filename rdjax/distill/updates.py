@@ -36,9 +36,9 @@ from rdjax.distill.signals import (
 )
 from rdjax.distill.step import Objective, StepOptions
 from rdjax.distill.teacher import Signals
+from rdjax.mesh import place_prefix, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.sharding import place_prefix, row_multiple, rows_sharding
 
 
 class Fetched(NamedTuple):
@@ -57,7 +57,7 @@ class Fetched(NamedTuple):
 
 def in_turn(count: int, batch_size: int, members: int) -> list[Numbers]:
     """All of `count` pairs in order, the same for every member."""
-    return [[numbers] * members for numbers in in_batches(range(count), batch_size)]
+    return [[numbers] * members for numbers in in_batches(list(range(count)), batch_size)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,28 @@ class Updates:
     source: SignalSource | None = None
 
     @classmethod
+    def sized(
+        cls,
+        pairs: Sequence[Sequence[Pair]],
+        updates: Sequence[Numbers],
+        slots: Slots,
+        objective: Objective,
+        model: LanguageModel,
+        options: StepOptions,
+        train: config_dict.ConfigDict,
+    ) -> "Updates":
+        """Without signals: the sizes of all that is taken."""
+        rows = row_multiple(model.mesh)
+        trained = "teacher" if objective.kind == "tune_with_rule" else "student"
+        prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
+        if options.dropout:
+            # Every sequence draws its own masks, on what it shares with others too.
+            prefixes = prefixes._replace(**{trained: 0})
+        # A mesh whose rows hold the whole batch has nothing to accumulate.
+        accumulation = min(train.accumulation, -(-train.batch_size // rows))
+        return cls(pairs, slots, (), prefixes, rows, accumulation, model, trained).shaped(updates)
+
+    @classmethod
     def make(
         cls,
         pairs: Sequence[Sequence[Pair]],
@@ -104,17 +126,10 @@ class Updates:
           updates: all that will be taken; the shapes follow from them.
           folder: of signals that are kept on disk.
         """
-        rows = row_multiple(model.mesh)
-        trained = "teacher" if objective.kind == "tune_with_rule" else "student"
-        prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
-        if options.dropout:
-            # Every sequence draws its own masks, on what it shares with others too.
-            prefixes = prefixes._replace(**{trained: 0})
-        # A mesh whose rows hold the whole batch has nothing to accumulate.
-        accumulation = min(train.accumulation, -(-train.batch_size // rows))
-        made = cls(pairs, slots, (), prefixes, rows, accumulation, model, trained).shaped(updates)
-        sizes = ", ".join(str(getattr(shape, trained).tokens) for shape in made.shapes)
-        print(f"{len(pairs[0])} pairs in rows of {sizes} tokens, less {getattr(prefixes, trained)} that all begin with")
+        made = cls.sized(pairs, updates, slots, objective, model, options, train)
+        sizes = ", ".join(str(getattr(shape, made.trained).tokens) for shape in made.shapes)
+        left = getattr(made.prefixes, made.trained)
+        print(f"{len(pairs[0])} pairs in rows of {sizes} tokens, less {left} that all begin with")
         if objective.kind != "distill":
             return made
         ask = asking(model, teachers_M, options.scale, made.prefix_C("teacher"))
@@ -163,7 +178,7 @@ class Updates:
         chosen = self._chosen(numbers)
         own = self._smallest(chosen)
         shape = next(shape for shape in self.shapes if all(jax.tree.leaves(jax.tree.map(int.__le__, own, shape))))
-        eos = self.model.tokenizer.eos_token_id
+        eos = self.model.eos_ids[0]
         return [collate(pairs, self.rows * self.accumulation, shape, self.slots, eos) for pairs in chosen]
 
     def fetch(self, numbers: Numbers) -> Fetched:

@@ -1,12 +1,18 @@
-"""Rotary positions, masks and grouped-query attention."""
+"""Rotary positions, masks, and grouped-query attention on each platform."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from rdjax.mesh import platform_of, rows_spec
 from rdjax.models.config import RopeConfig
+
+SPLASH_BLOCKS = (128, 256, 384, 512)  # positions a block of splash attention has; the largest that divides is taken
+CUDNN_HEAD = 128  # the widest head that cuDNN's flash attention takes on every GPU that has it
 
 
 def rope_frequencies_H(rope: RopeConfig, head_width: int) -> np.ndarray:
@@ -39,24 +45,87 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x_BTNH.dtype)
 
 
-def causal_mask(segments_BT: jax.Array) -> jax.Array:
-    """Which token may look at which, bool [B, T, T]: the earlier ones of its own segment.
+def shared_prefix_mask(segments_BT: jax.Array) -> jax.Array:
+    """Which token may look at which, bool [B, T, T]: the earlier ones of its own segment and of segment 1, the prefix
+    that all of a row share.
 
     Segment 0 is padding; a padding token sees itself alone, so that its row stays finite.
     """
     T = segments_BT.shape[1]
     causal = jnp.tril(jnp.ones((T, T), bool))
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    real = (segments_BT > 0)[:, None, :]
-    return (causal & same & real) | jnp.eye(T, dtype=bool)
-
-
-def shared_prefix_mask(segments_BT: jax.Array) -> jax.Array:
-    """Like `causal_mask`, but every segment also looks at segment 1, the prefix that all of a row share."""
-    T = segments_BT.shape[1]
-    causal = jnp.tril(jnp.ones((T, T), bool))
     keys, queries = segments_BT[:, None, :], segments_BT[:, :, None]
     return (causal & ((keys == queries) | (keys == 1)) & (keys > 0)) | jnp.eye(T, dtype=bool)
+
+
+def causal_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Attention of T tokens to the S - T that stand before all of them and to their own past, [B, T, N, H].
+
+    On each platform by its fastest kernel; neither of the accelerators' ever holds the scores of all pairs of tokens.
+    """
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    platform = platform_of(mesh)
+    if platform == "tpu" and SPLASH_BLOCKS[0] <= T:
+        return splash_attention(q_BTNH, k_BSKH, v_BSKH, mesh)
+    if platform == "gpu" and q_BTNH.dtype.itemsize == 2 and H % 8 == 0 and H <= CUDNN_HEAD:
+        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH)
+    return attention(q_BTNH, k_BSKH, v_BSKH, behind_mask(T, k_BSKH.shape[1]))
+
+
+def behind_mask(T: int, S: int) -> jax.Array:
+    """What the last T of S tokens may look at: all before them and themselves, bool [1, T, S]."""
+    return jnp.tril(jnp.ones((1, T, S), bool), k=S - T)
+
+
+def cudnn_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+    """`causal_attention` by cuDNN's flash attention, for 16-bit numbers on NVIDIA GPUs."""
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    # Its own causal mask begins at the first key, so tokens behind a prefix bring their mask.
+    mask_11TS = None if S == T else behind_mask(T, S)[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask_11TS, is_causal=S == T, implementation="cudnn"
+    )
+
+
+def splash_attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mesh: Mesh | None, interpret: bool = False
+) -> jax.Array:
+    """`causal_attention` by the Pallas kernel for TPU, on each device for its own rows and heads.
+
+    Args:
+      interpret: compute as the kernel would, on any platform.
+    """
+    # No stable module has a flash attention for TPU; this one is kept up by JAX's own authors. Imported here, for it
+    # takes a while that the other platforms need not wait.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    B, T, N, H = q_BTNH.shape
+    S = k_BSKH.shape[1]
+    # Padding at the ends: real tokens never see the keys that are added, and the queries that are added are cut off.
+    q_BTNH = _padded(q_BTNH * H**-0.5, -T % SPLASH_BLOCKS[0])
+    k_BSKH, v_BSKH = (_padded(x_BSKH, -S % SPLASH_BLOCKS[0]) for x_BSKH in (k_BSKH, v_BSKH))
+    shape = q_BTNH.shape[1], k_BSKH.shape[1]
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    q, kv = (max(size for size in SPLASH_BLOCKS if length % size == 0) for length in shape)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+    )
+    # The kernel's tables of blocks are arrays of this trace: made under it, they are no constants of another one.
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask(shape, S - T)] * (N // tensor))
+    kernel = splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+
+    def local(q_BTNH, k_BSKH, v_BSKH):
+        heads_first = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSKH, v_BSKH))
+        return jax.vmap(kernel)(*heads_first).transpose(0, 2, 1, 3)
+
+    if mesh is not None and mesh.size > 1:
+        spec = P(rows_spec(B, mesh), None, "tensor")
+        # check_vma: the kernel does not say over which axes of the mesh its results vary.
+        local = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    return local(q_BTNH, k_BSKH, v_BSKH)[:, :T]
+
+
+def _padded(x_BTKH: jax.Array, more: int) -> jax.Array:
+    return jnp.pad(x_BTKH, ((0, 0), (0, more), (0, 0), (0, 0)))
 
 
 def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:

@@ -10,8 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from rdjax.models.attention import attention, rope_angles, rotate
+from rdjax.mesh import platform_of, rows_spec
+from rdjax.models.attention import attention, causal_attention, rope_angles, rotate
 from rdjax.models.config import DecoderConfig
 
 # The linear projections of a block, in the order that dropout keys are drawn.
@@ -140,7 +143,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
         def linear(rows, columns):
             return Linear((c.layers, rows, columns), dtype, bias=c.attention_bias, int8=int8, rngs=rngs)
 
@@ -149,10 +152,15 @@ class Attention(nnx.Module):
         self.v_proj = linear(c.width, c.kv_heads * c.head_width)
         self.o_proj = linear(c.heads * c.head_width, c.width)
         self.head_width = c.head_width
+        self.mesh = mesh
 
     def __call__(self, x_BTD, angles, mask_BTS, packing, adapted, prefix, kv, index):
         def heads(name):
-            return adapted(self, name, x_BTD).reshape(*x_BTD.shape[:2], -1, self.head_width)
+            y_BTD = adapted(self, name, x_BTD)
+            if platform_of(self.mesh) == "tpu":
+                # Or the compiler takes the kernels transposed, and holds a transposed copy of those of all layers.
+                y_BTD = jax.lax.optimization_barrier(y_BTD)
+            return y_BTD.reshape(*x_BTD.shape[:2], -1, self.head_width)
 
         q_BTNH, k_BSKH, v_BSKH = rotate(heads("q_proj"), *angles), rotate(heads("k_proj"), *angles), heads("v_proj")
         if packing is not None:
@@ -163,7 +171,10 @@ class Attention(nnx.Module):
         own = (k_BSKH, v_BSKH)
         if prefix is not None:
             k_BSKH, v_BSKH = (_behind(read_CKH, x_BSKH) for read_CKH, x_BSKH in zip(prefix, own, strict=True))
-        mixed = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+        if mask_BTS is None:
+            mixed = causal_attention(q_BTNH, k_BSKH, v_BSKH, self.mesh)
+        else:
+            mixed = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
         if packing is not None:
             mixed = pack(mixed, packing)
         return adapted(self, "o_proj", mixed.reshape(*mixed.shape[:2], -1)), own
@@ -192,9 +203,9 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer, or all of them stacked along the first axis: the scan slices parameters before a call."""
 
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
-        self.self_attn = Attention(c, dtype, int8, rngs)
+        self.self_attn = Attention(c, dtype, int8, mesh, rngs)
         self.post_attention_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
         self.mlp = MLP(c, dtype, int8, rngs)
 
@@ -219,11 +230,23 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Llama 1, 2 and 3. Parameter paths are Hugging Face's, less the layer number (layers are stacked)."""
 
-    def __init__(self, config: DecoderConfig, dtype=jnp.float32, *, int8: bool = False, rngs: nnx.Rngs):
-        """`int8`: the blocks' kernels are quantised; embedding, head, norms and activations stay `dtype`."""
-        self.config = config
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dtype=jnp.float32,
+        *,
+        int8: bool = False,
+        mesh: Mesh | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """
+        Args:
+          int8: the blocks' kernels are quantised; embedding, head, norms and activations stay `dtype`.
+          mesh: of the devices that compute; without one JAX's default device does.
+        """
+        self.config, self.mesh = config, mesh
         self.embed_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.vocab, config.width), dtype))
-        self.layers = Block(config, dtype, int8, rngs)
+        self.layers = Block(config, dtype, int8, mesh, rngs)
         self.norm = RMSNorm((config.width,), dtype, config.norm_epsilon)
         if not config.tied_embeddings:
             self.lm_head = Linear((config.width, config.vocab), dtype, rngs=rngs)
@@ -232,7 +255,7 @@ class Decoder(nnx.Module):
         self,
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
-        mask_BTS: jax.Array,
+        mask_BTS: jax.Array | None = None,
         *,
         adapter: dict | None = None,
         dropout: Dropout | None = None,
@@ -248,8 +271,8 @@ class Decoder(nnx.Module):
         Args:
           tokens_BT: token ids.
           positions_BT: rotary position of each token.
-          mask_BTS: True where a token may look at a key. S counts the cache's slots, or the prefix and then the tokens;
-            with a packing the mask is that of the sequences, [B * E, U, S].
+          mask_BTS: True where a token may look at a key; S counts the cache's slots, or all tokens. None: every token
+            looks at the prefix and at its own past in its sequence; padding at a row's end is seen by nothing real.
           adapter: {projection: {"a": [L, in, R], "b": [L, R, out]}}, scaled (`lora.effective`).
           dropout: on the adapter's inputs.
           cache: keys and values so far; the new ones are written into it.
@@ -265,7 +288,7 @@ class Decoder(nnx.Module):
         """
         graph, layers = nnx.split(self.layers)
         angles = rope_angles(self.config.rope, self.config.head_width, positions_BT)
-        x_BTD = jnp.take(self.embed_tokens[...], tokens_BT, axis=0)
+        x_BTD = self._on_mesh(jnp.take(self.embed_tokens[...], tokens_BT, axis=0))
         keys_L = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
         index = None if cache is None else cache.index
         keeps = keep_cache or cache is not None
@@ -276,11 +299,11 @@ class Decoder(nnx.Module):
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
             block = nnx.merge(graph, params)
             x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index)
-            return x_BTD, (inputs_BQD, kv if keeps else None)
+            return self._on_mesh(x_BTD), (inputs_BQD, kv if keeps else None)
 
         kvs = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
         scanned = (nnx.to_pure_dict(layers), adapter, keys_L, prefix, kvs)
-        unroll = cache is None and self.config.layers <= CPU_UNROLLED_LAYERS and jax.default_backend() == "cpu"
+        unroll = cache is None and self.config.layers <= CPU_UNROLLED_LAYERS and platform_of(self.mesh) == "cpu"
         x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(REMAT[remat](layer), x_BTD, scanned, unroll=unroll)
         if keeps:
             cache = Cache(*kvs, (0 if index is None else index) + tokens_BT.shape[1])
@@ -291,9 +314,16 @@ class Decoder(nnx.Module):
         c, C = self.config, prefix_C.shape[0]
         if not C:
             return Prefix(*(jnp.zeros((c.layers, 0, c.kv_heads, c.head_width), self.embed_tokens[...].dtype),) * 2)
-        causal = jnp.tril(jnp.ones((1, C, C), bool))
-        read = self(prefix_C[None], jnp.arange(C)[None], causal, adapter=adapter, remat=remat, keep_cache=True).cache
+        read = self(prefix_C[None], jnp.arange(C)[None], adapter=adapter, remat=remat, keep_cache=True).cache
         return Prefix(read.k_LBSKH[:, 0], read.v_LBSKH[:, 0])
+
+    def _on_mesh(self, x_BTD: jax.Array) -> jax.Array:
+        """Rows over the mesh, all else whole: then kernels are gathered layer by layer, and activations stay."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x_BTD
+        return jax.lax.with_sharding_constraint(
+            x_BTD, NamedSharding(self.mesh, P(rows_spec(x_BTD.shape[0], self.mesh)))
+        )
 
     def head(self) -> jax.Array:
         """What turns final-normed hidden states into logits, [D, V]."""

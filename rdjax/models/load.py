@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import huggingface_hub
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rdjax.errors import UserError
+from rdjax.mesh import platform_of
 from rdjax.models.config import DecoderConfig, read_decoder_config
 from rdjax.models.weights import abstract_params, load_params
 from rdjax.sharding import check_mesh, param_shardings
@@ -46,10 +46,10 @@ class LanguageModel:
     mesh: Mesh
 
 
-def resolve_dtype(name: str):
-    """float32, bfloat16, or for "auto" the one that suits the platform."""
+def resolve_dtype(name: str, mesh: Mesh):
+    """float32, bfloat16, or for "auto" the one that suits the mesh's devices."""
     if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if platform_of(mesh) == "cpu" else jnp.bfloat16
     return jnp.dtype(name)
 
 
@@ -85,8 +85,8 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     config = read_decoder_config(folder)
     check_mesh(mesh, config)
     tokenizer = load_tokenizer(folder, config)
-    graph, abstract = abstract_params(config, resolve_dtype(dtype), int8)
-    base = load_params(folder, config, resolve_dtype(dtype), param_shardings(mesh, abstract), int8)
+    graph, abstract = abstract_params(config, resolve_dtype(dtype, mesh), int8, mesh)
+    base = load_params(folder, config, resolve_dtype(dtype, mesh), param_shardings(mesh, abstract), int8)
     local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
     return LanguageModel(name, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -46,9 +47,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-def abstract_params(config: DecoderConfig, dtype, int8: bool = False) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def abstract_params(
+    config: DecoderConfig, dtype, int8: bool = False, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """The graph definition of a decoder and its parameters as shapes, without allocating them."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype, int8=int8, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype, int8=int8, mesh=mesh, rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 
 

@@ -20,7 +20,7 @@ from rdjax.distill.signals import (
     signal_bytes,
     signals_fingerprint,
 )
-from rdjax.sharding import make_mesh
+from rdjax.mesh import make_mesh
 from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
 SEEDS, COUNT, BATCH = (1, 2), 5, 2

@@ -13,7 +13,7 @@ from configs import base
 from rdjax.distill.stage import _ahead
 from rdjax.distill.step import Objective
 from rdjax.distill.updates import Updates, in_turn
-from rdjax.sharding import make_mesh
+from rdjax.mesh import make_mesh
 from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter, random_pairs, ruled_pairs
 
 
@@ -30,7 +30,7 @@ def make(
         base=case.base,
         config=case.config,
         mesh=make_mesh(config.mesh),
-        tokenizer=types.SimpleNamespace(eos_token_id=257),
+        eos_ids=(257,),
     )
     teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(case.config))
     numbers = in_turn(len(pairs), batch_size, 1)

@@ -4,8 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from rdjax.models.attention import attention, causal_mask, rope_angles, rope_frequencies_H, rotate, shared_prefix_mask
+from rdjax.mesh import AXES
+from rdjax.models.attention import (
+    attention,
+    behind_mask,
+    cudnn_attention,
+    rope_angles,
+    rope_frequencies_H,
+    rotate,
+    shared_prefix_mask,
+    splash_attention,
+)
 from rdjax.models.config import RopeConfig, decoder_config_from_hf
 from tests import tiny
 
@@ -76,8 +87,8 @@ def test_bfloat16_scores_keep_float32_resolution():
 @pytest.mark.parametrize(
     ("make_mask", "segments", "rows"),
     [
-        (causal_mask, [1, 1, 2, 2, 0, 0], ["100000", "110000", "001000", "001100", "000010", "000001"]),
-        (causal_mask, [0, 0, 1, 1], ["1000", "0100", "0010", "0011"]),
+        (tiny.causal_mask, [1, 1, 2, 2, 0, 0], ["100000", "110000", "001000", "001100", "000010", "000001"]),
+        (tiny.causal_mask, [0, 0, 1, 1], ["1000", "0100", "0010", "0011"]),
         (shared_prefix_mask, [1, 1, 2, 3, 3, 0], ["100000", "110000", "111000", "110100", "110110", None]),
     ],
 )
@@ -88,6 +99,42 @@ def test_masks_by_hand(make_mask, segments, rows):
             assert seen.any()
         else:
             assert "".join(map(str, seen.astype(int))) == row
+
+
+def random_heads(T: int, S: int, H: int, dtype=jnp.float32):
+    """Queries, keys and values of 8 rows with 4 query heads on 2 key heads."""
+    random = np.random.RandomState(T)
+    return [jnp.asarray(random.standard_normal((8, *shape, H)), dtype) for shape in ((T, 4), (S, 2), (S, 2))]
+
+
+def value_and_gradients(attend, qkv):
+    def loss(*qkv):
+        mixed_BTNH = attend(*qkv).astype(jnp.float32)
+        return jnp.sum(jnp.sin(mixed_BTNH)), mixed_BTNH
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+
+
+def assert_same_attention(attend, qkv, tolerance):
+    (_, mixed), gradients = value_and_gradients(attend, qkv)
+    T, S = qkv[0].shape[1], qkv[1].shape[1]
+    (_, expected), wanted = value_and_gradients(lambda *qkv: attention(*qkv, behind_mask(T, S)), qkv)
+    for ours, theirs in zip([mixed, *gradients], [expected, *wanted], strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=tolerance)
+
+
+@pytest.mark.parametrize(("T", "S"), [(200, 200), (130, 178)])
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
+def test_splash_attention_equals_the_plain_one(T, S, sizes):
+    """On the CPU, as its interpreter computes it: lengths that are no blocks, behind a prefix, sharded."""
+    mesh = sizes and Mesh(np.array(jax.devices()).reshape(sizes), AXES)
+    assert_same_attention(lambda *qkv: splash_attention(*qkv, mesh, interpret=True), random_heads(T, S, 64), 2e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("T", "S"), [(200, 200), (136, 176)])
+def test_cudnn_attention_equals_the_plain_one(T, S):
+    assert_same_attention(cudnn_attention, random_heads(T, S, 64, jnp.bfloat16), 2e-2)
 
 
 def rotated_as_complex(x_TH, positions_T, frequencies):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from rdjax.models import decoder as decoder_module
-from rdjax.models.attention import causal_mask, shared_prefix_mask
+from rdjax.models.attention import shared_prefix_mask
 from rdjax.models.decoder import Decoder, RMSNorm
 from tests import tiny
 
@@ -38,7 +38,7 @@ def dependence(decoder):
     return lambda mask_TT: np.abs(gradient_TVD(params["embed_tokens"], mask_TT)).max(axis=-1)[:, :8] > 0
 
 
-@pytest.mark.parametrize("make_mask", [causal_mask, shared_prefix_mask])
+@pytest.mark.parametrize("make_mask", [tiny.causal_mask, shared_prefix_mask])
 @pytest.mark.parametrize("segments", [[1] * 8, [1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 2, 2, 2, 0, 0, 0]])
 def test_outputs_depend_on_exactly_what_the_mask_shows(dependence, make_mask, segments):
     """Causality, segments and padding at once: the gradient is zero everywhere else, and only there."""
@@ -61,12 +61,34 @@ def test_padding_changes_nothing(decoder):
         )
 
 
+@pytest.mark.parametrize("before", [0, 6])
+def test_without_a_mask_tokens_see_the_prefix_and_their_past(decoder, before):
+    """And padding behind a sequence stays unseen."""
+    lengths, read = [3, 9], tiny.random_tokens(before, seed=2)
+    tokens_BT, _ = tiny.pad_rows([tiny.random_tokens(length, seed=length) for length in lengths])
+    whole_BT, _ = tiny.pad_rows(
+        [np.concatenate([read, row[:length]]) for row, length in zip(tokens_BT, lengths, strict=True)]
+    )
+    expected = tiny.forward(decoder, whole_BT, [before + length for length in lengths])
+
+    def behind(decoder):
+        prefix = decoder.read_prefix(jnp.asarray(read), None) if before else None
+        positions_BT = jnp.broadcast_to(before + jnp.arange(9), (2, 9))
+        return decoder(tokens_BT, positions_BT, prefix=prefix).final_BTD
+
+    final_BTD = tiny.compiled(decoder, behind)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(
+            final_BTD[row, :length], expected.final_BTD[row, before : before + length], atol=TOLERANCE
+        )
+
+
 def test_packed_segments_equal_separate_sequences(decoder):
     lengths = [4, 7, 2]
     tokens_T = tiny.random_tokens(sum(lengths))
     segments_T = np.repeat([1, 2, 3], lengths)
     positions_T = np.concatenate([np.arange(n) for n in lengths])
-    mask_1TT = causal_mask(segments_T[None])
+    mask_1TT = tiny.causal_mask(segments_T[None])
     packed = tiny.compiled(decoder, Decoder.__call__, tokens_T[None], positions_T[None], mask_1TT)
     own = [segments_T == segment for segment in (1, 2, 3)]
     separate = tiny.forward(decoder, *tiny.pad_rows([tokens_T[mine] for mine in own]))
@@ -92,7 +114,7 @@ def test_only_distances_matter_to_rotary_attention(decoder):
     here_T = np.arange(12)
     positions_BT = np.stack([here_T, here_T + 100, 3 * here_T])
     tokens_BT = np.broadcast_to(tiny.random_tokens(12), (3, 12))
-    mask_BTT = causal_mask(np.ones((3, 12), np.int32))
+    mask_BTT = tiny.causal_mask(np.ones((3, 12), np.int32))
     here, shifted, stretched = tiny.compiled(decoder, Decoder.__call__, tokens_BT, positions_BT, mask_BTT).final_BTD
     np.testing.assert_allclose(shifted, here, atol=2e-4)
     assert np.abs(stretched - here).max() > 0.05
@@ -103,7 +125,7 @@ def test_inputs_are_gathered_at_the_wanted_positions(decoder):
     tokens_BT = tiny.random_tokens(2, 9)
     at_BQ = np.array([[8, 0, 3], [1, 1, 7]])
     positions_BT = np.broadcast_to(np.arange(9), (2, 9))
-    mask_BTT = causal_mask(np.ones((2, 9), np.int32))
+    mask_BTT = tiny.causal_mask(np.ones((2, 9), np.int32))
 
     def chosen_inputs(decoder):
         return decoder(tokens_BT, positions_BT, mask_BTT, inputs_at_BQ=at_BQ).inputs_LBQD

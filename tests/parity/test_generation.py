@@ -6,8 +6,8 @@ import pytest
 
 from configs import base
 from rdjax.generation import Decoding, generate
+from rdjax.mesh import make_mesh
 from rdjax.models.load import load_model
-from rdjax.sharding import make_mesh
 from tests import tiny
 
 torch = pytest.importorskip("torch")

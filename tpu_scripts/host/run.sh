@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# On a host, started by launch.sh: runs the command and writes its exit status.
+
+set -uo pipefail
+folder=$HOME/rdjax-run
+# SIGTERM goes to the whole group. The command acts on it, and this script waits for its status.
+trap : TERM
+echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) $(cat "$folder/command")"
+"$@"
+status=$?
+echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) status $status"
+echo "$status" >"$folder/status.new"
+mv "$folder/status.new" "$folder/status"

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# On a host: sends SIGTERM to the command and its children, if one runs.
+
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+state=$(bash "$here/status.sh")
+if [[ $state == *" running" ]]; then kill -TERM -- "-$(cat "$HOME/rdjax-run/pid")"; fi
+echo "$state"

@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Runs one command to its end: creates the slice, installs, launches and watches. Where the slice is taken away it is
+# deleted and created anew, and the command is launched again; so it is after status 75, with which rdjax ends when it
+# has saved a checkpoint on SIGTERM. Any other status of the command ends this script with the same status.
+#
+#   resume.sh [--spot] [--queued] [--dry-run] -- COMMAND [ARGUMENT...]
+#
+#   --spot, --queued  as in create.sh
+#   --dry-run         prints the commands of one attempt that succeeds, and runs none
+#
+# Gives up after TPU_ATTEMPTS attempts with status 75; the same command then goes on. A creation that fails is an
+# attempt too. The workdir has to outlive the slice. Where the command runs already, it is only watched.
+# Settings: those of create.sh and install.sh, [TPU_ATTEMPTS] [TPU_PATIENCE]
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+parse "--spot --queued --" "$@"
+needs TPU_TYPE TPU_RUNTIME
+((${#command[@]})) || die "a command is wanted behind --; see resume.sh --help"
+# Nobody answers a prompt, and a job in the background may not read from the terminal.
+export CLOUDSDK_CORE_DISABLE_PROMPTS=1
+exec </dev/null
+
+common=() flags=()
+if ((dry_run)); then common+=(--dry-run); fi
+if ((spot)); then flags+=(--spot); fi
+if ((queued)); then flags+=(--queued); fi
+
+script() { "$here/$1.sh" ${common[@]+"${common[@]}"} "${@:2}"; }
+
+# The node's state, or its request's where there is no node.
+slice_state() {
+  local state
+  state=$(node_state "$1") || return
+  if [[ $state == GONE ]]; then state=$(request_state "$1") || return; fi
+  echo "$state"
+}
+
+# Deleting is the only way on. ACTIVE is a request whose node is gone.
+is_lost() { [[ " PREEMPTED TERMINATED SUSPENDING SUSPENDED FAILED ACTIVE " == *" $1 "* ]]; }
+
+# One word for all hosts: a failure's status, running, again, 0, or unknown.
+verdict() {
+  local state
+  case " $* " in *" 2 "*) echo 2 && return ;; esac
+  for state; do
+    case $state in 0 | 75 | running | lost | none) ;; *) echo "$state" && return ;; esac
+  done
+  case " $* " in
+    *" running "*) echo running ;;
+    *" 75 "* | *" lost "* | *" none "*) echo again ;;
+    *" 0 "*) echo 0 ;;
+    *) echo unknown ;;
+  esac
+}
+
+look() {
+  local states
+  # shellcheck disable=SC2086  # a word a host
+  states=$(host_states "$1") && verdict $states || echo unknown
+}
+
+start() {
+  local state
+  state=$(slice_state GONE) || return
+  if is_lost "$state"; then script delete || return; fi
+  if [[ $state == READY && $(look none) == running ]]; then
+    say "a command runs already on $TPU_NAME and is watched"
+    return
+  fi
+  script create ${flags[@]+"${flags[@]}"} && script install && script launch -- "${command[@]}"
+}
+
+# Sets `outcome` to the command's status, or to "again" where it has to be launched anew.
+watch() {
+  local state silent=0 failed=0
+  while :; do
+    state=$(slice_state READY) || state=unknown
+    outcome=again
+    if is_lost "$state" || [[ $state == GONE ]]; then say "$TPU_NAME is $state" && return; fi
+    outcome=unknown
+    if [[ $state == READY ]]; then outcome=$(look 0); fi
+    case $outcome in
+      0 | 2 | again) return ;;
+      running) silent=0 ;;
+      unknown)
+        silent=$((silent + 1))
+        ((silent < TPU_PATIENCE)) || fail "$TPU_NAME is $state and its hosts have not answered $silent times"
+        ;;
+      *)
+        # One more look: a host that fails may be the first sign of a preemption.
+        if ((failed)); then return; fi
+        failed=1
+        ;;
+    esac
+    sleep "$TPU_POLL"
+  done
+}
+
+for ((attempt = 1; attempt <= TPU_ATTEMPTS; attempt++)); do
+  say "attempt $attempt of $TPU_ATTEMPTS"
+  outcome=again
+  if start; then watch; fi
+  if [[ $outcome == 0 ]]; then
+    say "the command has finished; delete.sh ends the costs"
+    exit 0
+  elif [[ $outcome != again ]]; then
+    echo "error: the command ended with status $outcome; see logs.sh; the slice still costs, delete.sh ends that" >&2
+    exit "$outcome"
+  fi
+  sleep "$TPU_POLL"
+done
+echo "error: not finished after $TPU_ATTEMPTS attempts; see logs.sh; the slice may still cost, delete.sh ends that" >&2
+exit 75

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Prints the slice's state and, where it is READY, how the command stands on every host.
+#
+#   status.sh [--dry-run]
+#
+# Settings: TPU_NAME TPU_ZONE TPU_PROJECT [TPU_SSH_FLAGS]
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+parse "" "$@"
+
+state=$(node_state READY)
+say "$TPU_NAME is $state"
+if [[ $state == READY ]]; then on_hosts all "bash rdjax/tpu_scripts/host/status.sh"; fi
