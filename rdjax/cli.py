@@ -1,11 +1,20 @@
-"""What every command shares: absl flags, and errors in one line with exit status 2."""
+"""What every command shares: absl flags, compiled programs on disk, and errors in one line with exit status 2."""
 
+import hashlib
+import os
+import pathlib
+import platform
+import re
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 
 from rdjax.errors import UserError
+
+CACHE_BYTES = 2 * 2**30  # of compiled programs; those not used for longest go first
+CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -27,12 +36,33 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+        keep_compiled_programs()
         try:
             main(argv[1:])
         except UserError as error:
             sys.exit(_fail(error))
 
     app.run(guarded, flags_parser=parse)
+
+
+def keep_compiled_programs() -> None:
+    """Has JAX keep what took a second or more to compile, for the next command that wants the same.
+
+    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "rdjax" / _machine()))
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+
+
+def _machine() -> str:
+    """A name for machines that can run each other's programs: a home may be shared by CPUs that cannot."""
+    features = (
+        re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE) if CPU_INFO.exists() else None
+    )
+    said = " ".join(sorted(features[1].split())) if features else platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
 def no_arguments(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ mkdir -p "$folder"
 # The command inherits the lock and holds it until its last process ends, also when the host is reset: a pid alone may
 # by then be somebody else's.
 exec 9>"$folder/lock"
-if ! flock -w 1 9; then # status.sh holds it for a moment
+if ! flock -w 0.2 9; then # status.sh holds it for a moment
   echo "error: $(hostname): a command still runs: $(cat "$folder/command")" >&2
   exit 1
 fi
