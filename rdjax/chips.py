@@ -79,6 +79,6 @@ def describe(topology: str, slices: int) -> Sequence[jax.Device]:
         ).devices
     except Exception as error:  # jaxlib raises bare runtime errors
         said = " ".join(str(error).split())
-        if "libtpu" in said or "Unable to initialize" in said:
+        if any(words in said for words in ("libtpu", "not installed", "Unable to initialize")):
             raise UserError(f"--topology: no compiler for TPUs ({said}); pip install 'rdjax[tpu]' brings it") from None
         raise UserError(f"--topology: {topology} is no topology of this chip ({said})") from None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
+from rdjax import processes
 from rdjax.errors import UserError
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; those not used for longest go first
@@ -38,6 +39,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
         keep_compiled_programs()
         try:
+            processes.join()
             main(argv[1:])
         except UserError as error:
             sys.exit(_fail(error))

@@ -22,9 +22,10 @@ from rdjax.errors import UserError
 from rdjax.files import read_lines, write_lines
 from rdjax.generation import Decoding, generate
 from rdjax.judges import Judge
-from rdjax.mesh import place_prefix, row_multiple, rows_sharding
+from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
+from rdjax.processes import there
 
 # Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01
@@ -175,10 +176,10 @@ def divergence(
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
     for part in in_batches(pairs, options.batch_size):
-        batch = collate(part, rows, shape, GAP_SLOTS, model.tokenizer.eos_token_id)
+        batch = collate(part, rows, shape, GAP_SLOTS, model.eos_ids[0])
         tokens += float(batch.weight_BP.sum())
         positions += float(batch.hidden_weight_BQ.sum())
-        batch = jax.device_put(batch, rows_sharding(model.mesh))
+        batch = put(batch, rows_sharding(model.mesh))
 
         def read(system: System, batch: Batch = batch) -> Signals:
             side = batch.teacher if system.with_rule else batch.student
@@ -241,7 +242,7 @@ def evaluate(
         made[split] = {}
         for name, system in systems.items():
             path = folder / f"{split}.{name}.jsonl"
-            if path.exists():
+            if there(path):
                 made[split][name] = _read_predictions(path)
                 on_batch(len(rows))
                 continue

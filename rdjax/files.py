@@ -1,4 +1,4 @@
-"""JSON and JSON Lines, in and out. What is written is there whole or not at all."""
+"""JSON and JSON Lines, in and out. What is written is there whole or not at all; of several processes one writes."""
 
 import json
 import pathlib
@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from rdjax.errors import UserError
+from rdjax.processes import is_first, wait
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file beside its place and puts it there when it is whole."""
-    beside = path.with_suffix(path.suffix + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    if is_first():
+        beside = path.with_suffix(path.suffix + ".part")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    wait()  # whoever reads it next finds it whole
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

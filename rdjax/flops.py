@@ -18,16 +18,27 @@ class Work:
       lengths: tokens of each sequence that is read.
       predicted: positions whose logits are computed, of all of them.
       remat: the setting `model.remat`.
+      accumulation: micro-batches; each goes through the layers by itself.
     """
 
     lengths: Sequence[int]
     predicted: int
     remat: str
+    accumulation: int
 
 
 def block_parameters(config: DecoderConfig) -> int:
     """Of all blocks' projections: what multiplies every token."""
     return config.layers * sum(math.prod(projection_shape(config, name)) for name in PROJECTIONS)
+
+
+def parameters_again(config: DecoderConfig, remat: str) -> int:
+    """Those of `block_parameters` that the backward pass multiplies once more to have a layer's states anew: all but
+    each layer's last projection, whose product it has no use for.
+    """
+    if remat != "full":
+        return 0
+    return block_parameters(config) - config.layers * math.prod(projection_shape(config, PROJECTIONS[-1]))
 
 
 def parameters(config: DecoderConfig) -> int:
@@ -46,9 +57,13 @@ def attention_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
     return sum(2.0 * length**2 * config.heads * config.head_width * config.layers for length in lengths)
 
 
-def teacher_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
-    """Of the teacher's pass over sequences; its logits belong to the step."""
-    return 2.0 * block_parameters(config) * sum(lengths) + attention_flops(config, lengths)
+def teacher_flops(config: DecoderConfig, lengths: Sequence[int], prefix: int = 0) -> float:
+    """Of the teacher's pass over sequences, less what all begin with and is read once for all; its logits belong to the
+    step.
+    """
+    own = sum(lengths) - prefix * len(lengths)
+    attention = attention_flops(config, lengths) - attention_flops(config, [prefix] * len(lengths))
+    return 2.0 * block_parameters(config) * own + attention
 
 
 def step_flops(config: DecoderConfig, spec: LoraSpec, work: Work) -> float:
@@ -59,9 +74,10 @@ def step_flops(config: DecoderConfig, spec: LoraSpec, work: Work) -> float:
     teacher's states too.
     """
     tokens, head = sum(work.lengths), config.vocab * config.width
-    forward = 2.0 * block_parameters(config) * tokens + attention_flops(config, work.lengths)
-    backward = forward + attention_flops(config, work.lengths)
-    again = forward if work.remat == "full" else 0.0
+    attention = attention_flops(config, work.lengths)
+    forward = 2.0 * block_parameters(config) * tokens + attention
+    backward = forward + attention
+    again = 0.0 if work.remat == "none" else 2.0 * parameters_again(config, work.remat) * tokens + attention
     adapter = 6.0 * adapter_parameters(config, spec) * tokens
     return forward + backward + again + adapter + 3 * 2.0 * head * work.predicted
 
@@ -89,22 +105,25 @@ def step_floor(
 ) -> Floor:
     """A model of an update's time from published figures, not a measurement.
 
-    Every pass over the layers reads the base's share of a chip's tensor axis from memory, after gathering it over the
-    fsdp axis; the tensor axis sums activations twice a layer and pass; the gradient is summed over all rows.
+    Each micro-batch gathers a chip's share of the base on the tensor axis over the fsdp axis, once for the forward and
+    once for the backward pass, and reads it from memory for every product; the tensor axis sums activations twice a
+    layer and pass, and once where a layer is computed anew; the gradient is summed over all rows. What is summed has 16
+    bits, and a sum sends everything twice.
 
     Args:
       mesh: sizes of data, fsdp and tensor.
       weight_bytes: of a number of the base.
     """
     data, fsdp, tensor = mesh
-    passes = 3 if work.remat == "full" else 2
-    base = weight_bytes * parameters(config) / tensor
+    again = parameters_again(config, work.remat)
+    share = weight_bytes * work.accumulation / tensor
+    blocks, head = block_parameters(config), config.vocab * config.width
     tokens = sum(work.lengths) / (data * fsdp)
-    gathers = passes * base * (fsdp - 1) / fsdp
-    sums = passes * 2 * config.layers * 2 * (tensor - 1) / tensor * tokens * config.width * 2
-    gradient = 2 * 4 * adapter_parameters(config, spec) * (1 - 1 / (data * fsdp))
+    gathers = share * (2 * blocks + head) * (fsdp - 1) / fsdp
+    sums = (5 if again else 4) * config.layers * 2 * tokens * config.width * (1 - 1 / tensor) * 2
+    gradient = 2 * adapter_parameters(config, spec) * (1 - 1 / (data * fsdp)) * 2
     return Floor(
         step_flops(config, spec, work) / (data * fsdp * tensor * chip.flops),
-        passes * base / chip.bandwidth,
+        share * (2 * blocks + again + 2 * head) / chip.bandwidth,
         (gathers + sums + gradient) / chip.network,
     )

@@ -7,7 +7,6 @@ line break inside a response stays one.
 import pathlib
 import sys
 
-import jax
 from absl import flags
 from ml_collections import config_dict
 
@@ -16,7 +15,7 @@ from rdjax.config import MESH_OF_ONE
 from rdjax.data.pairs import encode, render
 from rdjax.errors import UserError
 from rdjax.generation import Decoding, generate
-from rdjax.mesh import make_mesh, replicated
+from rdjax.mesh import make_mesh, put, replicated
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter
 
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> None:
     adapter, scale = None, 1.0
     if _ADAPTER.value:
         adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
-        adapter, scale = jax.device_put(adapter, replicated(model.mesh)), spec.scale
+        adapter, scale = put(adapter, replicated(model.mesh)), spec.scale
     template = "raw" if _RAW.value else _TEMPLATE.value
     texts = prompts if _RAW.value else [render(template, model.tokenizer, rule, "", prompt) for prompt in prompts]
     ids = [encode(template, model.tokenizer, text)[0] for text in texts]

@@ -11,10 +11,11 @@ import numpy as np
 from flax import nnx
 
 from rdjax.data.batches import round_up, shared_prefix
-from rdjax.mesh import replicated, row_multiple, rows_sharding
+from rdjax.mesh import put, replicated, row_multiple, rows_sharding
 from rdjax.models.decoder import Cache, Prefix
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
+from rdjax.processes import to_host
 
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
 NEVER = -1e9  # the score of a beam that is none; finite, as transformers has it, so that differences stay numbers
@@ -68,7 +69,7 @@ def generate(
     rows = round_up(batch_size, row_multiple(model.mesh))
     # A rule is read once for all prompts of a batch that begin with it.
     shared = shared_prefix(prompts)
-    prefix_C = jax.device_put(np.array(prompts[0][:shared], np.int32), replicated(model.mesh))
+    prefix_C = put(np.array(prompts[0][:shared], np.int32), replicated(model.mesh))
     prompts = [prompt[shared:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: dict[int, tuple[list[int], bool]] = {}
@@ -80,10 +81,10 @@ def generate(
         for row, number in enumerate(part):
             lengths_B[row], numbers_B[row] = len(prompts[number]), number
             tokens_BT[row, width - lengths_B[row] :] = prompts[number]
-        placed = jax.device_put((tokens_BT, lengths_B, numbers_B), rows_sharding(model.mesh))
+        placed = put((tokens_BT, lengths_B, numbers_B), rows_sharding(model.mesh))
         scaled = effective(adapter, scale)
         made = _decode(model.base, scaled, prefix_C, *placed, seed, graph=model.graph, eos=eos, decoding=decoding)
-        new_BN = np.asarray(made)
+        new_BN = to_host(made)
         for row, number in enumerate(part):
             answers[number] = _until_end(new_BN[row].tolist(), eos)
         on_batch(len(part))

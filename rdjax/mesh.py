@@ -1,6 +1,8 @@
 """The device mesh, and how batches lie on it."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,9 +76,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def put(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same on every process, on the mesh: each process gives its devices what they are to hold.
+
+    Args:
+      shardings: one, or a tree of them that the tree begins with.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(sharding: NamedSharding, leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(
+        lambda sharding, branch: jax.tree.map(functools.partial(one, sharding), branch), shardings, tree
+    )
+
+
 def place_prefix(prompt: Sequence[int], length: int, mesh: Mesh) -> jax.Array | None:
     """The first `length` tokens of a prompt on the mesh, or None where there are none to leave out."""
-    return jax.device_put(np.array(prompt[:length], np.int32), replicated(mesh)) if length else None
+    return put(np.array(prompt[:length], np.int32), replicated(mesh)) if length else None
 
 
 def rows_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -9,6 +9,7 @@ import tqdm
 from tensorboardX import SummaryWriter
 
 from rdjax.files import write_lines
+from rdjax.processes import is_first, there
 
 
 class MetricsLog:
@@ -17,10 +18,12 @@ class MetricsLog:
     def __init__(self, workdir: pathlib.Path):
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
-        self._events = SummaryWriter(str(workdir / "tensorboard"))
+        self._events = SummaryWriter(str(workdir / "tensorboard")) if is_first() else None
 
     def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
         """One line {"stage", "step", ...}; the same scalars as events named `stage/name`."""
+        if self._events is None:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **scalars}) + "\n")
         for name, value in scalars.items():
@@ -28,19 +31,28 @@ class MetricsLog:
 
     def truncate(self, stage: str, after_step: int) -> None:
         """Drops the lines of a stage later than the checkpoint that a run resumes from."""
-        if not self.path.exists():
+        if not there(self.path):
             return
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= after_step]
         write_lines(self.path, kept)
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
-def progress(total: int, start: int, title: str) -> tqdm.tqdm:
-    """A progress bar over steps, with rate and time left."""
-    return tqdm.tqdm(total=total, initial=start, desc=title, unit="step", dynamic_ncols=True, mininterval=0.5)
+def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqdm:
+    """A progress bar, with rate and time left; of several processes the first shows it."""
+    return tqdm.tqdm(
+        total=total,
+        initial=start,
+        desc=title,
+        unit=unit,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=not is_first(),
+    )
 
 
 def show(bar: tqdm.tqdm, metrics: dict[str, Any] | None) -> None:

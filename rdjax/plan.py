@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
 from rdjax import cli, experiment_flags
@@ -42,7 +44,8 @@ from rdjax.train import make_stage
 _TOPOLOGY = flags.DEFINE_string("topology", "", "<chip>:<shape>, e.g. v5e:4x4; without one, the devices that are here.")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many slices of that topology.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Let the compiler try less: sooner done, and memory is an upper bound.")
-_OUT = flags.DEFINE_string("out", None, "Where the plan goes as JSON.")
+# allow_override: a process may know several commands that have one.
+_OUT = flags.DEFINE_string("out", None, "Where the plan goes as JSON.", allow_override=True)
 
 QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
@@ -103,7 +106,9 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     prefix_M = None
     if prefix_C("teacher") is not None:
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
-        prefix_M = jax.tree.map(lambda leaf: _placed(leaf, whole), read)
+        # As the compiler leaves it in a run: the heads of [M, L, C, K, H] where those that made them lie.
+        heads = NamedSharding(model.mesh, P(None, None, None, "tensor")) if model.mesh.shape["tensor"] > 1 else whole
+        prefix_M = jax.tree.map(lambda leaf: _placed(leaf, heads), read)
     asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
     signals = None
     if stage.objective.kind == "distill":
@@ -148,7 +153,7 @@ def compile_program(lowered: Any, quick: bool) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", str(error))
-        said = used[0] if used else " ".join(str(error).split())[:200]
+        said = used[0] if used else " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
         return Compiled(None, said, time.monotonic() - began)
     return Compiled(memory.peak_memory_in_bytes, "", time.monotonic() - began)
 
@@ -184,7 +189,8 @@ def make_plan(
     }
     begins = slot_begins(pairs, updates.slots)
     predicted = slot_begins(taken, updates.slots).predict[-1]
-    work = Work(sides[updates.trained], int(predicted), config.model.remat)
+    work = Work(sides[updates.trained], int(predicted), config.model.remat, updates.accumulation)
+    prefix = updates.prefixes.teacher
     shape = [model.mesh.shape[axis] for axis in AXES]
     weight_bytes = 1 if config.model.int8 else model.base["embed_tokens"].dtype.itemsize
     floor = step_floor(model.config, spec, work, chip, shape, weight_bytes) if chip else None
@@ -200,7 +206,8 @@ def make_plan(
         "update": {
             "pairs": len(taken),
             "student_tokens": sum(sides["student"]),
-            "teacher_tokens": sum(sides["teacher"]),
+            "teacher_tokens": sum(sides["teacher"]) - prefix * len(taken),
+            "teacher_prefix": prefix,
             "rows": [updates.accumulation, updates.rows, rows.tokens],
         },
         "bytes_a_device": {
@@ -213,7 +220,7 @@ def make_plan(
         "compiled": {name: dataclasses.asdict(each) for name, each in compiled.items()},
         "fits": fits,
         "step_flops": step_flops(model.config, spec, work),
-        "teacher_flops": teacher_flops(model.config, sides["teacher"]) if distils else 0.0,
+        "teacher_flops": teacher_flops(model.config, sides["teacher"], prefix) if distils else 0.0,
         "floor_seconds": dataclasses.asdict(floor) | {"step": floor.seconds} if floor else None,
     }
 
@@ -227,7 +234,8 @@ def show(plan: dict[str, Any]) -> str:
         "parameters": f"{plan['parameters'] / 1e9:.2f} billion; adapter {plan['adapter_parameters'] / 1e6:.1f} million",
         "an update": (
             f"{update['pairs']} pairs: {update['student_tokens']} tokens for the student, {update['teacher_tokens']} "
-            f"for the teacher; micro-batches x rows x tokens {' x '.join(map(str, update['rows']))}"
+            f"for the teacher behind {update['teacher_prefix']} that it reads once; "
+            f"micro-batches x rows x tokens {' x '.join(map(str, update['rows']))}"
         ),
         "a device holds": ", ".join(f"{name} {_gib(size)}" for name, size in held.items()),
         "signals of all pairs": f"{_gib(plan['signal_bytes'])} in all",
@@ -256,6 +264,8 @@ def main(argv: list[str]) -> None:
     check_config(config)
     if not config.task.k:
         raise UserError("config.task.k = 0 takes all samples of a folder; a plan wants their number")
+    if _SLICES.value > 1 and not _TOPOLOGY.value:
+        raise UserError(f"--slices={_SLICES.value} is of a topology; give one, e.g. --topology=v5e:4x4")
     if _TOPOLOGY.value:
         chip, devices = chip_of(_TOPOLOGY.value), describe(_TOPOLOGY.value, _SLICES.value)
         memory = chip.memory

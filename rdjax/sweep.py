@@ -27,6 +27,7 @@ from rdjax.mesh import make_mesh
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.models.lora import Adapter
 from rdjax.page import write_page
+from rdjax.processes import end_on_sigterm, is_first, there
 from rdjax.sweep_page import Table, cell_folder, run_folder, sweep_table
 from rdjax.train import (
     FINISHED,
@@ -126,7 +127,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
     for (train, valid), group in groups.items():
         for run, adapters in train_runs(group, folder / "checkpoints", f"{train}_{valid}", failures):
             try:
-                if not (run.workdir / FINISHED).exists():
+                if not there(run.workdir / FINISHED):
                     write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
             except Exception as error:  # a judge, or memory: the other seeds go on
                 failures[run.config.seed] = describe(error)
@@ -155,7 +156,7 @@ def train_runs(
             return
         print(f"side by side: {describe(error)}; one by one then", file=sys.stderr)
     for run in runs:
-        if not (run.workdir / FINISHED).exists():
+        if not there(run.workdir / FINISHED):
             yield from train_runs([run], checkpoints, f"seed{run.config.seed}", failures)
 
 
@@ -167,6 +168,8 @@ def describe(error: BaseException) -> str:
 
 def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
     """Copies the base's predictions from a finished run that asked the same in the same way."""
+    if not is_first():
+        return  # `evaluate` asks the first process what is there
     mine = _record(run.workdir)
     for other in others:
         if _asked(_record(other)) != _asked(mine):
@@ -221,7 +224,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         folder = cell_folder(workdir, method, k)
         places = [run_folder(workdir, method, k, seed) for seed in config.sweep.seeds]
         title = f"cell {number} of {len(order)}: {method}, k = {k}, {len(places)} seeds"
-        if all((place / FINISHED).exists() for place in places):
+        if all([there(place / FINISHED) for place in places]):
             print(f"{title}: finished")
             finished += places
             continue
@@ -245,7 +248,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         else:
             (folder / FAILURE).unlink(missing_ok=True)
             print(f"{title}: {time.monotonic() - began:.0f} seconds")
-        finished += [place for place in places if (place / FINISHED).exists()]
+        finished += [place for place in places if there(place / FINISHED)]
         write_json(workdir / SUMMARY, summarise(config, workdir))
 
 
@@ -253,6 +256,7 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config, workdir = experiment_flags.config("configs/sweeps/arithmetic.py"), experiment_flags.workdir()
     check_sweep(config)
+    end_on_sigterm()
     check_workdir(workdir, config)
     first = cell_config(config, config.sweep.methods[0], config.sweep.ks[0], config.sweep.seeds[0])
     open_workdir(workdir, config, "rdjax.sweep", fingerprint(load_task(first.task, first.seed), weight_folders(first)))

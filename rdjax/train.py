@@ -10,12 +10,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import tqdm
 from ml_collections import config_dict
 
 from rdjax import cli, experiment_flags
-from rdjax.config import METHODS, RETAIN, check_config, hidden_weight
+from rdjax.config import METHODS, RETAIN, check_config, hidden_weight, plain
 from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, check_lengths, make_pair, make_prompts
 from rdjax.data.tasks import RuleTask, load_task
@@ -38,11 +36,12 @@ from rdjax.evaluation import (
 from rdjax.files import read_json, read_lines, write_json, write_lines
 from rdjax.generation import Decoding
 from rdjax.judges import BUILT_IN, Judge, judges_of
-from rdjax.mesh import make_mesh, replicated
-from rdjax.metrics import MetricsLog
+from rdjax.mesh import make_mesh, put, replicated
+from rdjax.metrics import MetricsLog, progress
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
 from rdjax.page import PAGE, write_page
+from rdjax.processes import check_same, end_on_sigterm, there
 from rdjax.workdir import RECORD, check_workdir, open_workdir
 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
@@ -76,7 +75,7 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
     lora = config.lora
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
     if not config.model.adapter:
-        return spec, jax.device_put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
+        return spec, put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
     adapter, theirs = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config)
     for name in ("rank", "alpha"):
         if getattr(spec, name) != getattr(theirs, name):
@@ -89,7 +88,7 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
             f"config.lora.targets = {spec.targets} but the adapter {config.model.adapter} has {theirs.targets}"
         )
     spec = dataclasses.replace(theirs, dropout=lora.dropout)
-    return spec, jax.device_put(adapter, replicated(model.mesh))
+    return spec, put(adapter, replicated(model.mesh))
 
 
 def eval_options(config: config_dict.ConfigDict, spec: LoraSpec) -> EvalOptions:
@@ -118,7 +117,7 @@ def teacher_pairs(
     teacher did not find are left out.
     """
     prompts = prompts_of(model, rows, options)
-    if not path.exists():
+    if not there(path):
         system = System(start, with_rule=True)
         task = config.task
         drawn = dataclasses.replace(
@@ -273,7 +272,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
         if splits and systems:
             total = sum(map(len, splits.values())) * len(systems)
             options, folder = eval_options(run.config, run.spec), run.workdir / "predictions"
-            with tqdm.tqdm(total=total, desc="answers", unit="row", dynamic_ncols=True) as bar:
+            with progress(total, 0, "answers", "row") as bar:
                 results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, bar.update)
         else:
             print("no test split or no system: nothing to evaluate")
@@ -326,6 +325,8 @@ def prepare(
     """
     check_workdir(workdir, config)
     task = load_task(config.task, config.seed)
+    read = fingerprint(task, weight_folders(config))
+    check_same({"the configs": json.dumps(plain(config)), "the data or weights": read})
     model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
     spec, start = starting_adapter(config, model)
     options = eval_options(config, spec)
@@ -344,7 +345,7 @@ def prepare(
     pairs = {"valid": [], **{split: gold_pairs(model, rows, options) for split, rows in parts.items() if gold[split]}}
     for part in pairs.values():
         check_lengths(part, *length_limit(model, config.task.max_length))
-    open_workdir(workdir, config, module, fingerprint(task, weight_folders(config)))
+    open_workdir(workdir, config, module, read)
     for split in parts:
         if not gold[split]:
             path = workdir / "responses" / f"{split}.jsonl"
@@ -362,16 +363,17 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config = experiment_flags.config("configs/quickstart.py")
     check_config(config)
+    end_on_sigterm()
     run = prepare(config, experiment_flags.workdir())
     finished = run.workdir / FINISHED
-    if finished.exists():
+    if there(finished):
         print(f"{run.workdir} is finished:")
     else:
         report_start(run)
         (adapters,) = train_all([run], run.workdir / "checkpoints")
         write_json(finished, evaluate_all(run, adapters))
         print(f"wrote {run.workdir / 'adapter'}, {finished}")
-    if not (run.workdir / PAGE).exists():
+    if not there(run.workdir / PAGE):
         print(f"wrote {write_page(run.workdir)}")
     run.log.close()
     results = read_json(finished)["splits"]

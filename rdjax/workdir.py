@@ -13,8 +13,11 @@ from ml_collections import config_dict
 from rdjax.config import differences, plain
 from rdjax.errors import UserError
 from rdjax.files import read_json, write_json
+from rdjax.processes import there
 
 RECORD = "config.json"
+# Sections that a run may be continued with other values of: they say where it computes, not what.
+FREE = ("mesh.", "plan.")
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
 
@@ -32,10 +35,10 @@ def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None
     record = workdir / RECORD
     if record.exists():
         try:
-            there = json.loads(record.read_text())["config"]
+            theirs = json.loads(record.read_text())["config"]
         except (json.JSONDecodeError, KeyError, TypeError):
             raise UserError(f"--workdir: {record} is not a run's config; take another folder") from None
-        changed = differences(plain(config), there)
+        changed = [text for text in differences(plain(config), theirs) if not text.startswith(FREE)]
         if changed:
             raise UserError(
                 f"--workdir: {workdir} holds a run with another config ({'; '.join(changed)}); take another folder"
@@ -56,7 +59,7 @@ def open_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict, module: 
     """
     workdir.mkdir(parents=True, exist_ok=True)
     record = workdir / RECORD
-    if not record.exists():
+    if not there(record):
         content = {
             "config": plain(config),
             "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),

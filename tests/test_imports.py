@@ -13,6 +13,7 @@ ROOT = pathlib.Path(rdjax.__file__).parent
 # From the front of the way to its end; every module under rdjax/ stands here once.
 ORDER = (
     "errors",
+    "processes",
     "files",
     "config",
     "metrics",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -26,94 +26,77 @@ SETTINGS = {
     "TPU_RUNTIME": "v2-alpha-tpuv5-lite",
     "TPU_BUCKET": "gs://bucket/runs",
     "TPU_POLL": "0",
-    "TPU_ATTEMPTS": "3",
+    "TPU_ATTEMPTS": "2",
     "TPU_PATIENCE": "3",
 }
 PLACE = ["--zone=us-west4-a", "--project=project"]
 NODE = ["gcloud", "compute", "tpus", "tpu-vm"]
 REQUEST = ["gcloud", "compute", "tpus", "queued-resources"]
 
-# The cloud: a node and a queued request with a state each, and two hosts, which are folders. What "then" holds for a
-# state takes its place after it has been told once. "strikes": the slice is preempted when a status has been read.
-GCLOUD = """
-import json, os, sys
+# The cloud is a folder. The files "node" and "request" hold a state each; what "then-<state>" holds takes a state's
+# place after it has been told once. The folders "host0" and "host1" are the hosts' homes. "full": nothing can be
+# created; "wait": a launch waits for the command's end; "strikes": the slice is preempted when a status has been read.
+GCLOUD = r"""#!/usr/bin/env bash
+cd "{cloud}" || exit
+line='"gcloud"'
+for word; do
+  word=${{word//\\/\\\\}}
+  line+=", \"${{word//\"/\\\"}}\""
+done
+echo "{{\"host\": \"${{HOST:-}}\", \"argv\": [$line]}}" >>calls
 
-os.chdir(CLOUD)  # imports are late where they can be: most calls are short
-hosts = ["host0", "host1"]
-arguments = sys.argv[1:]
-with open("calls", "a") as calls:
-    calls.write(json.dumps({"argv": ["gcloud", *arguments], "host": os.environ.get("HOST")}) + "\\n")
-if arguments[0] == "storage":
-    sys.exit(0)
-with open("state.json") as file:
-    state = json.load(file)
-kind, verb, name = arguments[2:5]
-resource = "node" if kind == "tpu-vm" else "request"
-flags = dict(word.split("=", 1) for word in arguments if word.startswith("--") and "=" in word)
-command = flags.get("--command", "")
+kind=$3 verb=$4 name=$5 worker=all text=
+for word; do
+  case $word in
+    --worker=*) worker=${{word#*=}} ;;
+    --command=*) text=${{word#*=}} ;;
+  esac
+done
+[[ $worker == all ]] && workers=(0 1) || workers=("$worker")
+[[ $kind == tpu-vm ]] && resource=node || resource=request
 
-
-def change(**changes):
-    with open("state.new", "w") as file:
-        json.dump(state | changes, file)
-    os.replace("state.new", "state.json")
-
-
-def ended(host):
-    return os.path.exists(f"{host}/rdjax-run/status")
-
-
-if verb == "describe":
-    if state[resource] in ("GONE", "DENIED"):
-        status = "NOT_FOUND" if state[resource] == "GONE" else "PERMISSION_DENIED"
-        sys.exit(f"ERROR: (gcloud.compute.tpus.{kind}.describe) {status}: it was not found, or what else there is")
-    print(state[resource])
-    if state[resource] in state["then"]:
-        change(**{resource: state["then"][state[resource]]})
-elif verb == "create":
-    import shutil
-
-    if state["full"]:
-        sys.exit("ERROR: there is no more capacity in the zone")
-    for host in hosts:
-        shutil.rmtree(host, ignore_errors=True)
-        os.mkdir(host)
-    change(node="READY", **({"request": "WAITING_FOR_RESOURCES"} if resource == "request" else {}))
-elif verb == "delete":
-    import signal
-
-    for host in hosts:
-        try:
-            with open(f"{host}/rdjax-run/pid") as file:
-                os.killpg(int(file.read()), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-    change(**{resource: "GONE"}, **({"node": "GONE"} if resource == "request" else {}))
-elif verb == "scp":
-    import shutil
-
-    for host in hosts:
-        shutil.copy(name, f"{host}/{arguments[5].split(':')[1]}")
-else:
-    statuses = [0]
-    for worker in range(2) if flags["--worker"] == "all" else [int(flags["--worker"])]:
-        home = os.path.abspath(hosts[worker])
-        environment = {"HOME": home, "HOST": str(worker), "PATH": HOST_PATH, "CLOUD": CLOUD}
-        child = os.fork()
-        if not child:
-            os.chdir(home)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.execvpe("bash", ["bash", "-c", command], environment)
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    # Commands that end at once have ended when the next call looks.
-    if state["wait"] and "launch.sh" in command:
-        import time
-
-        while not all(map(ended, hosts)):
-            time.sleep(0.01)
-    if state["strikes"] and "status.sh" in command and ended(hosts[0]):
-        change(node="PREEMPTED", strikes=False)
-    sys.exit(max(statuses))
+case $1/$verb in
+  storage/*) ;;
+  */describe)
+    state=$(<$resource)
+    case $state in
+      GONE) echo "ERROR: (gcloud.compute.tpus.$kind.describe) NOT_FOUND: there is none" >&2 && exit 1 ;;
+      DENIED) echo "ERROR: (gcloud.compute.tpus.$kind.describe) PERMISSION_DENIED: not found, or else" >&2 && exit 1 ;;
+    esac
+    echo "$state"
+    if [[ -e then-$state ]]; then cp "then-$state" $resource; fi
+    ;;
+  */create)
+    [[ ! -e full ]] || {{ echo "ERROR: no more capacity in the zone" >&2 && exit 1; }}
+    rm -rf host0 host1
+    mkdir host0 host1
+    echo READY >node
+    if [[ $resource == request ]]; then echo WAITING_FOR_RESOURCES >request; fi
+    ;;
+  */delete)
+    for file in host*/rdjax-run/pid; do [[ ! -e $file ]] || kill -KILL -- "-$(<"$file")" 2>/dev/null; done
+    echo GONE >node
+    echo GONE >$resource
+    ;;
+  */scp) for worker in 0 1; do cp "$name" "host$worker/${{6#*:}}" || exit; done ;;
+  */ssh)
+    status=0
+    for worker in "${{workers[@]}}"; do
+      home="{cloud}/host$worker"
+      environment=(HOME="$home" HOST="$worker" PATH="{host_path}" CLOUD="{cloud}")
+      (cd "$home" && exec env -i "${{environment[@]}}" bash -c "$text" </dev/null) || status=$?
+    done
+    # A command that ends at once has ended when the next call looks.
+    if [[ -e wait && $text == *launch.sh* ]]; then
+      until [[ -e host0/rdjax-run/status && -e host1/rdjax-run/status ]]; do sleep 0.01; done
+    fi
+    if [[ -e strikes && $text == *status.sh* && -e host0/rdjax-run/status ]]; then
+      rm strikes
+      echo PREEMPTED >node
+    fi
+    exit "$status"
+    ;;
+esac
 """
 
 # `python3` of a host: makes the virtual environment as uv would. Both it and the environment's record their calls.
@@ -134,7 +117,7 @@ TAIL = '#!/usr/bin/env bash\nexec {tail} "${{@/-F/--}}"\n'
 
 GIT = """#!/usr/bin/env bash
 if [[ " $* " == *" archive "* ]]; then
-  {python} -c 'import json, sys; print(json.dumps({{"argv": sys.argv[1:], "host": None}}))' git "$@" >>{calls}
+  {python} -c 'import json, sys; print(json.dumps({{"argv": sys.argv[1:], "host": ""}}))' git "$@" >>{calls}
 fi
 exec {git} "$@"
 """
@@ -148,50 +131,50 @@ class Ended(NamedTuple):
     on_hosts: list[list[str]]  # made on the hosts
 
 
+def git(folder: pathlib.Path, *arguments: str) -> None:
+    name = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *name, *arguments], cwd=folder, check=True, capture_output=True)
+
+
 class Cloud:
     """The stub's folder, and a checkout whose scripts run against it."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.checkout = folder / "cloud", folder / "checkout"
+    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path):
+        self.folder, self.checkout = folder / "cloud", checkout
         self.hosts = (self.folder / "host0", self.folder / "host1")
         for path in (*self.hosts, folder / "bin", folder / "host-bin"):
             path.mkdir(parents=True)
         self.path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         host_path = f"{folder / 'host-bin'}{os.pathsep}{os.environ['PATH']}"
-        body = GCLOUD.replace("HOST_PATH", repr(host_path)).replace("CLOUD)", f"{str(self.folder)!r})")
-        body = body.replace(": CLOUD}", f": {str(self.folder)!r}}}")
+        gcloud = GCLOUD.format(cloud=self.folder, host_path=host_path)
         calls = self.folder / "calls"
         git = GIT.format(python=sys.executable, calls=calls, git=shutil.which("git"))
         tail = TAIL.format(tail=shutil.which("tail"))
-        self._write(folder / "bin" / "gcloud", f"#!{sys.executable} -IS\n{body}")
-        self._write(folder / "host-bin" / "gcloud", f"#!{sys.executable} -IS\n{body}")
+        self._write(folder / "bin" / "gcloud", gcloud)
+        self._write(folder / "host-bin" / "gcloud", gcloud)
         self._write(folder / "bin" / "git", git)
         self._write(folder / "host-bin" / "python3", PYTHON3)
         self._write(folder / "host-bin" / "tail", tail)
         self.set()
-        shutil.copytree(FOLDER, self.checkout / "tpu_scripts")
-        (self.checkout / "tracked").write_text("first")
-        self.git("init", "-q")
-        self.commit()
 
     def _write(self, path: pathlib.Path, text: str) -> None:
         path.write_text(text)
         path.chmod(0o755)
 
-    def git(self, *arguments: str) -> None:
-        name = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *name, *arguments], cwd=self.checkout, check=True, capture_output=True)
+    def commit(self, text: str) -> None:
+        (self.checkout / "tracked").write_text(text)
+        git(self.checkout, "commit", "-q", "-a", "-m", "m")
 
-    def commit(self) -> None:
-        self.git("add", "-A")
-        self.git("commit", "-q", "-m", "m")
+    def set(self, node="GONE", request="GONE", then: dict[str, str] | None = None, **marks: bool) -> None:
+        for path in (*self.folder.glob("then-*"), *(self.folder / mark for mark in ("full", "wait", "strikes"))):
+            path.unlink(missing_ok=True)
+        later = {f"then-{state}": following for state, following in (then or {}).items()}
+        files = {"node": node, "request": request, **later, **{mark: "" for mark, on in marks.items() if on}}
+        for name, text in files.items():
+            (self.folder / name).write_text(text)
 
-    def set(self, node="GONE", request="GONE", **more: Any) -> None:
-        state = {"node": node, "request": request, "then": {}, "full": False, "wait": False, "strikes": False, **more}
-        (self.folder / "state.json").write_text(json.dumps(state))
-
-    def state(self) -> dict[str, Any]:
-        return json.loads((self.folder / "state.json").read_text())
+    def state(self, resource: str) -> str:
+        return (self.folder / resource).read_text().strip()
 
     def run(self, script: str, *arguments: str, **settings: str) -> Ended:
         environment = {**SETTINGS, "PATH": self.path, "HOME": str(self.folder), **settings}
@@ -201,8 +184,8 @@ class Cloud:
         command = [self.checkout / "tpu_scripts" / f"{script}.sh", *arguments]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         lines = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-        here = [line["argv"] for line in lines if line["host"] is None]
-        there = [line["argv"] for line in lines if line["host"] is not None]
+        here = [line["argv"] for line in lines if not line["host"]]
+        there = [line["argv"] for line in lines if line["host"]]
         return Ended(ended.returncode, ended.stdout, ended.stderr.splitlines(), here, there)
 
     def run_both_ways(self, script: str, *arguments: str, **settings: str) -> Ended:
@@ -231,9 +214,27 @@ class Cloud:
         raise AssertionError(f"{self.status()}, not {states}")
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> pathlib.Path:
+    """A repository with the scripts and a file."""
+    folder = tmp_path_factory.mktemp("checkout") / "repository"
+    shutil.copytree(FOLDER, folder / "tpu_scripts")
+    (folder / "tracked").write_text("first")
+    git(folder, "init", "-q", "--template=")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "m")
+    return folder
+
+
 @pytest.fixture
-def cloud(tmp_path) -> Iterator[Cloud]:
-    cloud = Cloud(tmp_path)
+def own_checkout(checkout, tmp_path) -> pathlib.Path:
+    """A copy of the repository, to be changed."""
+    return shutil.copytree(checkout, tmp_path / "own")
+
+
+@pytest.fixture
+def cloud(tmp_path, checkout) -> Iterator[Cloud]:
+    cloud = Cloud(tmp_path, checkout)
     yield cloud
     for host in cloud.hosts:
         stop = host / "rdjax" / "tpu_scripts" / "host" / "stop.sh"
@@ -254,7 +255,7 @@ def command(tmp_path) -> Callable[[str], list[str]]:
 
 
 # It ends as rdjax does when it is stopped.
-ENDLESS = "trap 'exit 75' TERM\nwhile :; do sleep 0.02; done"
+ENDLESS = "trap 'exit 75' TERM; sleep 60 & wait"
 
 
 def named(calls: list[list[str]], verb: str) -> list[list[str]]:
@@ -347,7 +348,7 @@ def test_create_queued_waits_until_active_and_asks_once(cloud):
     last = ["--valid-until-duration=600s", "--spot", "--network=n", "--internal-ips"]
     request = [*REQUEST, "create", "slice", "--node-id=slice", *PLACE, *kind, *last]
     assert named(ended.calls, "create") == [request]
-    assert (ended.status, ended.out, cloud.state()["request"]) == (0, "slice is ACTIVE\n", "ACTIVE")
+    assert (ended.status, ended.out, cloud.state("request")) == (0, "slice is ACTIVE\n", "ACTIVE")
 
 
 def test_create_queued_prints_what_it_runs(cloud):
@@ -392,7 +393,7 @@ def test_delete_takes_the_slice_and_its_request_and_twice_is_fine(cloud):
     cloud.set("READY", "ACTIVE")
     ended = cloud.run("delete")
     assert named(ended.calls, "delete") == [[*REQUEST, "delete", "slice", *PLACE, "--force", "--quiet"]]
-    assert (cloud.state()["node"], cloud.state()["request"]) == ("GONE", "GONE")
+    assert (cloud.state("node"), cloud.state("request")) == ("GONE", "GONE")
     again = cloud.run("delete")
     assert (again.status, named(again.calls, "delete"), again.out) == (0, [], "slice is gone\n")
     cloud.set("READY")
@@ -409,7 +410,8 @@ def test_delete_prints_all_that_it_may_run(cloud):
     assert [shlex.split(line) for line in dry.out.splitlines()] == [*request[:2], *node[1:]]
 
 
-def test_install_puts_the_last_commit_and_an_environment_on_all_hosts(cloud):
+def test_install_puts_the_last_commit_and_an_environment_on_all_hosts(cloud, own_checkout):
+    cloud.checkout = own_checkout
     cloud.set("READY")
     (cloud.checkout / "untracked").write_text("")
     ended = cloud.run_both_ways("install")
@@ -425,7 +427,8 @@ def test_install_puts_the_last_commit_and_an_environment_on_all_hosts(cloud):
         ]
 
 
-def test_install_again_updates_and_keeps_runs_and_the_environment(cloud):
+def test_install_again_updates_and_keeps_runs_and_the_environment(cloud, own_checkout):
+    cloud.checkout = own_checkout
     cloud.set("READY")
     cloud.run("install")
     (cloud.hosts[0] / "rdjax" / "runs").mkdir()
@@ -433,7 +436,7 @@ def test_install_again_updates_and_keeps_runs_and_the_environment(cloud):
     dirty = cloud.run("install")
     assert dirty.errors == ["note: changes that are not committed are left out"]
     assert (cloud.hosts[0] / "rdjax" / "tracked").read_text() == "first"
-    cloud.commit()
+    cloud.commit("second")
     assert cloud.run("install").status == 0
     assert (cloud.hosts[0] / "rdjax" / "tracked").read_text() == "second"
     assert (cloud.hosts[0] / "rdjax" / "runs").is_dir()
@@ -443,11 +446,11 @@ def test_install_again_updates_and_keeps_runs_and_the_environment(cloud):
     assert "uv venv --quiet --seed --python 3.13" in (cloud.hosts[0] / "python-calls").read_text()
 
 
-def test_install_from_a_git_url_also_over_a_copy(cloud):
+def test_install_from_a_git_url_also_over_a_copy(cloud, own_checkout):
+    cloud.checkout = own_checkout
     cloud.set("READY")
     assert cloud.run("install").status == 0
-    (cloud.checkout / "tracked").write_text("second")
-    cloud.commit()
+    cloud.commit("second")
     ended = cloud.run_both_ways("install", TPU_GIT_URL=f"file://{cloud.checkout}", TPU_GIT_REF="HEAD")
     assert (ended.status, len(ended.calls)) == (0, 1)
     assert [(host / "rdjax" / "tracked").read_text() for host in cloud.hosts] == ["second", "second"]
@@ -554,9 +557,9 @@ def test_resume_creates_and_launches_again_after_a_preemption(cloud, command):
         if [ -e "$CLOUD/second" ]; then exit 0; fi
         if [ "$HOST" = 1 ]; then
           touch "$CLOUD/second"
-          sed -i 's/"node": "READY"/"node": "PREEMPTED"/' "$CLOUD/state.json"
+          echo PREEMPTED >"$CLOUD/node"
         fi
-        while :; do sleep 0.02; done
+        sleep 60 & wait
     """
     ended = cloud.run("resume", "--", *command(preempted_once))
     assert ended.status == 0, ended
@@ -600,14 +603,14 @@ def test_resume_does_not_repeat_a_failure(status, cloud, command):
 def test_resume_gives_up_after_its_attempts(cloud):
     cloud.set(wait=True)
     ended = cloud.run("resume", "--", "bash", "-c", "exit 75")
-    assert (ended.status, launched(ended.calls)) == (75, 3)
-    assert ended.errors[-1].startswith("error: not finished after 3 attempts")
+    assert (ended.status, launched(ended.calls)) == (75, 2)
+    assert ended.errors[-1].startswith("error: not finished after 2 attempts")
 
 
 def test_a_creation_that_fails_is_an_attempt(cloud):
     cloud.set(full=True)
     ended = cloud.run("resume", "--", "true")
-    assert (ended.status, len(named(ended.calls, "create")), launched(ended.calls)) == (75, 3, 0)
+    assert (ended.status, len(named(ended.calls, "create")), launched(ended.calls)) == (75, 2, 0)
 
 
 def test_resume_watches_a_command_that_runs_already(cloud, command):
@@ -631,8 +634,8 @@ def test_resume_watches_a_command_that_runs_already(cloud, command):
 
 def test_resume_gives_up_on_hosts_that_do_not_answer(cloud, command):
     repairing = """
-        if [ "$HOST" = 1 ]; then sed -i 's/"node": "READY"/"node": "REPAIRING"/' "$CLOUD/state.json"; fi
-        while :; do sleep 0.02; done
+        if [ "$HOST" = 1 ]; then echo REPAIRING >"$CLOUD/node"; fi
+        sleep 60 & wait
     """
     ended = cloud.run("resume", "--", *command(repairing))
     assert (ended.status, launched(ended.calls)) == (1, 1)

@@ -79,7 +79,7 @@ quoted() {
 
 say() { if ((!dry_run)); then echo "$*"; fi; }
 
-run() { if ((dry_run)); then quoted "$@" >&3; else "$@"; fi; }
+run() { if ((dry_run)); then quoted "$@" >&3; else "$@" 3>&-; fi; }
 
 # ask SUPPOSED COMMAND...: what the command prints; a dry run supposes an answer.
 ask() {

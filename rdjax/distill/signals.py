@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rdjax.config import SIGNAL_PLACES
 from rdjax.data.batches import Batch, Begins, places_in_rows, stack_members
 from rdjax.distill.step import teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
-from rdjax.mesh import replicated, rows_sharding
+from rdjax.mesh import put, replicated, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
+from rdjax.processes import agreed, everywhere, to_host
 
 # Shares of what is free that signals may take: the rest is for the step, and for everything else that runs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
@@ -79,13 +81,16 @@ def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:
 
 
 def choose_place(size: int) -> str:
-    """The fastest of `config.SIGNAL_PLACES` in which `size` bytes leave room enough."""
+    """The fastest of `SIGNAL_PLACES` in which `size` bytes leave room enough; where the first process has it."""
     device = jax.local_devices()[0]
-    if device.platform != "cpu":  # there a device's memory is the host's
-        memory = device.memory_stats() or {}
-        if size < DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)):
-            return "device"
-    return "host" if size < HOST_SHARE * _host_room() else "disk"
+    # A CPU device's memory is the host's.
+    memory = (device.memory_stats() if device.platform != "cpu" else None) or {}
+    rooms = (
+        DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)),
+        HOST_SHARE * _host_room(),
+        math.inf,
+    )
+    return SIGNAL_PLACES[agreed(next(number for number, room in enumerate(rooms) if size < room))]
 
 
 def _host_room() -> float:
@@ -101,7 +106,7 @@ def signals_fingerprint(model: LanguageModel, teachers_M: Adapter, scale: float,
     Args:
       texts: the pairs' tokens and which of their positions are kept, as JSON takes them.
     """
-    sums = jax.device_get(_checksums({"base": model.base, "teachers": teachers_M}))
+    sums = to_host(_checksums({"base": model.base, "teachers": teachers_M}))
     said = {jax.tree_util.keystr(path): repr(leaf.tolist()) for path, leaf in jax.tree_util.tree_leaves_with_path(sums)}
     said |= {"config": repr(model.config), "dtype": str(model.base["embed_tokens"].dtype), "scale": scale}
     return hashlib.sha256(json.dumps([said, texts], sort_keys=True).encode()).hexdigest()
@@ -134,12 +139,12 @@ def cached_signals(
       ask: `asking`.
       begins_M: of each member's pairs.
       batches: of all pairs in order; made only where nothing lies on disk yet.
-      place: one of `config.SIGNAL_PLACES`.
+      place: one of `SIGNAL_PLACES`.
       folder: named by `signals_fingerprint`; what lies on disk is here.
     """
     c, dtype = model.config, model.base["embed_tokens"].dtype
     complete = folder / "complete"
-    found = place == "disk" and complete.exists()
+    found = place == "disk" and everywhere(complete.exists())
     if place == "disk":
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -169,7 +174,7 @@ def _fill(kept_M: Sequence[Kept], ask: Ask, batches: Iterable[Batch]) -> None:
     done_M = [[0, 0] for _ in kept_M]
     for batch in batches:
         weights = batch.hidden_weight_BQ, batch.weight_BP
-        shown, *weights = jax.device_get((ask(batch), *weights))
+        shown, *weights = to_host((ask(batch), *weights))
         inputs_MABQLD = np.moveaxis(shown.inputs_LBQD, 2, 4)
         for member, (kept, done) in enumerate(zip(kept_M, done_M, strict=True)):
             arrays = zip(kept, (inputs_MABQLD, shown.final_BPD), weights, strict=True)
@@ -202,7 +207,7 @@ def _host_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequenc
             for kept, chosen in zip(kept_M, _choose(numbers, begins_M, batch), strict=True)
         )
 
-    return SignalSource(fetch, lambda held, batch: jax.device_put(held, shardings))
+    return SignalSource(fetch, lambda held, batch: put(held, shardings))
 
 
 def _device_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequence[Begins]) -> SignalSource:
@@ -213,13 +218,13 @@ def _device_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Seque
             room[: len(array)] = array
         return rooms
 
-    on_device = jax.device_put(jax.tree.map(stacked, *kept_M), replicated(model.mesh))
+    on_device = put(jax.tree.map(stacked, *kept_M), replicated(model.mesh))
     rows = rows_sharding(model.mesh, leading=2)
 
     def fetch(numbers: Numbers, batch: Batch) -> Chosen:
         return stack_members(_choose(numbers, begins_M, batch))
 
-    return SignalSource(fetch, lambda held, batch: _take(on_device, jax.device_put(held, rows)))
+    return SignalSource(fetch, lambda held, batch: _take(on_device, put(held, rows)))
 
 
 @jax.jit

@@ -6,9 +6,9 @@ train side by side over one copy of the base; each gets what it would get alone.
 
 import dataclasses
 import functools
-import itertools
 import math
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from rdjax.mesh import replicated
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
+from rdjax.processes import RERUN_ME, sigterm_waits, to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +81,12 @@ class Member:
 
 
 class Standing(NamedTuple):
-    """Where a stage stands between two epochs; what its checkpoints hold. Arrays are stacked over members."""
+    """Where a stage stands between two updates; what its checkpoints hold. Arrays are stacked over members."""
 
     state: TrainState
     best: Adapter
     best_losses: list[float]
-    epoch: int
+    updates: int  # done
 
 
 def run_stage(
@@ -106,14 +107,14 @@ def run_stage(
     optimizer = make_optimizer(config.optimizer, steps)
     schedule = learning_rate_schedule(config.optimizer, steps)
     teachers_M = _stack([member.teacher for member in members])
-    seeds_M = jnp.array([member.seed for member in members], jnp.uint32)
-    state = init_state(_stack([member.initial for member in members]), optimizer)
-    state = jax.device_put(state, replicated(model.mesh))
+    seeds_M = np.array([member.seed for member in members], np.uint32)
+    initial_M = _stack([member.initial for member in members])
+    state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(model.mesh))(initial_M, optimizer)
     checkpoints = Checkpoints(folder)
     now = _restore(checkpoints, Standing(state, _copy(state.adapter), [float("inf")] * len(members), 0))
     for member in members:
-        member.log.truncate(stage.name, now.epoch * per_epoch)
-    if now.epoch == config.train.epochs:
+        member.log.truncate(stage.name, now.updates)
+    if now.updates == steps:
         return _finish(checkpoints, now)
     updates = _updates_of_epochs(members, config.train)
     make = functools.partial(
@@ -135,17 +136,27 @@ def run_stage(
         train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
     )
     prefix_C = train.trained_prefix_C
-    upcoming = _ahead(map(train.fetch, updates[now.epoch * per_epoch :]))
-    with progress(steps, now.epoch * per_epoch, stage.name) as bar:
-        for epoch in range(now.epoch + 1, config.train.epochs + 1):
-            state, metrics = now.state, None
-            for fetched in itertools.islice(upcoming, per_epoch):
-                before, (state, metrics) = metrics, step(state, model.base, *train.place(fetched), prefix_C, seeds_M)
-                # The metrics of the step before: the device never waits for the log.
-                show(bar, before)
+    upcoming = _ahead(map(train.fetch, updates[now.updates :]))
+
+    def save() -> None:
+        record = {"updates": now.updates, "best_losses": now.best_losses}
+        checkpoints.save(now.updates, {"state": now.state, "best": now.best}, record)
+
+    metrics = None
+    with sigterm_waits() as told_to_end, progress(steps, now.updates, stage.name) as bar:
+        for done, fetched in enumerate(upcoming, start=now.updates + 1):
+            before, (state, metrics) = metrics, step(now.state, model.base, *train.place(fetched), prefix_C, seeds_M)
+            # The metrics of the step before: the device never waits for the log.
+            show(bar, before)
+            now, end = now._replace(state=state, updates=done), told_to_end()
+            if done % per_epoch:
+                if end:
+                    save()
+                    _end(stage, done, steps)
+                continue
+            epoch, last = done // per_epoch, done == steps
             scalars = _by_member(metrics, members)
             _check_finite(stage, members, scalars, epoch)
-            last = epoch == config.train.epochs
             best, best_losses = now.best, now.best_losses
             if not validates:
                 best = _copy(state.adapter)
@@ -157,14 +168,21 @@ def run_stage(
                 best_losses = [new if new < old else old for new, old in zip(losses, best_losses, strict=True)]
                 for mine, loss in zip(scalars, losses, strict=True):
                     mine["valid_loss"] = loss
-            now = Standing(state, best, best_losses, epoch)
+            now = now._replace(best=best, best_losses=best_losses)
             for member, mine in zip(members, scalars, strict=True):
-                rate = float(schedule(epoch * per_epoch - 1))
-                member.log.write(stage.name, epoch * per_epoch, {**mine, "epoch": epoch, "learning_rate": rate})
-            if _due(config.train.checkpoint_every, epoch, last):
-                record = {"epoch": epoch, "step": epoch * per_epoch, "best_losses": best_losses}
-                checkpoints.save(epoch, {"state": state, "best": best}, record)
+                rate = float(schedule(done - 1))
+                member.log.write(stage.name, done, {**mine, "epoch": epoch, "learning_rate": rate})
+            if end or _due(config.train.checkpoint_every, epoch, last):
+                save()
+            if end and not last:
+                _end(stage, done, steps)
     return _finish(checkpoints, now)
+
+
+def _end(stage: Stage, done: int, steps: int) -> None:
+    """Ends the command after a SIGTERM; all is saved."""
+    print(f"told to end: {stage.name} is saved after update {done} of {steps}; the same command goes on from there")
+    sys.exit(RERUN_ME)
 
 
 def _updates_of_epochs(members: Sequence[Member], train: config_dict.ConfigDict) -> list[Numbers]:
@@ -187,7 +205,7 @@ def _ahead(made: Iterator[Any]) -> Iterator[Any]:
 
 def _by_member(metrics: dict[str, jax.Array], members: Sequence[Member]) -> list[dict[str, float]]:
     """Metrics [M] as each member's own numbers."""
-    host = jax.device_get(metrics)
+    host = to_host(metrics)
     return [{name: float(values[number]) for name, values in host.items()} for number in range(len(members))]
 
 
@@ -216,7 +234,7 @@ def _copy(adapters_M: Adapter) -> Adapter:
 
 def _choose(first: Sequence[bool], one: Adapter, other: Adapter) -> Adapter:
     """Of each member `one` where `first` says so, else the other; new arrays."""
-    first_M = jnp.array(first)
+    first_M = np.array(first)
 
     def pick(left: jax.Array, right: jax.Array) -> jax.Array:
         return jnp.where(first_M.reshape(-1, *(1,) * (left.ndim - 1)), left, right)
@@ -237,7 +255,7 @@ def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
     if checkpoints.latest() is None:
         return fresh
     saved, record = checkpoints.restore({"state": fresh.state, "best": fresh.best})
-    return Standing(saved["state"], saved["best"], record["best_losses"], record["epoch"])
+    return Standing(saved["state"], saved["best"], record["best_losses"], record["updates"])
 
 
 def _validate(

@@ -36,7 +36,7 @@ from rdjax.distill.signals import (
 )
 from rdjax.distill.step import Objective, StepOptions
 from rdjax.distill.teacher import Signals
-from rdjax.mesh import place_prefix, row_multiple, rows_sharding
+from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 
@@ -142,6 +142,7 @@ class Updates:
         if place == "disk":
             texts = [[[p.prompts.teacher_ids, p.response_ids, p.ended, p.prompts.shared] for p in own] for own in pairs]
             folder = folder / signals_fingerprint(model, teachers_M, options.scale, [texts, slots])[:16]
+            folder = folder / f"process-{jax.process_index()}"
         in_order = in_turn(len(pairs[0]), train.batch_size, len(pairs))
         once = made.shaped(in_order)
         source = cached_signals(model, ask, begins_M, map(once.batch, in_order), place, folder)
@@ -190,7 +191,7 @@ class Updates:
 
     def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
         """What was fetched, on the mesh: the batch and the teachers' signals (None when tuning on the response)."""
-        batch = jax.device_put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
+        batch = put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
         return batch, None if self.source is None else self.source.show(fetched.held, batch)
 
     def batch(self, numbers: Numbers) -> Batch:

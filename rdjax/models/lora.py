@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import PROJECTIONS
+from rdjax.processes import is_first
 
 Adapter = dict[str, dict[str, jax.Array]]
 
@@ -96,6 +97,8 @@ def _tensor_name(layer: int, projection: str, part: str) -> str:
 
 def save_adapter(folder: pathlib.Path, adapter: Adapter, spec: LoraSpec, base: str) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does (PEFT holds [R, in] and [out, R])."""
+    if not is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for projection, ab in adapter.items():

@@ -215,11 +215,9 @@ def load_params(
     for row, leaf in used_rows(flatten(params)):
         array = place(row, leaf)
         if int8 and row.path.endswith("_proj.kernel"):
-            both, scale_path = quantise(array), row.path.replace(".kernel", ".scale")
-            loaded |= {
-                path: jax.device_put(part, placed[path])
-                for path, part in zip((row.path, scale_path), both, strict=True)
-            }
+            paths = row.path, row.path.replace(".kernel", ".scale")
+            both = jax.jit(quantise, out_shardings=tuple(placed[path] for path in paths))(array)
+            loaded |= zip(paths, both, strict=True)
         else:
             loaded[row.path] = array
     return unflatten(loaded)

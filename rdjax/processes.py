@@ -1,0 +1,172 @@
+"""Several processes that run the same command, one a host: how they find each other, agree, and end together.
+
+All see the same --workdir. The first one writes to it and prints; the others compute alike.
+"""
+
+import hashlib
+import itertools
+import os
+import pathlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+# No stable module speaks between processes; this one is what JAX's own documentation names for it.
+from jax.experimental import multihost_utils
+
+from rdjax.errors import UserError
+
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes; which one, the environment tells: a TPU pod, SLURM, Open MPI."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Or explicitly: <host>:<port> of the first process,")
+_PROCESSES = flags.DEFINE_integer("processes", None, "how many there are,", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "and which one this is, from 0.", lower_bound=0)
+_CONNECT_SECONDS = flags.DEFINE_integer("connect_seconds", 300, "How long to wait for the others.", lower_bound=1)
+
+# The exit status of a run that was told to stop: the same command goes on from there (EX_TEMPFAIL of sysexits.h).
+RERUN_ME = 75
+
+_updates = itertools.count()  # of all stages: the processes agree by it where they stand
+
+
+def join() -> None:
+    """Joins the other processes, where the flags name some; silences all but the first.
+
+    Raises:
+      UserError: the flags do not fit each other, or the coordinator does not answer.
+    """
+    explicit = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process": _PROCESS.value}
+    given = [name for name, value in explicit.items() if value is not None]
+    if given and len(given) < len(explicit):
+        missing = ", ".join(f"--{name}" for name in explicit if name not in given)
+        raise UserError(f"--{given[0]} without {missing}; accepted: all three, or --distributed alone")
+    if not given and not _DISTRIBUTED.value:
+        return
+    if given and explicit["process"] >= explicit["processes"]:
+        raise UserError(
+            f"--process = {explicit['process']} of --processes = {explicit['processes']}; they count from 0"
+        )
+    if given and _PROCESS.value:
+        _await_coordinator()
+    try:
+        jax.distributed.initialize(
+            explicit["coordinator"],
+            explicit["processes"],
+            explicit["process"],
+            initialization_timeout=_CONNECT_SECONDS.value,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = explicit["coordinator"] or "the coordinator that the environment names"
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--coordinator: {where} and all processes did not meet within {_CONNECT_SECONDS.value} seconds ({said})"
+        ) from None
+    if not is_first():
+        sys.stdout = pathlib.Path(os.devnull).open("w")  # noqa: SIM115 (open as long as the process lives)
+
+
+def _await_coordinator() -> None:
+    """Until the first process listens; JAX's own client would abort the program where nobody does."""
+    host, _, port = _COORDINATOR.value.rpartition(":")
+    if not (host and port.isdigit()):
+        raise UserError(f"--coordinator: {_COORDINATOR.value!r}; accepted: <host>:<port>")
+    deadline = time.monotonic() + _CONNECT_SECONDS.value
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                waited = f"within {_CONNECT_SECONDS.value} seconds (--connect_seconds)"
+                raise UserError(f"--coordinator: {host}:{port} did not answer {waited}: {error}") from None
+            time.sleep(0.2)
+
+
+def is_first() -> bool:
+    """Whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def agreed(number: int) -> int:
+    """The first process's number, everywhere."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    agreed(0)
+
+
+def everywhere(yes: bool) -> bool:
+    """Whether all processes say yes."""
+    if jax.process_count() == 1:
+        return yes
+    return bool(np.all(multihost_utils.process_allgather(np.int32(yes))))
+
+
+def there(path: pathlib.Path) -> bool:
+    """Whether the first process sees a file: the same answer everywhere."""
+    return bool(agreed(is_first() and path.exists()))
+
+
+def check_same(things: Mapping[str, str]) -> None:
+    """Compares what the processes start from.
+
+    Args:
+      things: what must be the same, by name.
+
+    Raises:
+      UserError: it is not; names the processes that differ from the first.
+    """
+    if jax.process_count() == 1:
+        return
+    hashes = [[*hashlib.sha256(text.encode()).digest()] for text in things.values()]
+    all_hashes = multihost_utils.process_allgather(np.array(hashes, np.int32))
+    for number, name in enumerate(things):
+        others = [str(p) for p, theirs in enumerate(all_hashes) if (theirs[number] != all_hashes[0][number]).any()]
+        if others:
+            raise UserError(f"{name} differ between process 0 and {', '.join(others)}; accepted: the same everywhere")
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays of the mesh as numpy arrays, whole, on every process."""
+    return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def end_on_sigterm() -> None:
+    """Has a SIGTERM, as clouds and schedulers send it before they take a machine, end the command with `RERUN_ME`.
+
+    One of several processes leaves the signal to JAX's coordination service (`sigterm_waits`).
+    """
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(RERUN_ME))
+
+
+@contextmanager
+def sigterm_waits() -> Iterator[Callable[[], bool]]:
+    """Within it a SIGTERM waits to be asked about, so that what was computed can be saved first.
+
+    Yields:
+      Whether to save and end now, to be asked after every update; all processes are told so after the same one.
+    """
+    if jax.process_count() > 1:
+        # JAX's coordination service catches the signal on any process and picks an update that none has passed.
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_updates))
+        return
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        yield lambda: bool(told)
+    finally:
+        signal.signal(signal.SIGTERM, before)
