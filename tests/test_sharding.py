@@ -47,7 +47,9 @@ def sharded_loss(folder, devices, objective):
     return loss_and_grad(Case(model.graph, model.base, model.config), adapter, batch, objective)
 
 
-@pytest.mark.parametrize(("kind", "meshes"), [("distill", [(1, 4, 2), (2, 2, 2)]), ("tune_without_rule", [(1, 4, 2)])])
+@pytest.mark.parametrize(
+    ("kind", "meshes"), [("distill", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]), ("tune_without_rule", [(1, 4, 2)])]
+)
 def test_sharded_loss_and_gradients_equal_unsharded(folder, kind, meshes):
     objective = dataclasses.replace(DISTILL, kind=kind)
     alone = sharded_loss(folder, mesh(), objective)

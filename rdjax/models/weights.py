@@ -173,7 +173,7 @@ def quantise(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 def load_params(
     folder: pathlib.Path, config: DecoderConfig, dtype, shardings: dict[str, Any], int8: bool = False
 ) -> dict[str, Any]:
-    """Reads a checkpoint straight onto devices: each process reads only the slices that its devices hold.
+    """Reads a checkpoint straight onto devices, slice by slice: each process only those that its devices hold.
 
     Args:
       folder: of config.json and *.safetensors.
@@ -199,17 +199,22 @@ def load_params(
             part = handles[path].get_slice(name)[index[::-1] if transform == "T" else index]
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path}: {name} cannot be read ({error})") from None
-        return (part.T if transform == "T" else part).astype(dtype)
+        return part.T if transform == "T" else part
 
     def place(row: Row, leaf) -> jax.Array:
-        names = tensor_names(row, config.layers)
+        names, sharding = tensor_names(row, config.layers), placed[row.path]
+        stacked = "{layer}" in row.pattern
 
         def shard(index: tuple[slice, ...]) -> np.ndarray:
-            if "{layer}" not in row.pattern:
-                return read(names[0], index, row.transform)
-            return np.stack([read(name, index[1:], row.transform) for name in names[index[0]]])
+            made = np.empty(sharding.shard_shape(leaf.shape), dtype)
+            for number, name in enumerate(names[index[0]] if stacked else names):
+                made[number if stacked else ...] = read(name, index[1:] if stacked else index, row.transform)
+            return made
 
-        return jax.make_array_from_callback(leaf.shape, placed[row.path], shard)
+        # One device after the other: of what the devices hold, host memory never has more than one's part twice.
+        indices = sharding.addressable_devices_indices_map(leaf.shape)
+        parts = [jax.device_put(shard(index), device).block_until_ready() for device, index in indices.items()]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
 
     loaded = {}
     for row, leaf in used_rows(flatten(params)):

@@ -1,0 +1,47 @@
+"""Whole sweeps on eight fake devices end as on one, however the mesh is laid out: a grouped-query model, two seeds."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests import tiny
+from tests.test_sweep import FIELDS, run, small_sweep
+
+SMALLER = {"sweep.methods": ("rule_distill_base",), "sweep.ks": (5,), "task.responses": "teacher"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.write_random_checkpoint(folder, FIELDS)
+    return tiny.write_tokenizer(folder)
+
+
+def sweep_on(mesh: tuple[int, int, int], model, folder):
+    """Its cells, and every seed's adapter."""
+    sizes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)}
+    assert run(small_sweep(model, **SMALLER, **sizes), folder / "run", folder) == 0
+    cells = json.loads((folder / "run" / "sweep.json").read_text())["cells"]
+    paths = sorted((folder / "run").rglob("adapter/adapter_model.safetensors"))
+    return cells, [load_file(path) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    return sweep_on((1, 1, 1), model, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_a_sweep_on_a_mesh_ends_as_on_one_device(mesh, model, alone, tmp_path):
+    """The teacher's own answers, cached signals, members side by side, generation, scores."""
+    cells, adapters = sweep_on(mesh, model, tmp_path)
+    assert len(cells) == len(adapters) == 2
+    for ours, theirs in zip(adapters, alone[1], strict=True):
+        for name, tensor in theirs.items():
+            np.testing.assert_allclose(ours[name], tensor, atol=1e-3 * max(np.abs(tensor).max(), 1e-3), err_msg=name)
+    for ours, theirs in zip(cells, alone[0], strict=True):
+        for split, systems in theirs["splits"].items():
+            for system, scores in systems.items():
+                assert ours["splits"][split][system] == pytest.approx(scores, rel=1e-3, abs=1e-4)
