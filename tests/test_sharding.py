@@ -57,6 +57,12 @@ def test_sharded_loss_and_gradients_equal_unsharded(folder, kind, meshes):
         assert_close(sharded_loss(folder, mesh(*sizes), objective), alone, 1e-5)
 
 
+def test_no_array_is_copied_whole_to_be_sharded_anew(folder, capfd):
+    """XLA says so on standard error where it finds no exchange between two shardings."""
+    sharded_loss(folder, mesh(2, 2, 2), DISTILL)
+    assert "full rematerialization" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("head", [[], tiny.random_tokens(21).tolist()], ids=["unlike", "one head"])
 def test_sharded_generation_equals_unsharded(folder, head):
     prompts = [head + tiny.random_tokens(length, seed=length).tolist() for length in (3, 9, 40, 5, 12)]

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rdjax.config import SIGNAL_PLACES
-from rdjax.data.batches import Batch, Begins, places_in_rows, stack_members
+from rdjax.data.batches import Batch, Begins, places_in_rows, round_up, stack_members
 from rdjax.distill.step import teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
-from rdjax.mesh import put, replicated, rows_sharding
+from rdjax.mesh import put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.processes import agreed, everywhere, to_host
@@ -80,13 +81,16 @@ def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:
     return int(states) * model.config.width * model.base["embed_tokens"].dtype.itemsize
 
 
-def choose_place(size: int) -> str:
-    """The fastest of `SIGNAL_PLACES` in which `size` bytes leave room enough; where the first process has it."""
+def choose_place(size: int, mesh: Mesh) -> str:
+    """The fastest of `SIGNAL_PLACES` in which `size` bytes leave room enough; where the first process has it.
+
+    Devices share them out, each host has them whole.
+    """
     device = jax.local_devices()[0]
     # A CPU device's memory is the host's.
     memory = (device.memory_stats() if device.platform != "cpu" else None) or {}
     rooms = (
-        DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)),
+        row_multiple(mesh) * DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)),
         HOST_SHARE * _host_room(),
         math.inf,
     )
@@ -212,13 +216,14 @@ def _host_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequenc
 
 def _device_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequence[Begins]) -> SignalSource:
     def stacked(*arrays: np.ndarray) -> np.ndarray:
-        """Of all members, padded to the longest."""
-        rooms = np.zeros((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        """Of all members, padded to the longest and to what the devices can share out."""
+        slots = round_up(max(map(len, arrays)), row_multiple(model.mesh))
+        rooms = np.zeros((len(arrays), slots, *arrays[0].shape[1:]), arrays[0].dtype)
         for room, array in zip(rooms, arrays, strict=True):
             room[: len(array)] = array
         return rooms
 
-    on_device = put(jax.tree.map(stacked, *kept_M), replicated(model.mesh))
+    on_device = put(jax.tree.map(stacked, *kept_M), rows_sharding(model.mesh, leading=1))
     rows = rows_sharding(model.mesh, leading=2)
 
     def fetch(numbers: Numbers, batch: Batch) -> Chosen:

@@ -137,7 +137,7 @@ class Updates:
             return dataclasses.replace(made, source=online_signals(ask))
         begins_M = [slot_begins(own, slots) for own in pairs]
         size = signal_bytes(model, begins_M)
-        place = choose_place(size) if train.teacher_signals == "cached" else train.teacher_signals
+        place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
         print(f"teacher signals of {len(pairs[0])} pairs: {size / 2**20:.1f} MiB, kept on the {place}")
         if place == "disk":
             texts = [[[p.prompts.teacher_ids, p.response_ids, p.ended, p.prompts.shared] for p in own] for own in pairs]

@@ -288,7 +288,7 @@ class Decoder(nnx.Module):
         """
         graph, layers = nnx.split(self.layers)
         angles = rope_angles(self.config.rope, self.config.head_width, positions_BT)
-        x_BTD = self._on_mesh(jnp.take(self.embed_tokens[...], tokens_BT, axis=0))
+        x_BTD = self._on_mesh(self._embed(tokens_BT))
         keys_L = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
         index = None if cache is None else cache.index
         keeps = keep_cache or cache is not None
@@ -316,6 +316,15 @@ class Decoder(nnx.Module):
             return Prefix(*(jnp.zeros((c.layers, 0, c.kv_heads, c.head_width), self.embed_tokens[...].dtype),) * 2)
         read = self(prefix_C[None], jnp.arange(C)[None], adapter=adapter, remat=remat, keep_cache=True).cache
         return Prefix(read.k_LBSKH[:, 0], read.v_LBSKH[:, 0])
+
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """The tokens' rows of the embedding, [B, T, D]."""
+        x_BTD = jnp.take(self.embed_tokens[...], tokens_BT, axis=0)
+        if self.mesh is None or self.mesh.size == 1 or rows_spec(tokens_BT.shape[0], self.mesh) is None:
+            return x_BTD
+        # First as the table has them, the width over fsdp: from there to whole rows is one exchange, which XLA does not
+        # find by itself on all meshes.
+        return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(self.mesh, P("data", None, "fsdp")))
 
     def _on_mesh(self, x_BTD: jax.Array) -> jax.Array:
         """Rows over the mesh, all else whole: then kernels are gathered layer by layer, and activations stay."""

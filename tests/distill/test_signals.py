@@ -24,6 +24,7 @@ from rdjax.mesh import make_mesh
 from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
 SEEDS, COUNT, BATCH = (1, 2), 5, 2
+MESH = make_mesh(base.get_config().mesh)
 
 
 def longer(pair):
@@ -35,8 +36,7 @@ class Problem:
 
     def __init__(self, slots, dtype=jnp.float32):
         case = make_case(dtype=dtype)
-        mesh = make_mesh(base.get_config().mesh)
-        self.model = types.SimpleNamespace(graph=case.graph, base=case.base, config=case.config, mesh=mesh)
+        self.model = types.SimpleNamespace(graph=case.graph, base=case.base, config=case.config, mesh=MESH)
         self.slots = slots
         # The second member's are as many and longer.
         self.pairs = [random_pairs(COUNT), [longer(pair) for pair in random_pairs(COUNT, seed=2)]]
@@ -120,10 +120,10 @@ def test_the_place_follows_from_the_size(monkeypatch, tmp_path):
     told = tmp_path / "meminfo"
     told.write_text("MemFree: 1 kB\nMemAvailable:    4000 kB\n")
     monkeypatch.setattr(signals_module, "MEMORY", told)
-    assert choose_place(2_000_000) == "host"
-    assert choose_place(2_100_000) == "disk"
+    assert choose_place(2_000_000, MESH) == "host"
+    assert choose_place(2_100_000, MESH) == "disk"
     monkeypatch.setattr(signals_module, "MEMORY", tmp_path / "none")
-    assert choose_place(10**15) == "host"
+    assert choose_place(10**15, MESH) == "host"
 
     def gpu(limit):
         stats = {"bytes_limit": limit, "bytes_in_use": 1000}
@@ -131,5 +131,5 @@ def test_the_place_follows_from_the_size(monkeypatch, tmp_path):
 
     monkeypatch.setattr(signals_module.jax, "local_devices", lambda: gpu(9000))
     monkeypatch.setattr(signals_module, "MEMORY", told)
-    assert choose_place(1999) == "device"
-    assert choose_place(2000) == "host"
+    assert choose_place(1999, MESH) == "device"
+    assert choose_place(2000, MESH) == "host"
