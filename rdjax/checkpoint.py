@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from rdjax.processes import agreed
+
 
 class Checkpoints:
     """Checkpoints of one stage under `folder`; the newest `keep` stay.
@@ -19,8 +21,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """The newest saved step, or None."""
-        return self._manager.latest_step()
+        """The newest saved step that the first process sees, or None."""
+        newest = self._manager.latest_step()
+        step = agreed(-1 if newest is None else newest)
+        return None if step < 0 else step
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Saves a tree of arrays and a JSON-able record of progress."""

@@ -37,9 +37,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
-        keep_compiled_programs()
         try:
             processes.join()
+            keep_compiled_programs()
             main(argv[1:])
         except UserError as error:
             sys.exit(_fail(error))
@@ -50,15 +50,16 @@ def run(main: Callable[[list[str]], None]) -> None:
 def keep_compiled_programs() -> None:
     """Has JAX keep what took a second or more to compile, for the next command that wants the same.
 
-    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false.
+    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false. Several processes keep
+    nothing by themselves: only the first would, and the others would compile while it waits for them.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None and jax.process_count() == 1:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(caches / "rdjax" / _machine()))
+        jax.config.update("jax_compilation_cache_dir", str(caches / "rdjax" / machine_name()))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
 
 
-def _machine() -> str:
+def machine_name() -> str:
     """A name for machines that can run each other's programs: a home may be shared by CPUs that cannot."""
     features = (
         re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE) if CPU_INFO.exists() else None

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from rdjax.data.batches import round_up, shared_prefix
-from rdjax.mesh import put, replicated, row_multiple, rows_sharding
+from rdjax.mesh import cache_spec, put, replicated, row_multiple, rows_sharding
 from rdjax.models.decoder import Cache, Prefix
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
@@ -98,14 +99,15 @@ def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
     return ids, False
 
 
-def _spread(prefix: Prefix, rows: int, room: int) -> Cache:
+def _spread(prefix: Prefix, rows: int, room: int, mesh: Mesh) -> Cache:
     """A cache of `rows` rows that all begin with the prefix, with `room` slots more."""
     L, C, K, H = prefix.k_LCKH.shape
 
     def one(read_LCKH: jax.Array) -> jax.Array:
-        return jnp.pad(
+        made_LBSKH = jnp.pad(
             jnp.broadcast_to(read_LCKH[:, None], (L, rows, C, K, H)), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
         )
+        return jax.lax.with_sharding_constraint(made_LBSKH, NamedSharding(mesh, cache_spec(rows, mesh)))
 
     return Cache(one(prefix.k_LCKH), one(prefix.v_LCKH), jnp.array(C, jnp.int32))
 
@@ -143,7 +145,7 @@ def _decode(
         return decoder.logits(out.final_BTD[:, -1:])[:, 0], out.cache
 
     padding_B, empty_B = T - lengths_B, lengths_B == 0
-    cache = _spread(decoder.read_prefix(prefix_C, adapter), B, T + N)
+    cache = _spread(decoder.read_prefix(prefix_C, adapter), B, T + N, decoder.mesh)
     logits_BV, cache = forward(tokens_BT, padding_B, C + jnp.arange(T), cache)
     if decoding.beams > 1:
         padding_B = jnp.repeat(padding_B, decoding.beams)

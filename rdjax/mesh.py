@@ -66,9 +66,9 @@ def make_mesh(sizes: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
     return Mesh(mesh_utils.create_hybrid_device_mesh(inner, across, used, allow_split_physical_axes=True), AXES)
 
 
-def platform_of(mesh: Mesh | None) -> str:
-    """What computes: "cpu", "gpu" or "tpu"; without a mesh, what JAX takes by itself."""
-    return jax.devices()[0].platform if mesh is None else mesh.devices.flat[0].platform
+def device_of(mesh: Mesh | None) -> jax.Device:
+    """One of what computes; without a mesh, what JAX takes by itself."""
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -107,6 +107,11 @@ def rows_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 def row_multiple(mesh: Mesh) -> int:
     """Batches hold a multiple of this many rows (padding rows weigh nothing)."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def cache_spec(rows: int, mesh: Mesh) -> P:
+    """Of keys and values [L, B, S, K, H]: rows as batches have them, heads over tensor."""
+    return P(None, rows_spec(rows, mesh), None, "tensor")
 
 
 def rows_spec(rows: int, mesh: Mesh) -> tuple[str, ...] | None:

@@ -4,7 +4,6 @@ All see the same --workdir. The first one writes to it and prints; the others co
 """
 
 import hashlib
-import itertools
 import os
 import pathlib
 import signal
@@ -35,7 +34,7 @@ _CONNECT_SECONDS = flags.DEFINE_integer("connect_seconds", 300, "How long to wai
 # The exit status of a run that was told to stop: the same command goes on from there (EX_TEMPFAIL of sysexits.h).
 RERUN_ME = 75
 
-_updates = itertools.count()  # of all stages: the processes agree by it where they stand
+_told: list[int] = []  # the SIGTERMs that came to this one of several processes
 
 
 def join() -> None:
@@ -57,11 +56,15 @@ def join() -> None:
         )
     if given and _PROCESS.value:
         _await_coordinator()
+    # JAX's own protocol for SIGTERM comes to one decision in a process's life; ours asks anew after every update.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             explicit["coordinator"],
             explicit["processes"],
             explicit["process"],
+            local_device_ids=None if given else _gpus_of_the_node(),
+            cluster_detection_method="deactivate" if given else None,
             initialization_timeout=_CONNECT_SECONDS.value,
         )
     except (RuntimeError, ValueError) as error:
@@ -72,6 +75,13 @@ def join() -> None:
         ) from None
     if not is_first():
         sys.stdout = pathlib.Path(os.devnull).open("w")  # noqa: SIM115 (open as long as the process lives)
+
+
+def _gpus_of_the_node() -> list[int] | None:
+    """All GPUs of a node on which SLURM runs one task; JAX would take one a task. None where that is not so."""
+    alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return list(range(int(gpus))) if alone and gpus.isdigit() else None
 
 
 def _await_coordinator() -> None:
@@ -103,6 +113,13 @@ def agreed(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def highest(number: int) -> int:
+    """The highest of all processes' numbers."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
 def wait() -> None:
     """Until all processes have come here."""
     agreed(0)
@@ -110,9 +127,7 @@ def wait() -> None:
 
 def everywhere(yes: bool) -> bool:
     """Whether all processes say yes."""
-    if jax.process_count() == 1:
-        return yes
-    return bool(np.all(multihost_utils.process_allgather(np.int32(yes))))
+    return not highest(not yes)
 
 
 def there(path: pathlib.Path) -> bool:
@@ -147,10 +162,18 @@ def to_host(tree: Any) -> Any:
 def end_on_sigterm() -> None:
     """Has a SIGTERM, as clouds and schedulers send it before they take a machine, end the command with `RERUN_ME`.
 
-    One of several processes leaves the signal to JAX's coordination service (`sigterm_waits`).
+    At once; of several processes only where all ask together whether one was told (`end_if_told`, `sigterm_waits`).
     """
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(RERUN_ME))
+    else:
+        signal.signal(signal.SIGTERM, lambda number, frame: _told.append(number))
+
+
+def end_if_told() -> None:
+    """Ends all processes where one of them got a SIGTERM; what they have done so far is on disk."""
+    if jax.process_count() > 1 and _anyone_told():
+        sys.exit(RERUN_ME)
 
 
 @contextmanager
@@ -158,11 +181,10 @@ def sigterm_waits() -> Iterator[Callable[[], bool]]:
     """Within it a SIGTERM waits to be asked about, so that what was computed can be saved first.
 
     Yields:
-      Whether to save and end now, to be asked after every update; all processes are told so after the same one.
+      Whether to save and end now, to be asked by all processes together.
     """
     if jax.process_count() > 1:
-        # JAX's coordination service catches the signal on any process and picks an update that none has passed.
-        yield lambda: multihost_utils.reached_preemption_sync_point(next(_updates))
+        yield _anyone_told
         return
     told: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
@@ -170,3 +192,9 @@ def sigterm_waits() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(told)
     finally:
         signal.signal(signal.SIGTERM, before)
+    if told:  # after the last time that somebody asked
+        sys.exit(RERUN_ME)
+
+
+def _anyone_told() -> bool:
+    return highest(len(_told)) > 0

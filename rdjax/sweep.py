@@ -6,6 +6,7 @@ out as a run's. Running the same command again goes on: finished cells stay, fai
 
 import collections
 import functools
+import json
 import pathlib
 import shutil
 import sys
@@ -14,10 +15,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from ml_collections import config_dict
 
 from rdjax import cli, experiment_flags
-from rdjax.config import METHODS, check_config
+from rdjax.config import METHODS, check_config, plain
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
@@ -27,7 +29,7 @@ from rdjax.mesh import make_mesh
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.models.lora import Adapter
 from rdjax.page import write_page
-from rdjax.processes import end_on_sigterm, is_first, there
+from rdjax.processes import agreed, check_same, end_if_told, end_on_sigterm, is_first, there
 from rdjax.sweep_page import Table, cell_folder, run_folder, sweep_table
 from rdjax.train import (
     FINISHED,
@@ -130,6 +132,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
                 if not there(run.workdir / FINISHED):
                     write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
             except Exception as error:  # a judge, or memory: the other seeds go on
+                raise_where_others_wait(error)
                 failures[run.config.seed] = describe(error)
             run.log.close()
     return failures
@@ -151,6 +154,7 @@ def train_runs(
         yield from zip(runs, train_all(runs, checkpoints / name), strict=True)
         return
     except Exception as error:
+        raise_where_others_wait(error)
         if len(runs) == 1:
             failures[runs[0].config.seed] = describe(error)
             return
@@ -158,6 +162,15 @@ def train_runs(
     for run in runs:
         if not there(run.workdir / FINISHED):
             yield from train_runs([run], checkpoints, f"seed{run.config.seed}", failures)
+
+
+def raise_where_others_wait(error: Exception) -> None:
+    """Raises again what may have happened to this one of several processes alone: the others would wait for it.
+
+    A `UserError` comes to all of them: they have compared what they read.
+    """
+    if jax.process_count() > 1 and not isinstance(error, UserError):
+        raise error
 
 
 def describe(error: BaseException) -> str:
@@ -229,6 +242,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
             finished += places
             continue
         print(title)
+        end_if_told()
         began = time.monotonic()
         try:
             runs = prepare_cell(config, method, k, workdir)
@@ -239,6 +253,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
                 share_predictions(run, finished)
             failures = run_cell(runs, folder)
         except Exception as error:  # whatever ends a cell, the others go on
+            raise_where_others_wait(error)
             traceback.print_exc()
             failures = dict.fromkeys(config.sweep.seeds, describe(error))
         if failures:
@@ -246,7 +261,8 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
             write_json(folder / FAILURE, failures)
             print(f"{title}: failed: {failures}", file=sys.stderr)
         else:
-            (folder / FAILURE).unlink(missing_ok=True)
+            if is_first():
+                (folder / FAILURE).unlink(missing_ok=True)
             print(f"{title}: {time.monotonic() - began:.0f} seconds")
         finished += [place for place in places if there(place / FINISHED)]
         write_json(workdir / SUMMARY, summarise(config, workdir))
@@ -259,14 +275,16 @@ def main(argv: list[str]) -> None:
     end_on_sigterm()
     check_workdir(workdir, config)
     first = cell_config(config, config.sweep.methods[0], config.sweep.ks[0], config.sweep.seeds[0])
-    open_workdir(workdir, config, "rdjax.sweep", fingerprint(load_task(first.task, first.seed), weight_folders(first)))
+    read = fingerprint(load_task(first.task, first.seed), weight_folders(first))
+    check_same({"the configs": json.dumps(plain(config)), "the data or weights": read})
+    open_workdir(workdir, config, "rdjax.sweep", read)
     run_cells(config, workdir)
     summary = summarise(config, workdir)
     write_json(workdir / SUMMARY, summary)
     if any(cell["splits"] for cell in summary["cells"]):
         print(markdown(sweep_table(summary["cells"])))
     print(f"wrote {write_page(workdir)}")
-    if summary["failed"]:
+    if agreed(len(summary["failed"])):
         names = "; ".join("{method}, k = {k}, seed {seed}: {error}".format(**cell) for cell in summary["failed"])
         print(f"failed: {names}. The same command tries them again.", file=sys.stderr)
         sys.exit(1)

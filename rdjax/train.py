@@ -41,7 +41,7 @@ from rdjax.metrics import MetricsLog, progress
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
 from rdjax.page import PAGE, write_page
-from rdjax.processes import check_same, end_on_sigterm, there
+from rdjax.processes import check_same, end_if_told, end_on_sigterm, there
 from rdjax.workdir import RECORD, check_workdir, open_workdir
 
 GAP_ROWS = 32  # prompts on which the gap is measured before training
@@ -244,6 +244,7 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
             adapters[name] = train_adapters(runs, name, method, teachers, folder)
         export_adapters(runs, name, adapters[name])
+        end_if_told()
     return [{name: made[number] for name, made in adapters.items()} for number in range(len(runs))]
 
 
@@ -273,7 +274,12 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
             total = sum(map(len, splits.values())) * len(systems)
             options, folder = eval_options(run.config, run.spec), run.workdir / "predictions"
             with progress(total, 0, "answers", "row") as bar:
-                results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, bar.update)
+
+                def on_batch(rows: int) -> None:
+                    bar.update(rows)
+                    end_if_told()
+
+                results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, on_batch)
         else:
             print("no test split or no system: nothing to evaluate")
         return results | {"judge_errors": judge_errors(run)}

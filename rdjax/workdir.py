@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from rdjax.config import differences, plain
 from rdjax.errors import UserError
 from rdjax.files import read_json, write_json
-from rdjax.processes import there
+from rdjax.processes import everywhere, there
 
 RECORD = "config.json"
 # Sections that a run may be continued with other values of: they say where it computes, not what.
@@ -71,5 +71,7 @@ def open_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict, module: 
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
         write_json(record, content)
-    elif read_json(record).get("fingerprint") != fingerprint:
+    if not everywhere(record.exists()):
+        raise UserError(f"--workdir: {workdir} is not the same folder for all processes; accepted: one that all see")
+    if read_json(record).get("fingerprint") != fingerprint:
         raise UserError(f"--workdir: {workdir} holds a run on other data or weights; take another folder")

@@ -18,7 +18,8 @@ from rdjax.processes import RERUN_ME
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
-SETTINGS = (
+TRAIN = (
+    "rdjax.train",
     "--config=configs/quickstart.py",
     "--config.task.k=5",
     "--config.task.generated.test_rows=3",
@@ -27,6 +28,21 @@ SETTINGS = (
     "--config.train.checkpoint_every=1",
     "--config.lora.rank=2",
     "--config.lora.dropout=0.1",
+    "--config.eval.systems=('base_with_rule','student')",
+    "--config.eval.max_new_tokens=2",
+    "--config.eval.batch_size=4",
+)
+SWEEP = (
+    "rdjax.sweep",
+    "--config=configs/sweeps/arithmetic.py",
+    "--config.sweep.methods=('rule_distill_base',)",
+    "--config.sweep.ks=(5,)",
+    "--config.sweep.seeds=(0,1)",
+    "--config.sweep.updates=4",
+    "--config.task.responses=teacher",
+    "--config.task.generated.test_rows=3",
+    "--config.train.teacher_signals=disk",
+    "--config.lora.rank=2",
     "--config.eval.systems=('base_with_rule','student')",
     "--config.eval.max_new_tokens=2",
     "--config.eval.batch_size=4",
@@ -41,10 +57,12 @@ def model(tmp_path_factory) -> pathlib.Path:
     return tiny.write_tokenizer(folder)
 
 
-def start(model: pathlib.Path, workdir: pathlib.Path, devices: int, *more: str) -> subprocess.Popen:
+def start(
+    model: pathlib.Path, workdir: pathlib.Path, devices: int, *more: str, command: tuple[str, ...] = TRAIN
+) -> subprocess.Popen:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "rdjax.train", *SETTINGS, f"--config.model.path={model}", f"--workdir={workdir}", *more],
+        [sys.executable, "-m", *command, f"--config.model.path={model}", f"--workdir={workdir}", *more],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
@@ -53,12 +71,13 @@ def start(model: pathlib.Path, workdir: pathlib.Path, devices: int, *more: str) 
     )
 
 
-def start_two(model: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[subprocess.Popen]:
+def start_two(model: pathlib.Path, workdir: pathlib.Path, command: tuple[str, ...] = TRAIN) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
     return [
-        start(model, workdir, 4, *SPREAD, address, "--processes=2", f"--process={number}", *more) for number in range(2)
+        start(model, workdir, 4, *SPREAD, address, "--processes=2", f"--process={number}", command=command)
+        for number in range(2)
     ]
 
 
@@ -81,7 +100,7 @@ def assert_same_end(workdir: pathlib.Path, other: pathlib.Path) -> None:
     """The same adapter and the same scores, to the rounding that another order of sums has."""
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (workdir, other))
     for name, tensor in theirs.items():
-        np.testing.assert_allclose(ours[name], tensor, atol=1e-3 * np.abs(tensor).max(), err_msg=name)
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-3 * max(np.abs(tensor).max(), 1e-3), err_msg=name)
     ours, theirs = (json.loads((run / "eval.json").read_text())["splits"] for run in (workdir, other))
     assert ours.keys() == theirs.keys()
     for split, systems in theirs.items():
@@ -103,6 +122,16 @@ def test_two_processes_end_as_one(model, alone, tmp_path):
     assert "wrote" in first
     assert "wrote" not in second
     assert_same_end(tmp_path / "run", alone)
+
+
+def test_a_sweep_of_two_processes_ends_as_one(model, tmp_path):
+    """Two seeds side by side; the teacher's own responses, its signals on disk."""
+    end([start(model, tmp_path / "one", 1, command=SWEEP)])
+    end(start_two(model, tmp_path / "two", SWEEP))
+    seeds = [path.parent.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("eval.json"))]
+    assert len(seeds) == 2
+    for seed in seeds:
+        assert_same_end(tmp_path / "two" / seed, tmp_path / "one" / seed)
 
 
 def test_a_killed_process_is_followed_by_a_clean_resume(model, alone, tmp_path):

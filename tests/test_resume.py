@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from rdjax.processes import RERUN_ME
+
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = (
     "--config=configs/quickstart.py",
@@ -34,32 +36,35 @@ def finish(workdir: pathlib.Path) -> str:
     return out
 
 
-def kill_after_first_checkpoint(workdir: pathlib.Path) -> None:
+def end_after_first_checkpoint(workdir: pathlib.Path, how: signal.Signals) -> int:
+    """Sends the signal; the exit status."""
     process = start(workdir)
     checkpoints = workdir / "checkpoints" / "student"
     deadline = time.monotonic() + 300
     while not (checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())):
         assert process.poll() is None and time.monotonic() < deadline, "ended before its first checkpoint"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(how)
     process.communicate()
+    return process.returncode
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """An uninterrupted workdir, a killed and resumed one, and the metrics of the latter when it was killed."""
+    """An uninterrupted workdir, and two that were killed, and told to end, and resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    whole, killed = folder / "whole", folder / "killed"
-    finish(whole)
-    kill_after_first_checkpoint(killed)
-    assert not (killed / "adapter").exists(), "killed too late to prove anything"
-    finish(killed)
-    return whole, killed
+    made = [folder / name for name in ("whole", "killed", "told")]
+    finish(made[0])
+    for workdir, how, status in ((made[1], signal.SIGKILL, -9), (made[2], signal.SIGTERM, RERUN_ME)):
+        assert end_after_first_checkpoint(workdir, how) == status
+        assert not (workdir / "adapter").exists(), "ended too late to prove anything"
+        finish(workdir)
+    return made
 
 
 def test_adapter_is_bit_identical(runs):
-    whole, killed = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs)
-    assert whole == killed
+    whole, killed, told = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs)
+    assert whole == killed == told
 
 
 def test_metrics_have_no_gap_and_no_double(runs):

@@ -1,5 +1,7 @@
 """Whole runs on a random tiny model: what they write, what they train, what they measure."""
 
+import contextlib
+import itertools
 import json
 import pathlib
 import subprocess
@@ -13,8 +15,10 @@ from safetensors.numpy import load_file
 
 from configs import base
 from rdjax import cli, train
+from rdjax.distill import stage
 from rdjax.evaluation import Answers
 from rdjax.judges import Judge
+from rdjax.processes import RERUN_ME
 from tests import tiny
 
 FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
@@ -46,15 +50,20 @@ def own_folder(tmp_path_factory) -> pathlib.Path:
     return root
 
 
-def run(model, root, workdir, *overrides: str) -> dict:
-    """Runs `rdjax.train` in this process and returns its eval.json."""
+def status_of(model, root, workdir, *overrides: str) -> int:
+    """Runs `rdjax.train` in this process and returns its exit status."""
     task = (f"--config.model.path={model}", "--config.task.name=rule", f"--config.task.root={root}")
     arguments = ["train", f"--config={base.__file__}", f"--workdir={workdir}", *task, *SETTINGS, *overrides]
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", arguments)
         flags.FLAGS.unparse_flags()
         cli.run(train.main)
-    assert not ended.value.code
+    return ended.value.code or 0
+
+
+def run(model, root, workdir, *overrides: str) -> dict:
+    """Runs `rdjax.train` in this process and returns the scores of its eval.json."""
+    assert status_of(model, root, workdir, *overrides) == 0
     return json.loads((workdir / "eval.json").read_text())["splits"]
 
 
@@ -82,6 +91,21 @@ def test_workdir_holds_what_the_design_says(student):
     assert {"loss", "logit_loss", "hidden_loss", "gradient_norm", "learning_rate", "valid_loss"} <= epochs[0].keys()
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     assert lines[0]["stage"] == "gap" and lines[0]["kl"] > 0
+
+
+def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder, student, tmp_path, monkeypatch, capfd):
+    """After three of six updates, two an epoch: its adapter and metrics are those of a run that never stopped."""
+    asked = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "sigterm_waits", lambda: contextlib.nullcontext(lambda: next(asked) == 3))
+        assert status_of(model, own_folder, tmp_path / "run") == RERUN_ME
+    assert "student is saved after update 3 of 6" in capfd.readouterr().out
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert run(model, own_folder, tmp_path / "run") == student[1]
+    ours, theirs = ((run / "adapter" / "adapter_model.safetensors") for run in (tmp_path / "run", student[0]))
+    assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = ((run / "metrics.jsonl").read_text().splitlines() for run in (tmp_path / "run", student[0]))
+    assert sorted(ours) == sorted(theirs)
 
 
 def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_path):

@@ -13,8 +13,9 @@ from rdjax.data.pairs import Pair
 # A shared prefix of fewer tokens is read in every row: reading it once would save little.
 PREFIX_PAYS = 16
 
-# Padded sizes of a stage's updates, each a program to compile; a further one must save this share of all tokens.
-MOST_SHAPES, SHAPE_PAYS = 3, 0.1
+# Padded sizes of a stage's updates, each a program to compile: a further one must save this share of all tokens, and as
+# many as these updates have, for which it would take as long (7 seconds for updates of 0.17, on a CPU).
+MOST_SHAPES, SHAPE_PAYS, COMPILING_TAKES = 3, 0.1, 50
 
 # More than any sequence has tokens.
 DRAWS_A_PAIR = 2**16
@@ -236,7 +237,7 @@ def _side(
 def few_sizes(sizes: Sequence[int]) -> list[int]:
     """Up to `MOST_SHAPES` limits, rising, so that little is padded where everything is padded to the next of them.
 
-    A further one has to save a share `SHAPE_PAYS` of all.
+    A further one has to save a share `SHAPE_PAYS` of all, and `COMPILING_TAKES` times the largest.
     """
     values, counts = np.unique(sizes, return_counts=True)
     limits, cost = [int(values[-1])], int(values[-1]) * len(sizes)
@@ -244,7 +245,7 @@ def few_sizes(sizes: Sequence[int]) -> list[int]:
         tried = {int(value): sorted([*limits, int(value)]) for value in values[:-1]}
         costs = {value: int(np.sum(np.array(t)[np.searchsorted(t, values)] * counts)) for value, t in tried.items()}
         best = min(costs, key=costs.__getitem__, default=None)
-        if best is None or costs[best] > (1 - SHAPE_PAYS) * cost:
+        if best is None or cost - costs[best] < max(SHAPE_PAYS * cost, COMPILING_TAKES * limits[-1]):
             break
         limits, cost = tried[best], costs[best]
     return limits

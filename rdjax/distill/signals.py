@@ -25,7 +25,7 @@ from rdjax.distill.teacher import Signals
 from rdjax.mesh import put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.processes import agreed, everywhere, to_host
+from rdjax.processes import everywhere, highest, to_host
 
 # Shares of what is free that signals may take: the rest is for the step, and for everything else that runs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
@@ -82,19 +82,18 @@ def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:
 
 
 def choose_place(size: int, mesh: Mesh) -> str:
-    """The fastest of `SIGNAL_PLACES` in which `size` bytes leave room enough; where the first process has it.
+    """The fastest of `SIGNAL_PLACES` in which `size` bytes leave room enough for all processes.
 
     Devices share them out, each host has them whole.
     """
     device = jax.local_devices()[0]
     # A CPU device's memory is the host's.
     memory = (device.memory_stats() if device.platform != "cpu" else None) or {}
-    rooms = (
-        row_multiple(mesh) * DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)),
-        HOST_SHARE * _host_room(),
-        math.inf,
-    )
-    return SIGNAL_PLACES[agreed(next(number for number, room in enumerate(rooms) if size < room))]
+    devices = row_multiple(mesh) * DEVICE_SHARE * (memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0))
+    host = HOST_SHARE * _host_room()
+    # On their way to devices they stand in the host's memory, and once more in the devices' order.
+    rooms = min(devices, host / 2), host, math.inf
+    return SIGNAL_PLACES[highest(next(number for number, room in enumerate(rooms) if size < room))]
 
 
 def _host_room() -> float:
@@ -151,6 +150,8 @@ def cached_signals(
     found = place == "disk" and everywhere(complete.exists())
     if place == "disk":
         folder.mkdir(parents=True, exist_ok=True)
+        if not found:
+            complete.unlink(missing_ok=True)
 
     def room(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if place == "disk":

@@ -18,6 +18,7 @@ from rdjax.distill.losses import (
     sum_in_chunks,
 )
 from rdjax.distill.teacher import Signals, read_prefix, read_side
+from rdjax.mesh import replicated
 from rdjax.models.decoder import Dropout, Prefix, logits
 from rdjax.models.lora import Adapter, effective
 
@@ -203,7 +204,10 @@ def train_step(
         metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
 
-    return jax.vmap(one)(state, batch, signals, seeds_M)
+    made, metrics = jax.vmap(one)(state, batch, signals, seeds_M)
+    mesh = nnx.merge(graph, base).mesh
+    # As the state came in: whole on every device.
+    return made if mesh is None else jax.lax.with_sharding_constraint(made, replicated(mesh)), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective", "options"))

@@ -1,6 +1,8 @@
 """Rotary positions, masks, and grouped-query attention on each platform."""
 
 import math
+import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from rdjax.mesh import platform_of, rows_spec
+from rdjax.mesh import device_of, rows_spec
 from rdjax.models.config import RopeConfig
 
 SPLASH_BLOCKS = (128, 256, 384, 512)  # positions a block of splash attention has; the largest that divides is taken
@@ -63,11 +65,11 @@ def causal_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, me
     On each platform by its fastest kernel; neither of the accelerators' ever holds the scores of all pairs of tokens.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
-    platform = platform_of(mesh)
-    if platform == "tpu" and SPLASH_BLOCKS[0] <= T:
+    device = device_of(mesh)
+    if device.platform == "tpu" and SPLASH_BLOCKS[0] <= T:
         return splash_attention(q_BTNH, k_BSKH, v_BSKH, mesh)
-    if platform == "gpu" and q_BTNH.dtype.itemsize == 2 and H % 8 == 0 and H <= CUDNN_HEAD:
-        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH)
+    if has_cudnn_attention(device) and q_BTNH.dtype.itemsize == 2 and H % 8 == 0 and H <= CUDNN_HEAD:
+        return cudnn_attention(q_BTNH, k_BSKH, v_BSKH, mesh)
     return attention(q_BTNH, k_BSKH, v_BSKH, behind_mask(T, k_BSKH.shape[1]))
 
 
@@ -76,14 +78,33 @@ def behind_mask(T: int, S: int) -> jax.Array:
     return jnp.tril(jnp.ones((1, T, S), bool), k=S - T)
 
 
-def cudnn_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
-    """`causal_attention` by cuDNN's flash attention, for 16-bit numbers on NVIDIA GPUs."""
+def has_cudnn_attention(device: jax.Device) -> bool:
+    """Whether the device is an NVIDIA GPU from Ampere on; AMD's have a name for their capability, no number."""
+    capability = str(getattr(device, "compute_capability", ""))
+    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8
+
+
+def cudnn_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`causal_attention` by cuDNN's flash attention, for 16-bit numbers, on each device for its own rows and heads."""
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    # Its own causal mask begins at the first key, so tokens behind a prefix bring their mask.
-    mask_11TS = None if S == T else behind_mask(T, S)[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask_11TS, is_causal=S == T, implementation="cudnn"
-    )
+
+    def local(q_BTNH, k_BSKH, v_BSKH):
+        # Its own causal mask begins at the first key, so tokens behind a prefix bring their mask.
+        mask_11TS = None if S == T else behind_mask(T, S)[:, None]
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, mask=mask_11TS, is_causal=S == T, implementation="cudnn"
+        )
+
+    return _on_each_device(local, q_BTNH.shape[0], mesh)(q_BTNH, k_BSKH, v_BSKH)
+
+
+def _on_each_device(local: Callable[..., jax.Array], rows: int, mesh: Mesh | None) -> Callable[..., jax.Array]:
+    """An attention of whole arrays from one that each device does for its own rows and heads."""
+    if mesh is None or mesh.size == 1:
+        return local
+    spec = P(rows_spec(rows, mesh), None, "tensor")
+    # check_vma: a kernel does not say over which axes of the mesh its results vary.
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
 
 
 def splash_attention(
@@ -117,11 +138,7 @@ def splash_attention(
         heads_first = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSKH, v_BSKH))
         return jax.vmap(kernel)(*heads_first).transpose(0, 2, 1, 3)
 
-    if mesh is not None and mesh.size > 1:
-        spec = P(rows_spec(B, mesh), None, "tensor")
-        # check_vma: the kernel does not say over which axes of the mesh its results vary.
-        local = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-    return local(q_BTNH, k_BSKH, v_BSKH)[:, :T]
+    return _on_each_device(local, B, mesh)(q_BTNH, k_BSKH, v_BSKH)[:, :T]
 
 
 def _padded(x_BTKH: jax.Array, more: int) -> jax.Array:

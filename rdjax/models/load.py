@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rdjax.errors import UserError
-from rdjax.mesh import platform_of
+from rdjax.mesh import device_of
 from rdjax.models.config import DecoderConfig, read_decoder_config
 from rdjax.models.weights import abstract_params, load_params
 from rdjax.sharding import check_mesh, param_shardings
@@ -49,7 +49,7 @@ class LanguageModel:
 def resolve_dtype(name: str, mesh: Mesh):
     """float32, bfloat16, or for "auto" the one that suits the mesh's devices."""
     if name == "auto":
-        return jnp.float32 if platform_of(mesh) == "cpu" else jnp.bfloat16
+        return jnp.float32 if device_of(mesh).platform == "cpu" else jnp.bfloat16
     return jnp.dtype(name)
 
 

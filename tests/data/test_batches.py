@@ -260,12 +260,13 @@ def test_behind_a_prefix_the_rest_stands_as_before(rows):
     np.testing.assert_array_equal(whole.student.tokens_BT, short.student.tokens_BT)
 
 
-def test_few_sizes_add_a_limit_where_it_saves_a_tenth():
-    assert few_sizes([64, 64, 64]) == [64]
-    assert few_sizes([64, 72, 72]) == [72]
-    assert few_sizes([40] * 10 + [80] * 10) == [40, 80]
-    assert few_sizes(list(range(8, 808, 8))) == [400, 800]
-    clusters = [40] * 10 + [80] * 10 + [160] * 10 + [320] * 10
+def test_few_sizes_add_a_limit_where_it_saves_a_tenth_and_its_own_compiling():
+    assert few_sizes([64, 64, 64] * 100) == [64]
+    assert few_sizes([64, 72, 72] * 100) == [72]
+    assert few_sizes([40] * 100 + [80] * 100) == [40, 80]
+    assert few_sizes([40] * 99 + [80] * 100) == [80]
+    assert few_sizes(list(range(8, 808, 8)) * 3) == [400, 800]
+    clusters = [40] * 300 + [80] * 300 + [160] * 300 + [320] * 300
     assert few_sizes(clusters)[-1] == 320 and len(few_sizes(clusters)) == batches.MOST_SHAPES
 
 

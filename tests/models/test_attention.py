@@ -1,5 +1,7 @@
 """Attention, its masks and rotary positions against independent formulas."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from rdjax.models.attention import (
     attention,
     behind_mask,
     cudnn_attention,
+    has_cudnn_attention,
     rope_angles,
     rope_frequencies_H,
     rotate,
@@ -131,10 +134,19 @@ def test_splash_attention_equals_the_plain_one(T, S, sizes):
     assert_same_attention(lambda *qkv: splash_attention(*qkv, mesh, interpret=True), random_heads(T, S, 64), 2e-5)
 
 
+@pytest.mark.parametrize(
+    ("platform", "capability", "taken"),
+    [("gpu", "9.0", True), ("gpu", "8.0", True), ("gpu", "7.5", False), ("gpu", "gfx942", False), ("cpu", None, False)],
+)
+def test_cudnn_is_for_nvidia_gpus_that_have_it(platform, capability, taken):
+    device = types.SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+    assert has_cudnn_attention(device) == taken
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("T", "S"), [(200, 200), (136, 176)])
 def test_cudnn_attention_equals_the_plain_one(T, S):
-    assert_same_attention(cudnn_attention, random_heads(T, S, 64, jnp.bfloat16), 2e-2)
+    assert_same_attention(lambda *qkv: cudnn_attention(*qkv, None), random_heads(T, S, 64, jnp.bfloat16), 2e-2)
 
 
 def rotated_as_complex(x_TH, positions_T, frequencies):
