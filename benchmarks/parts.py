@@ -3,8 +3,9 @@
     python -m benchmarks.parts [--shape=20m] [--batch=4] [--out=benchmarks/results/parts_cpu.json]
 
 Utilisation counts 2 FLOPs a parameter and token for a forward pass and 4 for a step of adapter training (the forward
-and the backward to the activations), plus attention, on real tokens alone, against a dense matrix product measured in
-the same run. Memory is the compiler's count of what a program needs beside its arguments.
+and the backward to the activations), plus attention, on real tokens alone and less the prefix that is read once for
+all, against a dense matrix product measured in the same run. Memory is the compiler's count of what a program needs
+beside its arguments.
 """
 
 import functools
@@ -28,6 +29,7 @@ from benchmarks.problem import (
 from rdjax.distill.signals import asking
 from rdjax.distill.step import Objective, StepOptions, evaluate_loss, init_state, loss_and_gradient, train_step
 from rdjax.distill.updates import Updates, in_turn
+from rdjax.flops import attention_flops
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")
@@ -36,11 +38,6 @@ _PROMPT = flags.DEFINE_integer("prompt", 60, "Tokens of a student's prompt.")
 _RESPONSE = flags.DEFINE_integer("response", 40, "Tokens of a response.")
 _REMAT = flags.DEFINE_enum("remat", "none", ["none", "full", "dots"], "What the backward pass computes anew.")
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
-
-
-def attention_flops(config, lengths: list[int]) -> float:
-    """Of one forward pass over sequences of these lengths: half of the square, for attention is causal."""
-    return sum(2 * length**2 * config.heads * config.head_width * config.layers for length in lengths)
 
 
 def main(argv: list[str]) -> None:
@@ -92,10 +89,13 @@ def main(argv: list[str]) -> None:
     rate = matmul_rate(model.base["embed_tokens"].dtype)
     rows = []
     for name, time in times.items():
-        lengths = tokens["teacher" if name == "teacher pass" else "student"]
+        side = "teacher" if name == "teacher pass" else "student"
+        prefix, lengths = getattr(updates.prefixes, side), tokens[side]
         passes = 1 if name in ("teacher pass", "student forward") else 2
-        flops = passes * (2 * problem.parameters * sum(lengths) + attention_flops(model.config, lengths))
-        rows.append([name, 1e3 * time, sum(lengths) / time, flops / time / rate, memory.get(name, float("nan"))])
+        read = sum(lengths) - len(lengths) * prefix
+        attention = attention_flops(model.config, lengths) - len(lengths) * attention_flops(model.config, [prefix])
+        flops = passes * (2 * problem.parameters * read + attention)
+        rows.append([name, 1e3 * time, read / time, flops / time / rate, memory.get(name, float("nan"))])
     print(f"{_SHAPE.value}: {problem.parameters / 1e6:.1f}M parameters that multiply; {rate / 1e9:.0f} GFLOP/s dense")
     print(
         f"an update: {sum(tokens['student'])} student and {sum(tokens['teacher'])} teacher tokens, "
