@@ -18,9 +18,16 @@ from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter
 
 
 def make(
-    pairs, batch_size=4, objective=DISTILL, options=OPTIONS, mesh=None, folder=pathlib.Path("unused"), **train
+    pairs,
+    batch_size=4,
+    objective=DISTILL,
+    options=OPTIONS,
+    mesh=None,
+    folder=pathlib.Path("unused"),
+    epochs=1,
+    **train,
 ) -> Updates:
-    """Updates of one member that are taken in order."""
+    """Updates of one member that are taken in order, so many times."""
     config = base.get_config()
     config.mesh.update(mesh or {})
     config.train.update({"batch_size": batch_size, **train})
@@ -33,7 +40,7 @@ def make(
         eos_ids=(257,),
     )
     teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(case.config))
-    numbers = in_turn(len(pairs), batch_size, 1)
+    numbers = in_turn(len(pairs), batch_size, 1) * epochs
     return Updates.make([pairs], numbers, OURS, objective, model, teachers_M, options, config.train, folder)
 
 
@@ -71,7 +78,8 @@ def test_a_mesh_with_more_rows_accumulates_less(mesh, given, rows, accumulation)
 def test_updates_of_like_size_share_a_shape():
     """Two programs serve short and long updates; what each holds is its own pairs."""
     short, long = random_pairs(8), [dataclasses.replace(p, response_ids=tuple(range(60))) for p in random_pairs(8)]
-    updates = make(short + long, teacher_signals="online")
+    assert len(make(short + long, teacher_signals="online").shapes) == 1, "so few are not worth a program more"
+    updates = make(short + long, teacher_signals="online", epochs=50)
     assert len(updates.shapes) == 2
     for numbers, shape in (([[0, 1, 2, 3]], updates.shapes[0]), ([[8, 9, 10, 11]], updates.shapes[1])):
         batch = updates.batch(numbers)
@@ -93,7 +101,7 @@ def test_signals_are_the_same_wherever_they_come_from(place, tmp_path):
     np.testing.assert_allclose(ours.inputs_LBQD * aligned, theirs.inputs_LBQD * aligned, atol=1e-5)
     np.testing.assert_allclose(ours.final_BPD * predict, theirs.final_BPD * predict, atol=1e-5)
     assert float(jnp.abs(ours.final_BPD * predict).sum()) > 1
-    assert len([*tmp_path.glob("*/complete")]) == (place == "disk")
+    assert len([*tmp_path.glob("*/process-0/complete")]) == (place == "disk")
 
 
 def test_things_made_ahead_come_in_order_and_their_errors_too():
