@@ -26,7 +26,7 @@ def mesh_shape(sizes: config_dict.ConfigDict, count: int) -> tuple[int, ...]:
       UserError: more than one axis is to be inferred, or the sizes do not suit the devices.
     """
     shape = [sizes[axis] for axis in AXES]
-    wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+    wanted = _named(shape)
     if shape.count(INFERRED) > 1:
         raise UserError(f"config.mesh: {wanted}; accepted: at most one axis of {INFERRED}, which takes what is left")
     if INFERRED in shape:
@@ -35,6 +35,10 @@ def mesh_shape(sizes: config_dict.ConfigDict, count: int) -> tuple[int, ...]:
             raise UserError(f"config.mesh: {wanted}: {others} do not divide the {count} devices")
         shape[shape.index(INFERRED)] = count // others
     return tuple(shape)
+
+
+def _named(shape: Sequence[int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
 
 
 def make_mesh(sizes: config_dict.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -51,8 +55,9 @@ def make_mesh(sizes: config_dict.ConfigDict, devices: Sequence[jax.Device] | Non
     count = int(np.prod(shape))
     exact = devices is not None or jax.process_count() > 1
     if count > len(there) or (exact and count < len(there)):
-        wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
-        raise UserError(f"config.mesh: {wanted} needs {count} devices; there are {len(there)} ({there[0].platform})")
+        raise UserError(
+            f"config.mesh: {_named(shape)} needs {count} devices; there are {len(there)} ({there[0].platform})"
+        )
     used = there[:count]
     slices = len({getattr(device, "slice_index", 0) for device in used})
     if used[0].platform != "tpu":

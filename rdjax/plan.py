@@ -69,7 +69,7 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
         decoder = read_decoder_config(resolve_folder(config.model.path, "model"))
     check_mesh(mesh, decoder)
     graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
-    base = jax.tree.map(_placed, shapes, param_shardings(mesh, shapes))
+    base = jax.tree.map(_leaf, shapes, param_shardings(mesh, shapes))
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
 
 
@@ -92,12 +92,12 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     updates = Updates.sized(pairs, numbers, stage.slots, stage.objective, model, stage.options, config.train)
     whole = replicated(model.mesh)
     adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
-    adapters_M = jax.tree.map(lambda leaf: _placed(leaf, whole), adapters_M)
+    adapters_M = _placed(adapters_M, whole)
     optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
     state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
-    state = jax.tree.map(lambda leaf: _placed(leaf, whole), state)
+    state = _placed(state, whole)
     rows = rows_sharding(model.mesh, leading=2)
-    batch = jax.tree.map(lambda leaf: _placed(leaf, rows), updates.fetch(numbers[0]).batch)
+    batch = _placed(updates.fetch(numbers[0]).batch, rows)
 
     def prefix_C(side: str):
         length = getattr(updates.prefixes, side)
@@ -108,7 +108,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
         # As the compiler leaves it in a run: the heads of [M, L, C, K, H] where those that made them lie.
         heads = NamedSharding(model.mesh, P(None, None, None, "tensor")) if model.mesh.shape["tensor"] > 1 else whole
-        prefix_M = jax.tree.map(lambda leaf: _placed(leaf, heads), read)
+        prefix_M = _placed(read, heads)
     asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
     signals = None
     if stage.objective.kind == "distill":
@@ -131,7 +131,11 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     return updates, Programs(teacher_signals.lower(*asked), step, state)
 
 
-def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: _leaf(leaf, sharding), tree)
+
+
+def _leaf(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
