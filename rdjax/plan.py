@@ -43,7 +43,7 @@ from rdjax.train import make_stage
 
 _TOPOLOGY = flags.DEFINE_string("topology", "", "<chip>:<shape>, e.g. v5e:4x4; without one, the devices that are here.")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many slices of that topology.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "Let the compiler try less: sooner done, and memory is an upper bound.")
+_QUICK = flags.DEFINE_bool("quick", False, "Let the compiler try less: sooner done, and memory is near, not exact.")
 # allow_override: a process may know several commands that have one.
 _OUT = flags.DEFINE_string("out", None, "Where the plan goes as JSON.", allow_override=True)
 
