@@ -17,7 +17,7 @@ from rdjax.data.batches import Batch, Shape, Side, Slots, batch_shape, collate, 
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, sum_in_chunks
 from rdjax.distill.step import logit_loss
-from rdjax.distill.teacher import Signals, read_prefix, read_side
+from rdjax.distill.teacher import Signals, read_side
 from rdjax.errors import UserError
 from rdjax.files import read_lines, write_lines
 from rdjax.generation import Decoding, generate
@@ -121,8 +121,7 @@ class Divergence(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _read(base, adapter: Adapter, side: Side, prefix_C: jax.Array | None, *, graph) -> Signals:
-    prefix = None if prefix_C is None else read_prefix(graph, base, adapter, prefix_C)
-    return read_side(graph, base, adapter, side, prefix=prefix)
+    return read_side(graph, base, adapter, side, lead_C=prefix_C)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))

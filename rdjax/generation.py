@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
 
 from rdjax.data.batches import round_up, shared_prefix
-from rdjax.mesh import cache_spec, put, replicated, row_multiple, rows_sharding
-from rdjax.models.decoder import Cache, Prefix
+from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding
+from rdjax.models.decoder import Cache
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, effective
 from rdjax.processes import to_host
@@ -70,7 +69,7 @@ def generate(
     rows = round_up(batch_size, row_multiple(model.mesh))
     # A rule is read once for all prompts of a batch that begin with it.
     shared = shared_prefix(prompts)
-    prefix_C = put(np.array(prompts[0][:shared], np.int32), replicated(model.mesh))
+    prefix_C = place_prefix(prompts[0], shared, model.mesh)
     prompts = [prompt[shared:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: dict[int, tuple[list[int], bool]] = {}
@@ -99,19 +98,6 @@ def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
     return ids, False
 
 
-def _spread(prefix: Prefix, rows: int, room: int, mesh: Mesh) -> Cache:
-    """A cache of `rows` rows that all begin with the prefix, with `room` slots more."""
-    L, C, K, H = prefix.k_LCKH.shape
-
-    def one(read_LCKH: jax.Array) -> jax.Array:
-        made_LBSKH = jnp.pad(
-            jnp.broadcast_to(read_LCKH[:, None], (L, rows, C, K, H)), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
-        )
-        return jax.lax.with_sharding_constraint(made_LBSKH, NamedSharding(mesh, cache_spec(rows, mesh)))
-
-    return Cache(one(prefix.k_LCKH), one(prefix.v_LCKH), jnp.array(C, jnp.int32))
-
-
 @functools.partial(jax.jit, static_argnames=("graph", "eos", "decoding"))
 def _decode(
     base,
@@ -128,31 +114,31 @@ def _decode(
 ):
     """New tokens [B, N] for prompts that begin with the prefix; a row of length 0 is padding and ends at once.
 
-    Slots of the cache: the prefix, the prompts' own tokens padded on the left, the new tokens.
+    Slots of the cache: the prompts' own tokens padded on the left, the new tokens.
     """
     decoder = nnx.merge(graph, base)
     B, T = tokens_BT.shape
-    C, N = prefix_C.shape[0], decoding.max_new_tokens
-    slots_S = jnp.arange(C + T + N)
+    C, N = 0 if prefix_C is None else prefix_C.shape[0], decoding.max_new_tokens
+    slots_S = jnp.arange(T + N)
+    prefix = None if prefix_C is None else decoder.read_prefix(prefix_C, adapter)
 
     def forward(tokens, padding_B, slots_T, cache):
         """Logits behind the last of `tokens`, and the cache; token t sits at slot slots_T[t]."""
-        positions_BT = jnp.maximum(slots_T - padding_B[:, None], 0)
-        real_BS = (slots_S < C) | (slots_S >= C + padding_B[:, None])
+        positions_BT = C + jnp.maximum(slots_T - padding_B[:, None], 0)
+        real_BS = slots_S >= padding_B[:, None]
         causal_TS = slots_S <= slots_T[:, None]
         mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
-        out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache)
+        out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
         return decoder.logits(out.final_BTD[:, -1:])[:, 0], out.cache
 
     padding_B, empty_B = T - lengths_B, lengths_B == 0
-    cache = _spread(decoder.read_prefix(prefix_C, adapter), B, T + N, decoder.mesh)
-    logits_BV, cache = forward(tokens_BT, padding_B, C + jnp.arange(T), cache)
+    logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, T + N))
     if decoding.beams > 1:
         padding_B = jnp.repeat(padding_B, decoding.beams)
 
     def follow(token_B, at, cache):
         """Logits behind new token number `at`."""
-        return forward(token_B[:, None], padding_B, (C + T + at)[None], cache)
+        return forward(token_B[:, None], padding_B, (T + at)[None], cache)
 
     if decoding.beams > 1:
         return _search(follow, logits_BV, cache, empty_B, eos, decoding)
@@ -268,9 +254,12 @@ def _search(follow, logits_BV, cache, empty_B, eos, decoding: Decoding) -> jax.A
         hope_B = beams.hope_B & jnp.any(open_scores_BK[:, :1] / (at + 1) > worst_BK, axis=1)
         return Beams(open_BKN, open_scores_BK, found_BKN, found_scores_BK, found_BK, hope_B), from_BK
 
+    def on_rows(change: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
+        return Cache(*jax.tree.map(lambda x_KBSH: change(x_KBSH, -3), (cache.k_LKBSH, cache.v_LKBSH)), cache.index)
+
     def reorder(cache: Cache, from_BK) -> Cache:
         rows_R = (jnp.arange(B)[:, None] * K + from_BK).reshape(B * K)
-        return cache._replace(k_LBSKH=cache.k_LBSKH[:, rows_R], v_LBSKH=cache.v_LBSKH[:, rows_R])
+        return on_rows(lambda x, axis: jnp.take(x, rows_R, axis), cache)
 
     def unfinished(carry):
         at, beams, _ = carry
@@ -283,6 +272,6 @@ def _search(follow, logits_BV, cache, empty_B, eos, decoding: Decoding) -> jax.A
         return at + 1, beams, reorder(cache, from_BK)
 
     beams, from_BK = extend(beams, jnp.broadcast_to(logits_BV[:, None], (B, K, V)), 0)
-    cache = cache._replace(k_LBSKH=jnp.repeat(cache.k_LBSKH, K, 1), v_LBSKH=jnp.repeat(cache.v_LBSKH, K, 1))
+    cache = on_rows(lambda x, axis: jnp.repeat(x, K, axis), cache)
     first = (jnp.ones((), jnp.int32), beams, reorder(cache, from_BK))
     return jax.lax.while_loop(unfinished, one, first)[1].found_BKN[:, 0]

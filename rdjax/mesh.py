@@ -114,9 +114,9 @@ def row_multiple(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def cache_spec(rows: int, mesh: Mesh) -> P:
-    """Of keys and values [L, B, S, K, H]: rows as batches have them, heads over tensor."""
-    return P(None, rows_spec(rows, mesh), None, "tensor")
+def cache_sharding(rows: int, mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Of keys and values [K, B, S, H]: heads over tensor, rows as batches have them; `leading` axes before stay whole."""
+    return NamedSharding(mesh, P(*(None,) * leading, "tensor", rows_spec(rows, mesh)))
 
 
 def rows_spec(rows: int, mesh: Mesh) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
@@ -35,6 +35,7 @@ from rdjax.files import write_json
 from rdjax.flops import Work, adapter_parameters, parameters, step_floor, step_flops, teacher_flops
 from rdjax.mesh import AXES, make_mesh, replicated, rows_sharding
 from rdjax.models.config import decoder_config_from_hf, read_decoder_config
+from rdjax.models.decoder import layers_apart, loops_over_layers
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.weights import abstract_params
@@ -70,6 +71,8 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
     check_mesh(mesh, decoder)
     graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
     base = jax.tree.map(_leaf, shapes, param_shardings(mesh, shapes))
+    if loops_over_layers(decoder, mesh):
+        base = layers_apart(base, lambda leaf, layer: _own(leaf))
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
 
 
@@ -106,9 +109,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     prefix_M = None
     if prefix_C("teacher") is not None:
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
-        # As the compiler leaves it in a run: the heads of [M, L, C, K, H] where those that made them lie.
-        heads = NamedSharding(model.mesh, P(None, None, None, "tensor")) if model.mesh.shape["tensor"] > 1 else whole
-        prefix_M = _placed(read, heads)
+        prefix_M = jax.tree.map(lambda leaf: _leaf(leaf, _heads(model.mesh, leaf.ndim)), read)
     asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
     signals = None
     if stage.objective.kind == "distill":
@@ -129,6 +130,17 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
         options=stage.options,
     )
     return updates, Programs(teacher_signals.lower(*asked), step, state)
+
+
+def _heads(mesh: Mesh, rank: int) -> NamedSharding:
+    """Of [.., K, C, H] as the compiler leaves it in a run: heads where those that made them lie."""
+    return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
+
+
+def _own(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A layer's part of a stacked parameter."""
+    sharding = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:

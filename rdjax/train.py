@@ -40,7 +40,6 @@ from rdjax.mesh import make_mesh, put, replicated
 from rdjax.metrics import MetricsLog, progress
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, save_adapter
-from rdjax.page import PAGE, write_page
 from rdjax.processes import check_same, end_if_told, end_on_sigterm, there
 from rdjax.workdir import RECORD, check_workdir, open_workdir
 
@@ -379,6 +378,8 @@ def main(argv: list[str]) -> None:
         (adapters,) = train_all([run], run.workdir / "checkpoints")
         write_json(finished, evaluate_all(run, adapters))
         print(f"wrote {run.workdir / 'adapter'}, {finished}")
+    from rdjax.page import PAGE, write_page  # here, for to import the drawing takes a while that is not needed before
+
     if not there(run.workdir / PAGE):
         print(f"wrote {write_page(run.workdir)}")
     run.log.close()

@@ -113,7 +113,7 @@ def test_a_prefix_that_prompts_share_changes_nothing(model, monkeypatch, options
     real = generation._decode
 
     def spy(base, adapter, prefix_C, tokens_BT, *rest, **more):
-        lengths.append((prefix_C.shape[0], tokens_BT.shape[1]))
+        lengths.append((0 if prefix_C is None else prefix_C.shape[0], tokens_BT.shape[1]))
         return real(base, adapter, prefix_C, tokens_BT, *rest, **more)
 
     monkeypatch.setattr(generation, "_decode", spy)

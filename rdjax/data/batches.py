@@ -14,8 +14,8 @@ from rdjax.data.pairs import Pair
 PREFIX_PAYS = 16
 
 # Padded sizes of a stage's updates, each a program to compile: a further one must save this share of all tokens, and as
-# many as these updates have, for which it would take as long (7 seconds for updates of 0.17, on a CPU).
-MOST_SHAPES, SHAPE_PAYS, COMPILING_TAKES = 3, 0.1, 50
+# many as these updates have, for which it would take as long (7 seconds for updates of 0.28, on a CPU).
+MOST_SHAPES, SHAPE_PAYS, COMPILING_TAKES = 3, 0.1, 25
 
 # More than any sequence has tokens.
 DRAWS_A_PAIR = 2**16

@@ -19,7 +19,7 @@ from rdjax.distill.losses import (
 )
 from rdjax.distill.teacher import Signals, read_prefix, read_side
 from rdjax.mesh import replicated
-from rdjax.models.decoder import Dropout, Prefix, logits
+from rdjax.models.decoder import Prefix, logits
 from rdjax.models.lora import Adapter, effective
 
 LOGIT_LOSSES = {"kl": kl_divergence, "entropy": soft_cross_entropy}
@@ -86,16 +86,13 @@ def batch_loss(
 
     Args:
       signals: the teacher's; None when tuning on the response.
-      prefix_C: tokens that the trained side leaves out of its sequences: read once, with a gradient like all others.
+      prefix_C: tokens that the trained side leaves out of its sequences: read once a row, with a gradient like all others.
       dropout_key: None switches the adapter's dropout off.
     """
     side = batch.teacher if objective.kind == "tune_with_rule" else batch.student
-    drop = None
-    if dropout_key is not None and options.dropout:
-        drop = Dropout(options.dropout, dropout_key, side.draws_BT)
+    drop = (options.dropout, dropout_key) if dropout_key is not None and options.dropout else None
     scaled = effective(adapter, options.scale)
-    prefix = None if prefix_C is None else read_prefix(graph, base, scaled, prefix_C, options.remat)
-    student = read_side(graph, base, scaled, side, drop, options.remat, prefix)
+    student = read_side(graph, base, scaled, side, drop, options.remat, lead_C=prefix_C)
     head_DV = nnx.merge(graph, base).head()
     if objective.kind != "distill":
         held = batch.labels_BP, batch.weight_BP
@@ -152,6 +149,7 @@ def teacher_signals(
 def loss_and_gradient(graph, base, adapter, batch: Batch, signals, prefix_C, objective, options, dropout_key):
     """((loss, parts), gradient of the adapter) of one update: micro-batches [A, B, ...] added up in turn."""
 
+    @jax.jit  # traced once, though it is asked for its shapes first
     def micro(batch, signals):
         return jax.value_and_grad(batch_loss, has_aux=True)(
             adapter, graph, base, batch, signals, prefix_C, objective, options, dropout_key

@@ -100,9 +100,6 @@ class Updates:
         rows = row_multiple(model.mesh)
         trained = "teacher" if objective.kind == "tune_with_rule" else "student"
         prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
-        if options.dropout:
-            # Every sequence draws its own masks, on what it shares with others too.
-            prefixes = prefixes._replace(**{trained: 0})
         # A mesh whose rows hold the whole batch has nothing to accumulate.
         accumulation = min(train.accumulation, -(-train.batch_size // rows))
         return cls(pairs, slots, (), prefixes, rows, accumulation, model, trained).shaped(updates)

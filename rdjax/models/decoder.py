@@ -5,7 +5,10 @@ transformations are JAX's own on the tree; `nnx.merge` joins the two inside a tr
 """
 
 import functools
-from typing import NamedTuple
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rdjax.mesh import device_of, rows_spec
-from rdjax.models.attention import attention, causal_attention, rope_angles, rotate
+from rdjax.mesh import cache_sharding, device_of, rows_spec
+from rdjax.models.attention import Before, Packing, attention, causal_attention, heads_first, rope_angles, rotate, rows_first
 from rdjax.models.config import DecoderConfig
 
-# The linear projections of a block, in the order that dropout keys are drawn.
+# The linear projections of a block, in the order that their dropout is drawn.
 PROJECTIONS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -28,11 +31,9 @@ PROJECTIONS = (
     "mlp.down_proj",
 )
 
-# On CPU the scan of a model this shallow is unrolled: a step takes a fifth less, because what the backward
-# pass needs is no longer copied into one stacked array a layer at a time. A cache is for forward
-# passes alone, and a scan compiles several times faster.
-CPU_UNROLLED_LAYERS = 8
-
+# On CPU the layers of a model this shallow are looped over instead of scanned: what the backward pass needs is then not
+# copied into one stacked array a layer at a time, nor the weights of a layer out of one (`layers_apart`).
+CPU_LOOPED_LAYERS = 8
 
 REMAT = {
     "none": lambda layer: layer,
@@ -42,7 +43,7 @@ REMAT = {
 
 
 class Dropout(NamedTuple):
-    """Dropout on the inputs of adapted projections: one mask a projection and layer.
+    """Dropout on the inputs of adapted projections: one mask a token, projection and layer.
 
     Attributes:
       rate: the probability that a number is dropped.
@@ -56,33 +57,24 @@ class Dropout(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers. New tokens are written from slot `index` on, in every row alike."""
+    """Keys and values of all layers. New tokens are written from slot `index` on, in every row alike.
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
+    Where layers are looped over, a list of arrays [K, B, S, H] stands for a stacked one.
+    """
+
+    k_LKBSH: jax.Array | list[jax.Array]
+    v_LKBSH: jax.Array | list[jax.Array]
     index: jax.Array
 
 
 class Prefix(NamedTuple):
-    """Keys and values of tokens that all sequences begin with, as `Decoder.read_prefix` makes them."""
+    """Keys and values of tokens that all sequences begin with, as `Decoder.read_prefix` makes them.
 
-    k_LCKH: jax.Array
-    v_LCKH: jax.Array
-
-
-class Packing(NamedTuple):
-    """Where the tokens of a row belong that holds several sequences behind one another, without padding between.
-
-    All but attention works on the tokens as they lie; attention alone takes the sequences apart, and so is never
-    asked about pairs of tokens from two of them.
-
-    Attributes:
-      pack_BT: of each token its place in the row's sequences laid out as [E * U]; -1 for padding.
-      unpack_BEU: of each place of the E sequences of up to U tokens its token; -1 where the sequence is shorter.
+    Where layers are looped over, a list of arrays [K, C, H] stands for a stacked one.
     """
 
-    pack_BT: jax.Array
-    unpack_BEU: jax.Array
+    k_LKCH: jax.Array | list[jax.Array]
+    v_LKCH: jax.Array | list[jax.Array]
 
 
 class Output(NamedTuple):
@@ -108,7 +100,7 @@ class Linear(nnx.Module):
         if bias:
             self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), dtype))
 
-    def __call__(self, x, adapter=None, dropout: Dropout | None = None):
+    def __call__(self, x, adapter=None, kept=None):
         # XLA's CPU backend multiplies 2-D operands twice as fast as 3-D ones in the backward pass.
         y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
         if hasattr(self, "scale"):
@@ -116,21 +108,30 @@ class Linear(nnx.Module):
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         if adapter is not None:
-            y = y + _drop(x, dropout) @ adapter["a"].astype(x.dtype) @ adapter["b"].astype(x.dtype)
+            seen = x if kept is None else x * kept.astype(x.dtype)
+            y = y + seen @ adapter["a"].astype(x.dtype) @ adapter["b"].astype(x.dtype)
         return y
 
 
-def _drop(x, dropout: Dropout | None):
-    if dropout is None:
-        return x
+def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
+    """What dropout multiplies the input of each adapted projection of a layer by: 0, or what keeps the mean, [B, T, in].
 
-    def keep(draw: jax.Array) -> jax.Array:
-        # 16 bits a number: half the work of `jax.random.bernoulli`, and the rate is met to 1 / 65,536.
-        bits_D = jax.random.bits(jax.random.fold_in(dropout.key, draw), x.shape[-1:], jnp.uint16)
-        return bits_D >= round(dropout.rate * 2**16)
+    16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections, for every draw is a long
+    program.
+    """
+    if dropout is None or adapter is None:
+        return {}
+    widths = {path: adapter[path]["a"].shape[0] for path in PROJECTIONS if path in adapter}
+    words = -(-sum(widths.values()) // 2)
 
-    kept = jax.vmap(keep)(dropout.draws_BT.reshape(-1)).reshape(x.shape)
-    return jnp.where(kept, x / (1 - dropout.rate), 0)
+    def draw(number: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(dropout.key, number), (words,), jnp.uint32)
+
+    B, T = dropout.draws_BT.shape
+    bits_BTW = jax.lax.bitcast_convert_type(jax.vmap(draw)(dropout.draws_BT.reshape(-1)), jnp.uint16).reshape(B, T, -1)
+    ends = itertools.accumulate(widths.values())
+    kept = (bits_BTW >= round(dropout.rate * 2**16)) / (1 - dropout.rate)
+    return {path: kept[..., end - width : end] for (path, width), end in zip(widths.items(), ends, strict=True)}
 
 
 class RMSNorm(nnx.Module):
@@ -164,28 +165,19 @@ class Attention(nnx.Module):
                 y_BTD = jax.lax.optimization_barrier(y_BTD)
             return y_BTD.reshape(*x_BTD.shape[:2], -1, self.head_width)
 
-        q_BTNH, k_BSKH, v_BSKH = rotate(heads("q_proj"), *angles), rotate(heads("k_proj"), *angles), heads("v_proj")
-        if packing is not None:
-            q_BTNH, k_BSKH, v_BSKH = (unpack(x_BTKH, packing) for x_BTKH in (q_BTNH, k_BSKH, v_BSKH))
+        q_BTNH, k_BTKH, v_BTKH = rotate(heads("q_proj"), *angles), rotate(heads("k_proj"), *angles), heads("v_proj")
+        own = heads_first(k_BTKH)[:, :, :, 0], heads_first(v_BTKH)[:, :, :, 0]
         if kv is not None:
-            k_BSKH = jax.lax.dynamic_update_slice_in_dim(kv[0], k_BSKH.astype(kv[0].dtype), index, axis=1)
-            v_BSKH = jax.lax.dynamic_update_slice_in_dim(kv[1], v_BSKH.astype(kv[1].dtype), index, axis=1)
-        own = (k_BSKH, v_BSKH)
-        if prefix is not None:
-            k_BSKH, v_BSKH = (_behind(read_CKH, x_BSKH) for read_CKH, x_BSKH in zip(prefix, own, strict=True))
+            own = tuple(
+                jax.lax.dynamic_update_slice_in_dim(held_KBSH, new_KBTH.astype(held_KBSH.dtype), index, axis=2)
+                for held_KBSH, new_KBTH in zip(kv, own, strict=True)
+            )
+        before = None if prefix is None else Before(*(read_KCH[:, None] for read_KCH in prefix))
         if mask_BTS is None:
-            mixed = causal_attention(q_BTNH, k_BSKH, v_BSKH, self.mesh)
+            mixed_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, before, packing, self.mesh)
         else:
-            mixed = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
-        if packing is not None:
-            mixed = pack(mixed, packing)
-        return adapted(self, "o_proj", mixed.reshape(*mixed.shape[:2], -1)), own
-
-
-def _behind(prefix_CKH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
-    """Keys or values behind those of the prefix, in every row."""
-    read_BCKH = jnp.broadcast_to(prefix_CKH, (x_BSKH.shape[0], *prefix_CKH.shape))
-    return jnp.concatenate([read_BCKH.astype(x_BSKH.dtype), x_BSKH], axis=1)
+            mixed_BTNH = rows_first(attention(heads_first(q_BTNH, len(own[0])), *own, mask_BTS, before))
+        return adapted(self, "o_proj", mixed_BTNH.reshape(*x_BTD.shape[:2], -1)), own
 
 
 class MLP(nnx.Module):
@@ -212,13 +204,12 @@ class Block(nnx.Module):
         self.mlp = MLP(c, dtype, int8, rngs)
 
     def __call__(self, x_BTD, angles, mask_BTS, packing, adapter, dropout, prefix, kv, index):
+        kept = _kept(dropout, adapter)
+
         def adapted_in(room):
             def adapted(module, name, x):
                 path = f"{room}.{name}"
-                drop = None
-                if dropout is not None:
-                    drop = dropout._replace(key=jax.random.fold_in(dropout.key, PROJECTIONS.index(path)))
-                return getattr(module, name)(x, (adapter or {}).get(path), drop)
+                return getattr(module, name)(x, (adapter or {}).get(path), kept.get(path))
 
             return adapted
 
@@ -274,11 +265,11 @@ class Decoder(nnx.Module):
           tokens_BT: token ids.
           positions_BT: rotary position of each token.
           mask_BTS: True where a token may look at a key; S counts the cache's slots, or all tokens. None: every token
-            looks at the prefix and at its own past in its sequence; padding at a row's end is seen by nothing real.
+            looks at its own past in its sequence; padding at a row's end is seen by nothing real.
           adapter: {projection: {"a": [L, in, R], "b": [L, R, out]}}, scaled (`lora.effective`).
           dropout: on the adapter's inputs.
           cache: keys and values so far; the new ones are written into it.
-          prefix: keys and values of what stands before every sequence.
+          prefix: keys and values of what stands before every sequence; all tokens look at it.
           packing: of rows that hold several sequences.
           inputs_at_BQ: the positions at which the inputs of every block are wanted.
           remat: what the backward pass computes anew: "none"; "full": each block, of which only the input is kept;
@@ -303,21 +294,38 @@ class Decoder(nnx.Module):
             x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index)
             return self._on_mesh(x_BTD), (inputs_BQD, kv if keeps else None)
 
-        kvs = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
+        kvs = None if cache is None else (cache.k_LKBSH, cache.v_LKBSH)
         scanned = (nnx.to_pure_dict(layers), adapter, keys_L, prefix, kvs)
-        unroll = cache is None and self.config.layers <= CPU_UNROLLED_LAYERS and device_of(self.mesh).platform == "cpu"
-        x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(REMAT[remat](layer), x_BTD, scanned, unroll=unroll)
+        run = _loop if loops_over_layers(self.config, self.mesh) else jax.lax.scan
+        x_BTD, (inputs_LBQD, kvs) = run(REMAT[remat](layer), x_BTD, scanned)
+        if isinstance(inputs_LBQD, list):
+            inputs_LBQD = jnp.stack(inputs_LBQD)
         if keeps:
             cache = Cache(*kvs, (0 if index is None else index) + tokens_BT.shape[1])
         return Output(self.norm(x_BTD), inputs_LBQD, cache)
 
-    def read_prefix(self, prefix_C: jax.Array, adapter: dict | None, remat: str = "none") -> Prefix:
+    def read_prefix(self, prefix_C: jax.Array, adapter: dict | None) -> Prefix:
         """Reads tokens that many sequences begin with, once."""
-        c, C = self.config, prefix_C.shape[0]
-        if not C:
-            return Prefix(*(jnp.zeros((c.layers, 0, c.kv_heads, c.head_width), self.embed_tokens[...].dtype),) * 2)
-        read = self(prefix_C[None], jnp.arange(C)[None], adapter=adapter, remat=remat, keep_cache=True).cache
-        return Prefix(read.k_LBSKH[:, 0], read.v_LBSKH[:, 0])
+        read = self(prefix_C[None], jnp.arange(prefix_C.shape[0])[None], adapter=adapter, keep_cache=True).cache
+        # The row of these tokens, [.., K, 1, C, H].
+        return Prefix(*jax.tree.map(lambda x: jnp.squeeze(x, -3), (read.k_LKBSH, read.v_LKBSH)))
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        """Room for the keys and values of so many tokens."""
+        c, dtype = self.config, self.embed_tokens[...].dtype
+        shape = c.kv_heads, rows, slots, c.head_width
+
+        def zeros(*layers: int) -> jax.Array:
+            made = jnp.zeros((*layers, *shape), dtype)
+            if self.mesh is None:
+                return made
+            return jax.lax.with_sharding_constraint(made, cache_sharding(rows, self.mesh, len(layers)))
+
+        def room() -> jax.Array | list[jax.Array]:
+            apart = loops_over_layers(c, self.mesh)
+            return [zeros() for _ in range(c.layers)] if apart else zeros(c.layers)
+
+        return Cache(room(), room(), jnp.zeros((), jnp.int32))
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         """The tokens' rows of the embedding, [B, T, D]."""
@@ -355,29 +363,33 @@ def gather_positions(x_BTD: jax.Array, at_BP: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_BTD, at_BP[..., None], axis=1)
 
 
-# Taking sequences out of their row and putting them back are each other's transpose, for padding shows zeros on both
-# sides. Said so, both ways are gathers; the scatter of a gather's own gradient is far slower.
+def loops_over_layers(config: DecoderConfig, mesh: Mesh | None) -> bool:
+    """Whether a decoder on these devices loops over its layers, and takes their parameters best apart."""
+    return config.layers <= CPU_LOOPED_LAYERS and device_of(mesh).platform == "cpu"
 
 
-def _take_places(x_BTKH: jax.Array, at_BP: jax.Array) -> jax.Array:
-    """Tokens at the given places of each row; zeros where a place is -1."""
-    at_BP11 = at_BP[..., None, None]
-    return jnp.where(at_BP11 >= 0, jnp.take_along_axis(x_BTKH, jnp.maximum(at_BP11, 0), axis=1), 0)
+def layers_apart(base: dict[str, Any], take: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
+    """The same parameters with a list of every layer's array in the place of a stacked one.
+
+    Args:
+      take: (stacked, layer) -> the layer's own.
+    """
+
+    def apart(stacked: Any) -> list[Any]:
+        return [take(stacked, layer) for layer in range(stacked.shape[0])]
+
+    return base | {"layers": jax.tree.map(apart, base["layers"])}
 
 
-@jax.custom_vjp
-def unpack(x_BTKH: jax.Array, packing: Packing) -> jax.Array:
-    """The sequences of packed rows, [B * E, U, K, H]."""
-    B, E, U = packing.unpack_BEU.shape
-    return _take_places(x_BTKH, packing.unpack_BEU.reshape(B, E * U)).reshape(B * E, U, *x_BTKH.shape[2:])
+def _loop(body: Callable[[Any, Any], tuple[Any, Any]], x: Any, scanned: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` written out: lists of the layers' arrays in, or stacked ones, and lists out."""
 
+    def is_list(node: Any) -> bool:
+        return isinstance(node, list)
 
-@jax.custom_vjp
-def pack(x_SUKH: jax.Array, packing: Packing) -> jax.Array:
-    """Sequences [B * E, U, K, H] as the packed rows [B, T, K, H] they came from."""
-    B, E, U = packing.unpack_BEU.shape
-    return _take_places(x_SUKH.reshape(B, E * U, *x_SUKH.shape[2:]), packing.pack_BT)
-
-
-unpack.defvjp(lambda x, packing: (unpack(x, packing), packing), lambda packing, g: (pack(g, packing), None))
-pack.defvjp(lambda x, packing: (pack(x, packing), packing), lambda packing, g: (unpack(g, packing), None))
+    # Under a jit of its own the body is traced once, and not for every layer.
+    body, outs = jax.jit(body), []
+    for layer in range(len(jax.tree.leaves(scanned, is_leaf=is_list)[0])):
+        x, out = body(x, jax.tree.map(operator.itemgetter(layer), scanned, is_leaf=is_list))
+        outs.append(out)
+    return x, jax.tree.map(lambda *layers: [*layers], *outs)

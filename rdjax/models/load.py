@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import huggingface_hub
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rdjax.errors import UserError
 from rdjax.mesh import device_of
 from rdjax.models.config import DecoderConfig, read_decoder_config
+from rdjax.models.decoder import layers_apart, loops_over_layers
 from rdjax.models.weights import abstract_params, load_params
 from rdjax.sharding import check_mesh, param_shardings
 
@@ -87,6 +89,8 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     tokenizer = load_tokenizer(folder, config)
     graph, abstract = abstract_params(config, resolve_dtype(dtype, mesh), int8, mesh)
     base = load_params(folder, config, resolve_dtype(dtype, mesh), param_shardings(mesh, abstract), int8)
+    if loops_over_layers(config, mesh):
+        base = jax.jit(layers_apart)(base)
     local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
     return LanguageModel(name, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)

@@ -10,13 +10,16 @@ from jax.sharding import Mesh
 
 from rdjax.mesh import AXES
 from rdjax.models.attention import (
+    Before,
     attention,
-    behind_mask,
     cudnn_attention,
     has_cudnn_attention,
+    heads_first,
+    plain_attention,
     rope_angles,
     rope_frequencies_H,
     rotate,
+    rows_first,
     shared_prefix_mask,
     splash_attention,
 )
@@ -39,6 +42,15 @@ def mask_BTS():
     return jnp.asarray(mask)
 
 
+def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, shared: int = 0):
+    """`attention` of arrays as jax.nn has them; the first `shared` keys, the same in all rows, stand before them."""
+    k_KBSH, v_KBSH = (heads_first(x)[:, :, :, 0] for x in (k_BSKH, v_BSKH))
+    before = Before(k_KBSH[:, :1, :shared], v_KBSH[:, :1, :shared]) if shared else None
+    q_KBTGH = heads_first(q_BTNH, k_BSKH.shape[2])
+    own = k_KBSH[:, :, shared:], v_KBSH[:, :, shared:], mask_BTS[..., shared:]
+    return rows_first(attention(q_KBTGH, *own, before))
+
+
 def softmax_attention(q_BTNH, k_BSNH, v_BSNH, mask_BTS):
     """The textbook, one query head and key head each, in float64."""
     scores = np.einsum("btnh,bsnh->bnts", *(np.asarray(x, np.float64) for x in (q_BTNH, k_BSNH))) / np.sqrt(H)
@@ -49,30 +61,39 @@ def softmax_attention(q_BTNH, k_BSNH, v_BSNH, mask_BTS):
 def test_grouped_queries_equal_repeated_key_heads(qkv, mask_BTS):
     q, k, v = qkv
     repeated = [jnp.repeat(x, N // K, axis=2) for x in (k, v)]
-    np.testing.assert_allclose(attention(q, k, v, mask_BTS), softmax_attention(q, *repeated, mask_BTS), atol=2e-5)
+    np.testing.assert_allclose(attend(q, k, v, mask_BTS), softmax_attention(q, *repeated, mask_BTS), atol=2e-5)
 
 
 def test_equals_jax_nn(qkv, mask_BTS):
     q, k, v = qkv
     expected = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None])
-    np.testing.assert_allclose(attention(q, k, v, mask_BTS), expected, atol=2e-5)
+    np.testing.assert_allclose(attend(q, k, v, mask_BTS), expected, atol=2e-5)
 
 
-def test_gradients_equal_jax_nn(qkv, mask_BTS):
-    """The softmax is written out by hand here, so its derivative is checked too."""
+@pytest.mark.parametrize("shared", [0, 3])
+def test_gradients_equal_jax_nn(qkv, mask_BTS, shared):
+    """The softmax is written out by hand here, so its derivative is checked too; also where rows share keys."""
+    q, k, v = qkv
+    k, v = (x.at[:, :shared].set(x[:1, :shared]) for x in (k, v))
+    qkv, mask_BTS = (q, k, v), mask_BTS.at[..., :shared].set(True)
     weight = jnp.asarray(np.random.RandomState(2).standard_normal((B, T, N, H)), jnp.float32)
 
     def gradient(attend):
-        return jax.jit(jax.grad(lambda qkv: (attend(*qkv) * weight).sum()))(qkv)
+        def loss(q, k, v):
+            # What rows share is one variable.
+            k, v = (x.at[1:, :shared].set(x[:1, :shared]) for x in (k, v))
+            return (attend(q, k, v) * weight).sum()
 
-    mine = gradient(lambda q, k, v: attention(q, k, v, mask_BTS))
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*qkv)
+
+    mine = gradient(lambda q, k, v: attend(q, k, v, mask_BTS, shared))
     expected = gradient(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), mine, expected)
 
 
 def test_large_scores_stay_finite(qkv, mask_BTS):
     q, k, v = qkv
-    out = attention(1e4 * q, k, v, mask_BTS)
+    out = attend(1e4 * q, k, v, mask_BTS)
     assert jnp.isfinite(out).all()
     assert jnp.abs(out).max() <= jnp.abs(v).max() + 1e-3
 
@@ -82,7 +103,7 @@ def test_bfloat16_scores_keep_float32_resolution():
     q = jnp.asarray([32, 1, 0, 0], jnp.bfloat16).reshape(1, 1, 1, 4)
     k = jnp.asarray([[16, 0, 0, 0], [16, 0.25, 0, 0]], jnp.bfloat16).reshape(1, 2, 1, 4)
     v = jnp.asarray([[0] * 4, [1] * 4], jnp.bfloat16).reshape(1, 2, 1, 4)
-    out = attention(q, k, v, jnp.ones((1, 1, 2), bool))
+    out = attend(q, k, v, jnp.ones((1, 1, 2), bool))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), 1 / (1 + np.exp(-0.125)), rtol=2**-8)
 
@@ -104,34 +125,34 @@ def test_masks_by_hand(make_mask, segments, rows):
             assert "".join(map(str, seen.astype(int))) == row
 
 
-def random_heads(T: int, S: int, H: int, dtype=jnp.float32):
-    """Queries, keys and values of 8 rows with 4 query heads on 2 key heads."""
+def random_heads(T: int, C: int, H: int, dtype=jnp.float32):
+    """Queries, keys and values of 8 rows with 4 query heads on 2 key heads, and what stands before every two rows."""
     random = np.random.RandomState(T)
-    return [jnp.asarray(random.standard_normal((8, *shape, H)), dtype) for shape in ((T, 4), (S, 2), (S, 2))]
+    shapes = (2, 8, T, 2, H), (2, 8, T, 1, H), (2, 8, T, 1, H), (2, 4, C, H), (2, 4, C, H)
+    return [jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes]
 
 
-def value_and_gradients(attend, qkv):
-    def loss(*qkv):
-        mixed_BTNH = attend(*qkv).astype(jnp.float32)
-        return jnp.sum(jnp.sin(mixed_BTNH)), mixed_BTNH
+def value_and_gradients(attend, heads):
+    def loss(q, k, v, *before):
+        mixed = attend(q, k, v, Before(*before) if before[0].size else None).astype(jnp.float32)
+        return jnp.sum(jnp.sin(mixed)), mixed
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+    return jax.jit(jax.value_and_grad(loss, argnums=range(5), has_aux=True))(*heads)
 
 
-def assert_same_attention(attend, qkv, tolerance):
-    (_, mixed), gradients = value_and_gradients(attend, qkv)
-    T, S = qkv[0].shape[1], qkv[1].shape[1]
-    (_, expected), wanted = value_and_gradients(lambda *qkv: attention(*qkv, behind_mask(T, S)), qkv)
+def assert_same_attention(attend, heads, tolerance):
+    (_, mixed), gradients = value_and_gradients(attend, heads)
+    (_, expected), wanted = value_and_gradients(lambda *heads: plain_attention(*heads, None), heads)
     for ours, theirs in zip([mixed, *gradients], [expected, *wanted], strict=True):
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=tolerance)
 
 
-@pytest.mark.parametrize(("T", "S"), [(200, 200), (130, 178)])
+@pytest.mark.parametrize(("T", "C"), [(200, 0), (130, 48)])
 @pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
-def test_splash_attention_equals_the_plain_one(T, S, sizes):
+def test_splash_attention_equals_the_plain_one(T, C, sizes):
     """On the CPU, as its interpreter computes it: lengths that are no blocks, behind a prefix, sharded."""
     mesh = sizes and Mesh(np.array(jax.devices()).reshape(sizes), AXES)
-    assert_same_attention(lambda *qkv: splash_attention(*qkv, mesh, interpret=True), random_heads(T, S, 64), 2e-5)
+    assert_same_attention(lambda *heads: splash_attention(*heads, mesh, interpret=True), random_heads(T, C, 64), 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +165,9 @@ def test_cudnn_is_for_nvidia_gpus_that_have_it(platform, capability, taken):
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize(("T", "S"), [(200, 200), (136, 176)])
-def test_cudnn_attention_equals_the_plain_one(T, S):
-    assert_same_attention(lambda *qkv: cudnn_attention(*qkv, None), random_heads(T, S, 64, jnp.bfloat16), 2e-2)
+@pytest.mark.parametrize(("T", "C"), [(200, 0), (136, 40)])
+def test_cudnn_attention_equals_the_plain_one(T, C):
+    assert_same_attention(lambda *heads: cudnn_attention(*heads, None), random_heads(T, C, 64, jnp.bfloat16), 2e-2)
 
 
 def rotated_as_complex(x_TH, positions_T, frequencies):

@@ -20,7 +20,7 @@ def decoder(request):
 
 def empty_cache(config, rows: int) -> Cache:
     """Filled with nonsense, so that a look at an unwritten slot shows."""
-    shape = (config.layers, rows, SLOTS, config.kv_heads, config.head_width)
+    shape = (config.layers, config.kv_heads, rows, SLOTS, config.head_width)
     return Cache(np.full(shape, 1e3, np.float32), np.full(shape, 1e3, np.float32), np.zeros((), np.int32))
 
 
@@ -55,7 +55,7 @@ def test_chunks_equal_one_pass(decoder):
     np.testing.assert_allclose(final_BTD, whole.final_BTD, atol=TOLERANCE)
     np.testing.assert_allclose(inputs_LBTD, whole.inputs_LBQD, atol=TOLERANCE)
     assert cache.index == 12
-    assert (cache.k_LBSKH[:, :, 12:] == 1e3).all()
+    assert (np.stack(cache.k_LKBSH)[:, :, :, 12:] == 1e3).all()
 
 
 def test_left_padded_rows_equal_each_row_alone():

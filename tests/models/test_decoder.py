@@ -156,10 +156,10 @@ def plain(decoder):
     return loss_and_gradient(decoder)
 
 
-@pytest.mark.parametrize(("remat", "unrolled_layers"), [("full", 8), ("none", 0), ("full", 0), ("dots", 0)])
-def test_remat_and_rolled_scan_change_neither_loss_nor_gradient(decoder, plain, monkeypatch, remat, unrolled_layers):
-    """Accelerators and deep models take the rolled scan, which tiny models on CPU do not."""
-    monkeypatch.setattr(decoder_module, "CPU_UNROLLED_LAYERS", unrolled_layers)
+@pytest.mark.parametrize(("remat", "looped_layers"), [("full", 8), ("none", 0), ("full", 0), ("dots", 0)])
+def test_remat_and_scan_change_neither_loss_nor_gradient(decoder, plain, monkeypatch, remat, looped_layers):
+    """Accelerators and deep models take the scan, which tiny models on CPU do not."""
+    monkeypatch.setattr(decoder_module, "CPU_LOOPED_LAYERS", looped_layers)
     changed = loss_and_gradient(decoder, remat=remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), changed, plain)
 
