@@ -13,8 +13,8 @@ sentiment files at k = 64, batch 4, LoRA of rank 16 on q, k, v, o, nothing valid
   at the response alone.
 
 PyTorch's time is that of the training loop; ours is that of the whole command, start-up, compilation and the teacher's
-pass included, with dropout as in the paper's example, and without, where the student's shared template is read once;
-each first with nothing compiled on disk, and once more with what the first left there. Needs the extra [parity].
+pass included, with dropout as in the paper's example, and without; each first with nothing compiled on disk, and once
+more with what the first left there. Needs the extra [parity].
 """
 
 import dataclasses

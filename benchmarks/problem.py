@@ -21,6 +21,7 @@ from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.mesh import make_mesh, replicated
 from rdjax.models.config import DecoderConfig
+from rdjax.models.decoder import layers_apart, loops_over_layers
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.weights import abstract_params, flatten, unflatten
 from rdjax.sharding import param_shardings
@@ -54,8 +55,8 @@ class Problem:
     def parameters(self) -> int:
         """All but the embedding, which multiplies nothing; a tied one is the head, and counts."""
         c = self.model.config
-        sizes = {path: leaf.size for path, leaf in flatten(self.model.base).items()}
-        return sum(sizes.values()) - (0 if c.tied_embeddings else sizes["embed_tokens"])
+        total = sum(leaf.size for leaf in jax.tree.leaves(self.model.base))
+        return total - (0 if c.tied_embeddings else self.model.base["embed_tokens"].size)
 
 
 def decoder_config(shape: str, **changes: int) -> DecoderConfig:
@@ -119,6 +120,8 @@ def make_problem(
     mesh = make_mesh(base.get_config().mesh)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     graph, weights = random_weights(config, dtype, mesh)
+    if loops_over_layers(config, mesh):
+        weights = jax.jit(layers_apart)(weights)
     model = types.SimpleNamespace(config=config, graph=graph, base=weights, mesh=mesh, eos_ids=(1,), name=shape)
     spec = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
     adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, spec, seed=0).items()}

@@ -13,7 +13,17 @@ import numpy as np
 from flax import nnx
 
 from rdjax.config import RETAIN
-from rdjax.data.batches import Batch, Shape, Side, Slots, batch_shape, collate, in_batches, pair_prefixes
+from rdjax.data.batches import (
+    Batch,
+    Shape,
+    Side,
+    Slots,
+    batch_shape,
+    coarsened,
+    collate,
+    in_batches,
+    pair_prefixes,
+)
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.distill.losses import hidden_distance, sum_in_chunks
 from rdjax.distill.step import logit_loss
@@ -140,7 +150,10 @@ def answered_pairs(prompts: Sequence[Prompts], responses: Answers) -> list[Pair]
 
 
 def gap_shapes(groups: Mapping[str, Sequence[Pair]], options: EvalOptions, rows: int) -> dict[str, Shape]:
-    """The shape in which each group of pairs is compared; groups with prefixes of the same lengths share it."""
+    """The shape in which each group of pairs is compared; groups with prefixes of the same lengths share it.
+
+    Shapes are coarse, so that the seeds of a sweep share programs.
+    """
     prefixes = {name: pair_prefixes(pairs, GAP_SLOTS) for name, pairs in groups.items()}
     shapes = {}
     for prefix in set(prefixes.values()):
@@ -150,7 +163,7 @@ def gap_shapes(groups: Mapping[str, Sequence[Pair]], options: EvalOptions, rows:
             if prefixes[name] == prefix
             for batch in in_batches(pairs, options.batch_size)
         ]
-        shapes[prefix] = batch_shape(batches, rows, GAP_SLOTS, prefix)
+        shapes[prefix] = coarsened(batch_shape(batches, rows, GAP_SLOTS, prefix))
     return {name: shapes[prefix] for name, prefix in prefixes.items()}
 
 

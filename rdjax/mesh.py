@@ -115,7 +115,7 @@ def row_multiple(mesh: Mesh) -> int:
 
 
 def cache_sharding(rows: int, mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Of keys and values [K, B, S, H]: heads over tensor, rows as batches have them; `leading` axes before stay whole."""
+    """Of keys and values [K, B, S, H]: heads over tensor, rows as in batches; `leading` axes before stay whole."""
     return NamedSharding(mesh, P(*(None,) * leading, "tensor", rows_spec(rows, mesh)))
 
 

@@ -158,6 +158,23 @@ def pair_prefixes(pairs: Sequence[Pair], slots: Slots) -> Prefixes:
     return Prefixes(one(teacher_prompts(pairs)), one(student_prompts(pairs)))
 
 
+def coarsened(shape: Shape) -> Shape:
+    """A shape up to an eighth larger, of which there are few: batches of much the same size come to share one."""
+
+    def size(number: int) -> int:
+        return round_up(number, max(8, 2 ** (number.bit_length() - 4)))
+
+    def extent(side: Extent) -> Extent:
+        return side._replace(tokens=size(side.tokens), longest=size(side.longest))
+
+    return shape._replace(
+        teacher=extent(shape.teacher),
+        student=extent(shape.student),
+        predict=size(shape.predict),
+        aligned=size(shape.aligned),
+    )
+
+
 def batch_shape(batches: Iterable[Sequence[Pair]], rows: int, slots: Slots, prefixes: Prefixes) -> Shape:
     """The smallest shape, in steps of 8, that holds each of the batches in `rows` rows."""
     dealt = [row for pairs in batches for row in deal(pairs, rows)]

@@ -86,7 +86,7 @@ def batch_loss(
 
     Args:
       signals: the teacher's; None when tuning on the response.
-      prefix_C: tokens that the trained side leaves out of its sequences: read once a row, with a gradient like all others.
+      prefix_C: tokens that the trained side leaves out of its sequences: read once a row, with a gradient as the rest.
       dropout_key: None switches the adapter's dropout off.
     """
     side = batch.teacher if objective.kind == "tune_with_rule" else batch.student

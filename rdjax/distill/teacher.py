@@ -29,9 +29,7 @@ class Signals(NamedTuple):
     final_BPD: jax.Array
 
 
-def read_prefix(
-    graph: nnx.GraphDef, base: dict[str, Any], adapter: Adapter | None, prefix_C: jax.Array
-) -> Prefix:
+def read_prefix(graph: nnx.GraphDef, base: dict[str, Any], adapter: Adapter | None, prefix_C: jax.Array) -> Prefix:
     """What stands before every sequence, read once for many batches. `adapter`: scaled."""
     return nnx.merge(graph, base).read_prefix(prefix_C, adapter)
 

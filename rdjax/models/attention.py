@@ -303,8 +303,9 @@ def attention(
     """
     K, B, T, G, H = q_KBTGH.shape
     q_KBRH = (q_KBTGH * H**-0.5).reshape(K, B, T * G, H)
-    bias_BTGS = jnp.broadcast_to(jnp.where(mask_BTS, 0.0, -1e30)[:, :, None], (mask_BTS.shape[0], T, G, k_KBSH.shape[2]))
-    scores_KBRS = _scores(q_KBRH, k_KBSH) + bias_BTGS.reshape(-1, T * G, k_KBSH.shape[2])
+    # R counts tokens and, within them, query heads.
+    bias_BRS = jnp.repeat(jnp.where(mask_BTS, 0.0, -1e30), G, axis=1)
+    scores_KBRS = _scores(q_KBRH, k_KBSH) + bias_BRS
     parts = [(scores_KBRS, v_KBSH)]
     if before is not None:
         shared = K, before.k_KbCH.shape[1], -1

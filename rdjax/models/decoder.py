@@ -17,7 +17,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rdjax.mesh import cache_sharding, device_of, rows_spec
-from rdjax.models.attention import Before, Packing, attention, causal_attention, heads_first, rope_angles, rotate, rows_first
+from rdjax.models.attention import (
+    Before,
+    Packing,
+    attention,
+    causal_attention,
+    heads_first,
+    rope_angles,
+    rotate,
+    rows_first,
+)
 from rdjax.models.config import DecoderConfig
 
 # The linear projections of a block, in the order that their dropout is drawn.
@@ -114,10 +123,10 @@ class Linear(nnx.Module):
 
 
 def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
-    """What dropout multiplies the input of each adapted projection of a layer by: 0, or what keeps the mean, [B, T, in].
+    """What dropout multiplies the input of each adapted projection by, [B, T, in]: 0, or what keeps the mean.
 
-    16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections, for every draw is a long
-    program.
+    16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections of a layer, for every draw
+    is a long program.
     """
     if dropout is None or adapter is None:
         return {}
@@ -381,12 +390,22 @@ def layers_apart(base: dict[str, Any], take: Callable[[Any, int], Any] = operato
     return base | {"layers": jax.tree.map(apart, base["layers"])}
 
 
+@jax.custom_vjp
+def _unstack(x: jax.Array) -> list[jax.Array]:
+    """The parts along the first axis; their gradients are stacked, where JAX's own would pad and add them."""
+    return [x[number] for number in range(x.shape[0])]
+
+
+_unstack.defvjp(lambda x: (_unstack(x), None), lambda _, g: (jnp.stack(g),))
+
+
 def _loop(body: Callable[[Any, Any], tuple[Any, Any]], x: Any, scanned: Any) -> tuple[Any, Any]:
     """`jax.lax.scan` written out: lists of the layers' arrays in, or stacked ones, and lists out."""
 
     def is_list(node: Any) -> bool:
         return isinstance(node, list)
 
+    scanned = jax.tree.map(lambda leaf: leaf if is_list(leaf) else _unstack(leaf), scanned, is_leaf=is_list)
     # Under a jit of its own the body is traced once, and not for every layer.
     body, outs = jax.jit(body), []
     for layer in range(len(jax.tree.leaves(scanned, is_leaf=is_list)[0])):

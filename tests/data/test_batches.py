@@ -10,10 +10,12 @@ from rdjax.data.batches import (
     Batch,
     Extent,
     Prefixes,
+    Shape,
     Side,
     Slots,
     as_update,
     batch_shape,
+    coarsened,
     collate,
     deal,
     epoch_order,
@@ -263,9 +265,10 @@ def test_behind_a_prefix_the_rest_stands_as_before(rows):
 def test_few_sizes_add_a_limit_where_it_saves_a_tenth_and_its_own_compiling():
     assert few_sizes([64, 64, 64] * 100) == [64]
     assert few_sizes([64, 72, 72] * 100) == [72]
-    assert few_sizes([40] * 100 + [80] * 100) == [40, 80]
-    assert few_sizes([40] * 99 + [80] * 100) == [80]
-    assert few_sizes(list(range(8, 808, 8)) * 3) == [400, 800]
+    takes = batches.COMPILING_TAKES
+    assert few_sizes([40] * 2 * takes + [80] * 100) == [40, 80]
+    assert few_sizes([40] * (2 * takes - 1) + [80] * 100) == [80]
+    assert few_sizes(list(range(8, 808, 8))) == [400, 800]
     clusters = [40] * 300 + [80] * 300 + [160] * 300 + [320] * 300
     assert few_sizes(clusters)[-1] == 320 and len(few_sizes(clusters)) == batches.MOST_SHAPES
 
@@ -289,3 +292,12 @@ def test_epoch_order_follows_from_seed_and_epoch():
 
 def test_steps_per_epoch_counts_a_smaller_last_update():
     assert [steps_per_epoch(count, 4) for count in (1, 4, 5, 8)] == [1, 1, 2, 2]
+
+
+def test_coarse_shapes_hold_what_the_exact_ones_do_and_are_few():
+    exact = [Shape(Extent(n, 40, 16), Extent(n, 24), n, n, 4) for n in range(8, 4096, 8)]
+    coarse = [coarsened(shape) for shape in exact]
+    for ours, theirs in zip(exact, coarse, strict=True):
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a <= b <= max(a + 8, 9 / 8 * a), ours, theirs)))
+        assert theirs.teacher.prefix == 16 and theirs.sequences == 4
+    assert len(set(coarse)) < 70
