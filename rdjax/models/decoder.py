@@ -125,8 +125,8 @@ class Linear(nnx.Module):
 def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
     """What dropout multiplies the input of each adapted projection by, [B, T, in]: 0, or what keeps the mean.
 
-    16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections of a layer, for to draw is
-    a long program.
+    16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections of a layer, for a draw
+    is a long program.
     """
     if dropout is None or adapter is None:
         return {}
