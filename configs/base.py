@@ -48,7 +48,7 @@ def get_config() -> config_dict.ConfigDict:
     config.lora = config_dict.ConfigDict()
     config.lora.rank = 16
     config.lora.alpha = 16.0
-    config.lora.dropout = 0.05
+    config.lora.dropout = 0.05  # tokens that all samples of an update begin with share one mask
     config.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")  # also gate_proj, up_proj, down_proj
 
     config.loss = config_dict.ConfigDict()

@@ -15,6 +15,7 @@ from rdjax import cli
 from rdjax.config import MESH_OF_ONE
 from rdjax.errors import UserError
 from rdjax.mesh import make_mesh
+from rdjax.models.decoder import layers_stacked
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter, merge_adapter
 from rdjax.models.weights import save_params
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out: {out} exists; a new folder is wanted")
     model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(MESH_OF_ONE)))
     adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
-    merged = merge_adapter(model.base, adapter, spec.scale)
+    merged = merge_adapter(layers_stacked(model.base), adapter, spec.scale)
     out.mkdir(parents=True)
     save_params(out, merged, jnp.dtype(_DTYPE.value))
     for path in resolve_folder(_MODEL.value, "model").iterdir():

@@ -390,6 +390,19 @@ def layers_apart(base: dict[str, Any], take: Callable[[Any, int], Any] = operato
     return base | {"layers": jax.tree.map(apart, base["layers"])}
 
 
+def layers_stacked(base: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `layers_apart`; parameters that are stacked stay so."""
+
+    def stacked(node: Any) -> jax.Array:
+        return jnp.stack(node) if _is_list(node) else node
+
+    return base | {"layers": jax.tree.map(stacked, base["layers"], is_leaf=_is_list)}
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list)
+
+
 @jax.custom_vjp
 def _unstack(x: jax.Array) -> list[jax.Array]:
     """The parts along the first axis; their gradients are stacked, where JAX's own would pad and add them."""
@@ -401,14 +414,10 @@ _unstack.defvjp(lambda x: (_unstack(x), None), lambda _, g: (jnp.stack(g),))
 
 def _loop(body: Callable[[Any, Any], tuple[Any, Any]], x: Any, scanned: Any) -> tuple[Any, Any]:
     """`jax.lax.scan` written out: lists of the layers' arrays in, or stacked ones, and lists out."""
-
-    def is_list(node: Any) -> bool:
-        return isinstance(node, list)
-
-    scanned = jax.tree.map(lambda leaf: leaf if is_list(leaf) else _unstack(leaf), scanned, is_leaf=is_list)
+    scanned = jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _unstack(leaf), scanned, is_leaf=_is_list)
     # Under a jit of its own the body is traced once, and not for every layer.
     body, outs = jax.jit(body), []
-    for layer in range(len(jax.tree.leaves(scanned, is_leaf=is_list)[0])):
-        x, out = body(x, jax.tree.map(operator.itemgetter(layer), scanned, is_leaf=is_list))
+    for layer in range(len(jax.tree.leaves(scanned, is_leaf=_is_list)[0])):
+        x, out = body(x, jax.tree.map(operator.itemgetter(layer), scanned, is_leaf=_is_list))
         outs.append(out)
     return x, jax.tree.map(lambda *layers: [*layers], *outs)

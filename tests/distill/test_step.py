@@ -13,7 +13,7 @@ from rdjax.data.batches import Prefixes, as_update, batch_shape, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.step import Objective, init_state, teacher_signals, train_step
 from rdjax.models import decoder as decoder_module
-from rdjax.models.decoder import layers_apart
+from rdjax.models.decoder import layers_apart, layers_stacked
 from rdjax.models.lora import effective, merge_adapter
 from tests import tiny
 from tests.distill.case import (
@@ -109,7 +109,9 @@ def test_rematerialised_step_equals_the_plain_one(case, policy):
 def test_layers_apart_are_those_stacked(case, monkeypatch, looped_layers):
     """On CPUs a shallow model's weights lie layer by layer; a scan takes them stacked."""
     adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)
-    apart = loss_and_grad(case._replace(base=layers_apart(case.base)), adapter, batch)
+    base = layers_apart(case.base)
+    jax.tree.map(np.testing.assert_array_equal, layers_stacked(base), case.base)
+    apart = loss_and_grad(case._replace(base=base), adapter, batch)
     monkeypatch.setattr(decoder_module, "CPU_LOOPED_LAYERS", looped_layers)
     jax.clear_caches()  # what is compiled does not follow from the constant
     assert_close(loss_and_grad(case, adapter, batch), apart, 1e-5)
