@@ -21,7 +21,7 @@ from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.mesh import make_mesh, replicated
 from rdjax.models.config import DecoderConfig
-from rdjax.models.decoder import layers_apart, loops_over_layers
+from rdjax.models.layers import layers_apart, loops_over_layers
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.weights import abstract_params, flatten, unflatten
 from rdjax.sharding import param_shardings

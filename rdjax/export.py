@@ -15,7 +15,7 @@ from rdjax import cli
 from rdjax.config import MESH_OF_ONE
 from rdjax.errors import UserError
 from rdjax.mesh import make_mesh
-from rdjax.models.decoder import layers_stacked
+from rdjax.models.layers import layers_stacked
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter, merge_adapter
 from rdjax.models.weights import save_params

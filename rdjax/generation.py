@@ -129,7 +129,7 @@ def _decode(
         causal_TS = slots_S <= slots_T[:, None]
         mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
         out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
-        return decoder.logits(out.final_BTD[:, -1:])[:, 0], out.cache
+        return decoder.logits(out.final_BPD[:, -1:])[:, 0], out.cache
 
     padding_B, empty_B = T - lengths_B, lengths_B == 0
     logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, T + N))

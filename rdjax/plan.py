@@ -35,7 +35,7 @@ from rdjax.files import write_json
 from rdjax.flops import Work, adapter_parameters, parameters, step_floor, step_flops, teacher_flops
 from rdjax.mesh import AXES, make_mesh, replicated, rows_sharding
 from rdjax.models.config import decoder_config_from_hf, read_decoder_config
-from rdjax.models.decoder import layers_apart, loops_over_layers
+from rdjax.models.layers import layers_apart, loops_over_layers
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.weights import abstract_params

@@ -156,7 +156,7 @@ def forward(graph: nnx.GraphDef, params: dict[str, Any], batch: Packed) -> jax.A
     """Logits [B, T, V]."""
     decoder = nnx.merge(graph, params)
     out = decoder(batch.tokens_BT, batch.positions_BT, shared_prefix_mask(batch.segments_BT))
-    return decoder.logits(out.final_BTD)
+    return decoder.logits(out.final_BPD)
 
 
 def loss_fn(params: dict[str, Any], graph: nnx.GraphDef, batch: Packed) -> jax.Array:

@@ -22,7 +22,7 @@ from rdjax.flops import (
     step_flops,
     teacher_flops,
 )
-from rdjax.models import decoder as decoder_module
+from rdjax.models import layers as layers_module
 from rdjax.models.config import decoder_config_from_hf
 from rdjax.models.lora import init_adapter
 from rdjax.models.weights import abstract_params, flatten
@@ -113,7 +113,7 @@ def work(remat: str = "none", accumulation: int = 1) -> Work:
 @pytest.mark.parametrize(("remat", "attention_passes"), [("none", 3), ("dots", 4), ("full", 4)])
 def test_step_flops_are_the_products_of_loss_and_gradient(problem, monkeypatch, remat, attention_passes):
     """Of scanned layers; of those that are looped over, the first one's input has no gradient, which saves a little."""
-    monkeypatch.setattr(decoder_module, "CPU_LOOPED_LAYERS", 0)
+    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", 0)
     case, adapter, batch = problem
     config, options = case.config, dataclasses.replace(OPTIONS, remat=remat)
     signals = jax.eval_shape(lambda: teacher_signals(case.graph, case.base, None, stacked(batch), None, 1.0))

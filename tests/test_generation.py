@@ -48,7 +48,7 @@ def test_draws_are_as_frequent_as_the_model_says(model, temperature):
     drawn = generate(model, None, 1.0, [prompt] * count, Decoding(1, temperature=temperature, ignore_eos=True), count)
     observed = np.bincount([ids[0] for ids, _ in drawn], minlength=model.config.vocab) / count
     decoder = nnx.merge(model.graph, model.base)
-    logits_V = decoder.logits(tiny.forward(decoder, np.array([prompt], np.int32)).final_BTD)[0, -1]
+    logits_V = decoder.logits(tiny.forward(decoder, np.array([prompt], np.int32)).final_BPD)[0, -1]
     expected = np.asarray(jax.nn.softmax(jnp.asarray(logits_V) / temperature))
     assert np.abs(observed - expected).max() < 5 * np.sqrt(expected.max() / count)
     assert expected.max() > 2 / model.config.vocab, "the probabilities differ enough to tell"
@@ -75,7 +75,7 @@ def test_truncated_keeps_the_most_likely():
 def test_draws_are_of_what_is_left(model, options):
     count, prompt = 400, PROMPTS[1]
     decoder = nnx.merge(model.graph, model.base)
-    logits_V = decoder.logits(tiny.forward(decoder, np.array([prompt], np.int32)).final_BTD)[0, -1]
+    logits_V = decoder.logits(tiny.forward(decoder, np.array([prompt], np.int32)).final_BPD)[0, -1]
     left = np.asarray(truncated(jnp.asarray(logits_V)[None], options.get("top_k", 0), options.get("top_p", 1.0)))[0]
     decoding = Decoding(1, temperature=1.0, ignore_eos=True, **options)
     drawn = {ids[0] for ids, _ in generate(model, None, 1.0, [prompt] * count, decoding, count)}
@@ -90,7 +90,7 @@ def test_one_beam_wide_or_many_finds_no_worse(model):
         scores = []
         for prompt, (ids, _) in zip(PROMPTS, made, strict=True):
             decoder = nnx.merge(graph, base)
-            final = tiny.forward(decoder, np.array([prompt + ids], np.int32)).final_BTD
+            final = tiny.forward(decoder, np.array([prompt + ids], np.int32)).final_BPD
             log_TV = np.asarray(jax.nn.log_softmax(decoder.logits(jnp.asarray(final))))[0, len(prompt) - 1 : -1]
             scores.append(log_TV[np.arange(len(ids)), ids].mean())
         return np.array(scores)

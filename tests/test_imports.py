@@ -34,6 +34,7 @@ ORDER = (
     "mesh",
     "models.config",
     "models.attention",
+    "models.layers",
     "models.decoder",
     "models.weights",
     "models.lora",

@@ -12,7 +12,7 @@ from flax import nnx
 
 from rdjax.data.batches import Side
 from rdjax.models.attention import Packing
-from rdjax.models.decoder import Dropout, Prefix, gather_positions
+from rdjax.models.decoder import Dropout, Prefix
 from rdjax.models.lora import Adapter
 
 
@@ -66,9 +66,10 @@ def read_side(
         prefix=prefix,
         packing=Packing(side.pack_BT, side.unpack_BEU, lead),
         inputs_at_BQ=side.aligned_BQ,
+        final_at_BP=side.predict_BP,
         remat=remat,
     )
-    return Signals(out.inputs_LBQD, gather_positions(out.final_BTD, side.predict_BP))
+    return Signals(out.inputs_LBQD, out.final_BPD)
 
 
 def _led(side: Side, lead_C: jax.Array) -> Side:

@@ -37,23 +37,21 @@ def rope_frequencies_H(rope: RopeConfig, head_width: int) -> np.ndarray:
 
 
 def rope_angles(rope: RopeConfig, head_width: int, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotation at each position, float32 [B, T, 1, H / 2]."""
+    """Cosines and signed sines of the rotation at each position, float32 [B, T, 1, H], for `rotate`."""
     angles = positions_BT[..., None, None].astype(jnp.float32) * rope_frequencies_H(rope, head_width)
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
 @jax.custom_vjp
-def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array) -> jax.Array:
     """Applies the rotary embedding in float32; Hugging Face's layout (halves, not pairs)."""
     x32_BTNH = x_BTNH.astype(jnp.float32)
-    left, right = jnp.split(x32_BTNH, 2, axis=-1)
-    # One half after the other is written in its place: CPUs join two computed halves several times as slowly.
-    turned = jax.lax.dynamic_update_slice_in_dim(x32_BTNH, left * cos - right * sin, 0, axis=-1)
-    turned = jax.lax.dynamic_update_slice_in_dim(turned, right * cos + left * sin, left.shape[-1], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    turned_BTNH = x32_BTNH * cos_BT1H + jnp.roll(x32_BTNH, x_BTNH.shape[-1] // 2, axis=-1) * sin_BT1H
+    return turned_BTNH.astype(x_BTNH.dtype)
 
 
-# The transpose of a rotation turns back: one pass, where JAX's own would pad and add the halves.
+# The transpose of a rotation turns back.
 rotate.defvjp(
     lambda x_BTNH, cos, sin: (rotate(x_BTNH, cos, sin), (cos, sin)),
     lambda angles, g_BTNH: (rotate(g_BTNH, angles[0], -angles[1]), None, None),

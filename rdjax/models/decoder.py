@@ -6,9 +6,7 @@ transformations are JAX's own on the tree; `nnx.merge` joins the two inside a tr
 
 import functools
 import itertools
-import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +26,7 @@ from rdjax.models.attention import (
     rows_first,
 )
 from rdjax.models.config import DecoderConfig
+from rdjax.models.layers import loop, loops_over_layers
 
 # The linear projections of a block, in the order that their dropout is drawn.
 PROJECTIONS = (
@@ -39,10 +38,6 @@ PROJECTIONS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-
-# On CPU the layers of a model this shallow are looped over instead of scanned: what the backward pass needs is then not
-# copied into one stacked array a layer at a time, nor the weights of a layer out of one (`layers_apart`).
-CPU_LOOPED_LAYERS = 8
 
 REMAT = {
     "none": lambda layer: layer,
@@ -87,9 +82,15 @@ class Prefix(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What `Decoder.__call__` returns; the last two are None unless asked for."""
+    """What `Decoder.__call__` returns; the last two are None unless asked for.
 
-    final_BTD: jax.Array
+    Attributes:
+      final_BPD: final-normed hidden states, of all tokens (P = T) unless some are asked for.
+      inputs_LBQD: the inputs of every block.
+      cache: the keys and values so far.
+    """
+
+    final_BPD: jax.Array
     inputs_LBQD: jax.Array | None
     cache: Cache | None
 
@@ -143,15 +144,38 @@ def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]
     return {path: kept[..., end - width : end] for (path, width), end in zip(widths.items(), ends, strict=True)}
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon) * weight, normed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    return (x_BTD.astype(jnp.float32) * _inverse_size(x_BTD, epsilon)).astype(x_BTD.dtype) * weight_D
+
+
+def _inverse_size(x_BTD: jax.Array, epsilon: float) -> jax.Array:
+    x32_BTD = x_BTD.astype(jnp.float32)
+    return jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, axis=-1, keepdims=True) + epsilon)
+
+
+def _rms_norm_gradient(epsilon, operands, g_BTD):
+    x_BTD, weight_D = operands
+    x32_BTD, inverse_BT1 = x_BTD.astype(jnp.float32), _inverse_size(x_BTD, epsilon)
+    seen_BTD = (g_BTD * weight_D).astype(jnp.float32)
+    # A product of vectors, which CPUs multiply and add in one pass; JAX's own gradient sums in a second, a slow one.
+    along_BT1 = jnp.einsum("btd,btd->bt", seen_BTD, x32_BTD, precision="highest")[..., None]
+    g_x_BTD = inverse_BT1 * (seen_BTD - x32_BTD * (inverse_BT1**2 * along_BT1 / x_BTD.shape[-1]))
+    g_weight_D = jnp.sum(g_BTD.astype(jnp.float32) * (x32_BTD * inverse_BT1), axis=(0, 1))
+    return g_x_BTD.astype(x_BTD.dtype), g_weight_D.astype(weight_D.dtype)
+
+
+rms_norm.defvjp(lambda x, weight, epsilon: (rms_norm(x, weight, epsilon), (x, weight)), _rms_norm_gradient)
+
+
 class RMSNorm(nnx.Module):
     def __init__(self, shape: tuple[int, ...], dtype, epsilon: float):
         self.weight = nnx.Param(jnp.ones(shape, dtype))
         self.epsilon = epsilon
 
-    def __call__(self, x):
-        x32 = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 * scale).astype(x.dtype) * self.weight[...]
+    def __call__(self, x_BTD):
+        return rms_norm(x_BTD, self.weight[...], self.epsilon)
 
 
 class Attention(nnx.Module):
@@ -186,7 +210,7 @@ class Attention(nnx.Module):
             mixed_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, before, packing, self.mesh)
         else:
             mixed_BTNH = rows_first(attention(heads_first(q_BTNH, len(own[0])), *own, mask_BTS, before))
-        return adapted(self, "o_proj", mixed_BTNH.reshape(*x_BTD.shape[:2], -1)), own
+        return mixed_BTNH.reshape(*x_BTD.shape[:2], -1), own
 
 
 class MLP(nnx.Module):
@@ -204,7 +228,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer, or all of them stacked along the first axis: the scan slices parameters before a call."""
+    """One layer, or all of them stacked along the first axis: parameters are sliced before a call."""
 
     def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
@@ -212,7 +236,7 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
         self.mlp = MLP(c, dtype, int8, rngs)
 
-    def __call__(self, x_BTD, angles, mask_BTS, packing, adapter, dropout, prefix, kv, index):
+    def __call__(self, x_BTD, angles, mask_BTS, packing, adapter, dropout, prefix, kv, index, at_BP):
         kept = _kept(dropout, adapter)
 
         def adapted_in(room):
@@ -222,11 +246,14 @@ class Block(nnx.Module):
 
             return adapted
 
-        mixed, kv = self.self_attn(
-            self.input_layernorm(x_BTD), angles, mask_BTS, packing, adapted_in("self_attn"), prefix, kv, index
+        attended, passed = adapted_in("self_attn"), adapted_in("mlp")
+        mixed_BTD, kv = self.self_attn(
+            self.input_layernorm(x_BTD), angles, mask_BTS, packing, attended, prefix, kv, index
         )
-        x_BTD = x_BTD + mixed
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), adapted_in("mlp")), kv
+        if at_BP is not None:  # nothing further reads the other tokens
+            x_BTD, mixed_BTD, kept = jax.tree.map(lambda x: gather_positions(x, at_BP), (x_BTD, mixed_BTD, kept))
+        x_BTD = x_BTD + attended(self.self_attn, "o_proj", mixed_BTD)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), passed), kv
 
 
 class Decoder(nnx.Module):
@@ -265,6 +292,7 @@ class Decoder(nnx.Module):
         prefix: Prefix | None = None,
         packing: Packing | None = None,
         inputs_at_BQ: jax.Array | None = None,
+        final_at_BP: jax.Array | None = None,
         remat: str = "none",
         keep_cache: bool = False,
     ) -> Output:
@@ -281,12 +309,10 @@ class Decoder(nnx.Module):
           prefix: keys and values of what stands before every sequence; all tokens look at it.
           packing: of rows that hold several sequences.
           inputs_at_BQ: the positions at which the inputs of every block are wanted.
+          final_at_BP: those at which the final states are; None: of all tokens.
           remat: what the backward pass computes anew: "none"; "full": each block, of which only the input is kept;
             "dots": each block but the products of its projections.
           keep_cache: return the keys and values also where no cache came in.
-
-        Returns:
-          The final-normed hidden states of all tokens, the inputs of every block [L, B, Q, D], the cache.
         """
         graph, layers = nnx.split(self.layers)
         angles = rope_angles(self.config.rope, self.config.head_width, positions_BT)
@@ -295,23 +321,29 @@ class Decoder(nnx.Module):
         index = None if cache is None else cache.index
         keeps = keep_cache or cache is not None
 
-        def layer(x_BTD, scanned):
+        def layer(x_BTD, scanned, at_BP=None):
             params, adapter, key, prefix, kv = scanned
             drop = None if key is None else dropout._replace(key=key)
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
             block = nnx.merge(graph, params)
-            x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index)
+            x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index, at_BP)
             return self._on_mesh(x_BTD), (inputs_BQD, kv if keeps else None)
 
         kvs = None if cache is None else (cache.k_LKBSH, cache.v_LKBSH)
         scanned = (nnx.to_pure_dict(layers), adapter, keys_L, prefix, kvs)
-        run = _loop if loops_over_layers(self.config, self.mesh) else jax.lax.scan
-        x_BTD, (inputs_LBQD, kvs) = run(REMAT[remat](layer), x_BTD, scanned)
-        if isinstance(inputs_LBQD, list):
-            inputs_LBQD = jnp.stack(inputs_LBQD)
+        body = REMAT[remat](layer)
+        if loops_over_layers(self.config, self.mesh):
+            last = body if final_at_BP is None else REMAT[remat](functools.partial(layer, at_BP=final_at_BP))
+            x_BPD, (inputs_L, kvs) = loop(body, last, x_BTD, scanned)
+            inputs_LBQD = None if inputs_at_BQ is None else jnp.stack(inputs_L)
+        else:
+            # Written out beside the scan, a last layer of its own would be one more to compile, for little in a deep
+            # model.
+            x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(body, x_BTD, scanned)
+            x_BPD = x_BTD if final_at_BP is None else gather_positions(x_BTD, final_at_BP)
         if keeps:
             cache = Cache(*kvs, (0 if index is None else index) + tokens_BT.shape[1])
-        return Output(self.norm(x_BTD), inputs_LBQD, cache)
+        return Output(self.norm(x_BPD), inputs_LBQD, cache)
 
     def read_prefix(self, prefix_C: jax.Array, adapter: dict | None) -> Prefix:
         """Reads tokens that many sequences begin with, once."""
@@ -370,54 +402,3 @@ def logits(final_BPD: jax.Array, head_DV: jax.Array) -> jax.Array:
 def gather_positions(x_BTD: jax.Array, at_BP: jax.Array) -> jax.Array:
     """Rows of `x_BTD` at the positions `at_BP` of each sequence, [B, P, D]."""
     return jnp.take_along_axis(x_BTD, at_BP[..., None], axis=1)
-
-
-def loops_over_layers(config: DecoderConfig, mesh: Mesh | None) -> bool:
-    """Whether a decoder on these devices loops over its layers, and takes their parameters best apart."""
-    return config.layers <= CPU_LOOPED_LAYERS and device_of(mesh).platform == "cpu"
-
-
-def layers_apart(base: dict[str, Any], take: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
-    """The same parameters with a list of every layer's array in the place of a stacked one.
-
-    Args:
-      take: (stacked, layer) -> the layer's own.
-    """
-
-    def apart(stacked: Any) -> list[Any]:
-        return [take(stacked, layer) for layer in range(stacked.shape[0])]
-
-    return base | {"layers": jax.tree.map(apart, base["layers"])}
-
-
-def layers_stacked(base: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `layers_apart`; parameters that are stacked stay so."""
-
-    def stacked(node: Any) -> jax.Array:
-        return jnp.stack(node) if _is_list(node) else node
-
-    return base | {"layers": jax.tree.map(stacked, base["layers"], is_leaf=_is_list)}
-
-
-def _is_list(node: Any) -> bool:
-    return isinstance(node, list)
-
-
-@jax.custom_vjp
-def _unstack(x: jax.Array) -> list[jax.Array]:
-    """The parts along the first axis; their gradients are stacked, where JAX's own would pad and add them."""
-    return [x[number] for number in range(x.shape[0])]
-
-
-_unstack.defvjp(lambda x: (_unstack(x), None), lambda _, g: (jnp.stack(g),))
-
-
-def _loop(body: Callable[[Any, Any], tuple[Any, Any]], x: Any, scanned: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` written out: lists of the layers' arrays in, or stacked ones, and lists out."""
-    scanned = jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _unstack(leaf), scanned, is_leaf=_is_list)
-    # Under a jit of its own the body is traced once, and not for every layer.
-    body, outs = jax.jit(body), []
-    for layer in range(len(jax.tree.leaves(scanned, is_leaf=_is_list)[0])):
-        x, out = body(x, jax.tree.map(operator.itemgetter(layer), scanned, is_leaf=_is_list))
-        outs.append(out)
-    return x, jax.tree.map(lambda *layers: [*layers], *outs)

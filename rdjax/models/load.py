@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rdjax.errors import UserError
 from rdjax.mesh import device_of
 from rdjax.models.config import DecoderConfig, read_decoder_config
-from rdjax.models.decoder import layers_apart, loops_over_layers
+from rdjax.models.layers import layers_apart, loops_over_layers
 from rdjax.models.weights import abstract_params, load_params
 from rdjax.sharding import check_mesh, param_shardings
 

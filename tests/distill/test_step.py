@@ -12,8 +12,8 @@ from flax import nnx
 from rdjax.data.batches import Prefixes, as_update, batch_shape, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.step import Objective, init_state, teacher_signals, train_step
-from rdjax.models import decoder as decoder_module
-from rdjax.models.decoder import layers_apart, layers_stacked
+from rdjax.models import layers as layers_module
+from rdjax.models.layers import layers_apart, layers_stacked
 from rdjax.models.lora import effective, merge_adapter
 from tests import tiny
 from tests.distill.case import (
@@ -112,7 +112,7 @@ def test_layers_apart_are_those_stacked(case, monkeypatch, looped_layers):
     base = layers_apart(case.base)
     jax.tree.map(np.testing.assert_array_equal, layers_stacked(base), case.base)
     apart = loss_and_grad(case._replace(base=base), adapter, batch)
-    monkeypatch.setattr(decoder_module, "CPU_LOOPED_LAYERS", looped_layers)
+    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", looped_layers)
     jax.clear_caches()  # what is compiled does not follow from the constant
     assert_close(loss_and_grad(case, adapter, batch), apart, 1e-5)
 
@@ -158,7 +158,7 @@ def per_position(case, adapter, pair: Pair):
     sides = []
     for ids, lora in ((teacher_ids, None), (student_ids, effective(adapter, SPEC.scale))):
         out = tiny.apply(decoder, np.array([ids], np.int32), adapter=lora)
-        logits = np.asarray(decoder.logits(out.final_BTD), np.float64)[0]
+        logits = np.asarray(decoder.logits(out.final_BPD), np.float64)[0]
         probability = np.exp(logits - logits.max(-1, keepdims=True))
         sides.append((probability / probability.sum(-1, keepdims=True), np.asarray(out.inputs_LBQD, np.float64)[:, 0]))
     (p, h_t), (q, h_s) = sides
@@ -182,9 +182,9 @@ def test_adapter_equals_merged_weights(case):
     tokens = tiny.random_tokens(2, 9)
     plain = nnx.merge(case.graph, case.base)
     merged = nnx.merge(case.graph, merge_adapter(case.base, adapter, SPEC.scale))
-    ours = tiny.forward(plain, tokens, adapter=effective(adapter, SPEC.scale)).final_BTD
-    np.testing.assert_allclose(ours, tiny.forward(merged, tokens).final_BTD, atol=2e-5)
-    assert np.abs(ours - tiny.forward(plain, tokens).final_BTD).max() > 1e-2
+    ours = tiny.forward(plain, tokens, adapter=effective(adapter, SPEC.scale)).final_BPD
+    np.testing.assert_allclose(ours, tiny.forward(merged, tokens).final_BPD, atol=2e-5)
+    assert np.abs(ours - tiny.forward(plain, tokens).final_BPD).max() > 1e-2
 
 
 def take_steps(case, dropout: float, seeds: list[int], kind: str = "tune_without_rule", steps: int = 2):

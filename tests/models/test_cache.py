@@ -43,7 +43,7 @@ def run_in_chunks(decoder, tokens_BT, real_BT, chunks: list[int]):
         mask_BTS = causal_TS & real_BS[:, None] | np.eye(T, SLOTS, dtype=bool)[part]
         outputs.append(jax.device_get(step(tokens_BT[:, part], positions_BT[:, part], mask_BTS, cache)))
         cache, start = outputs[-1].cache, start + length
-    final_BTD = np.concatenate([out.final_BTD for out in outputs], axis=1)
+    final_BTD = np.concatenate([out.final_BPD for out in outputs], axis=1)
     inputs_LBTD = np.concatenate([out.inputs_LBQD for out in outputs], axis=2)
     return final_BTD, inputs_LBTD, cache
 
@@ -52,7 +52,7 @@ def test_chunks_equal_one_pass(decoder):
     tokens_BT = tiny.random_tokens(2, 12)
     final_BTD, inputs_LBTD, cache = run_in_chunks(decoder, tokens_BT, np.ones((2, 12), bool), [6, 4, 1, 1])
     whole = tiny.forward(decoder, tokens_BT)
-    np.testing.assert_allclose(final_BTD, whole.final_BTD, atol=TOLERANCE)
+    np.testing.assert_allclose(final_BTD, whole.final_BPD, atol=TOLERANCE)
     np.testing.assert_allclose(inputs_LBTD, whole.inputs_LBQD, atol=TOLERANCE)
     assert cache.index == 12
     assert (np.stack(cache.k_LKBSH)[:, :, :, 12:] == 1e3).all()
@@ -68,4 +68,4 @@ def test_left_padded_rows_equal_each_row_alone():
     assert np.isfinite(final_BTD).all()
     whole = tiny.forward(decoder, *tiny.pad_rows([tokens_BT[row, pad:] for row, pad in enumerate(pads)]))
     for row, pad in enumerate(pads):
-        np.testing.assert_allclose(final_BTD[row, pad:], whole.final_BTD[row, : 11 - pad], atol=TOLERANCE)
+        np.testing.assert_allclose(final_BTD[row, pad:], whole.final_BPD[row, : 11 - pad], atol=TOLERANCE)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rdjax.models import decoder as decoder_module
+from rdjax.models import layers as layers_module
 from rdjax.models.attention import shared_prefix_mask
 from rdjax.models.decoder import Decoder, RMSNorm
 from tests import tiny
@@ -32,7 +32,7 @@ def dependence(decoder):
 
     def outputs_T(embedding_VD, mask_TT):
         model = nnx.merge(graph, params | {"embed_tokens": embedding_VD})
-        return model(tokens_BT, positions_BT, mask_TT[None]).final_BTD[0] @ weights_D
+        return model(tokens_BT, positions_BT, mask_TT[None]).final_BPD[0] @ weights_D
 
     gradient_TVD = jax.jit(jax.jacrev(outputs_T))
     return lambda mask_TT: np.abs(gradient_TVD(params["embed_tokens"], mask_TT)).max(axis=-1)[:, :8] > 0
@@ -53,9 +53,9 @@ def test_padding_changes_nothing(decoder):
     for row, length in enumerate(lengths):
         long_BT[row, :length] = short_BT[row, :length]
     short, long = (tiny.forward(decoder, tokens_BT, lengths) for tokens_BT in (short_BT, long_BT))
-    assert np.isfinite(long.final_BTD).all()
+    assert np.isfinite(long.final_BPD).all()
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(long.final_BTD[row, :length], short.final_BTD[row, :length], atol=TOLERANCE)
+        np.testing.assert_allclose(long.final_BPD[row, :length], short.final_BPD[row, :length], atol=TOLERANCE)
         np.testing.assert_allclose(
             long.inputs_LBQD[:, row, :length], short.inputs_LBQD[:, row, :length], atol=TOLERANCE
         )
@@ -74,12 +74,12 @@ def test_without_a_mask_tokens_see_the_prefix_and_their_past(decoder, before):
     def behind(decoder):
         prefix = decoder.read_prefix(jnp.asarray(read), None) if before else None
         positions_BT = jnp.broadcast_to(before + jnp.arange(9), (2, 9))
-        return decoder(tokens_BT, positions_BT, prefix=prefix).final_BTD
+        return decoder(tokens_BT, positions_BT, prefix=prefix).final_BPD
 
     final_BTD = tiny.compiled(decoder, behind)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(
-            final_BTD[row, :length], expected.final_BTD[row, before : before + length], atol=TOLERANCE
+            final_BTD[row, :length], expected.final_BPD[row, before : before + length], atol=TOLERANCE
         )
 
 
@@ -93,7 +93,7 @@ def test_packed_segments_equal_separate_sequences(decoder):
     own = [segments_T == segment for segment in (1, 2, 3)]
     separate = tiny.forward(decoder, *tiny.pad_rows([tokens_T[mine] for mine in own]))
     for row, mine in enumerate(own):
-        np.testing.assert_allclose(packed.final_BTD[0, mine], separate.final_BTD[row, : mine.sum()], atol=TOLERANCE)
+        np.testing.assert_allclose(packed.final_BPD[0, mine], separate.final_BPD[row, : mine.sum()], atol=TOLERANCE)
 
 
 def test_shared_prefix_equals_separate_prompts(decoder):
@@ -107,7 +107,7 @@ def test_shared_prefix_equals_separate_prompts(decoder):
     seen = [(segments_T == 1) | (segments_T == segment) for segment in (2, 3, 4)]
     separate = tiny.forward(decoder, *tiny.pad_rows([tokens_T[own] for own in seen]))
     for row, own in enumerate(seen):
-        np.testing.assert_allclose(shared.final_BTD[0, own], separate.final_BTD[row, : own.sum()], atol=TOLERANCE)
+        np.testing.assert_allclose(shared.final_BPD[0, own], separate.final_BPD[row, : own.sum()], atol=TOLERANCE)
 
 
 def test_only_distances_matter_to_rotary_attention(decoder):
@@ -115,7 +115,7 @@ def test_only_distances_matter_to_rotary_attention(decoder):
     positions_BT = np.stack([here_T, here_T + 100, 3 * here_T])
     tokens_BT = np.broadcast_to(tiny.random_tokens(12), (3, 12))
     mask_BTT = tiny.causal_mask(np.ones((3, 12), np.int32))
-    here, shifted, stretched = tiny.compiled(decoder, Decoder.__call__, tokens_BT, positions_BT, mask_BTT).final_BTD
+    here, shifted, stretched = tiny.compiled(decoder, Decoder.__call__, tokens_BT, positions_BT, mask_BTT).final_BPD
     np.testing.assert_allclose(shifted, here, atol=2e-4)
     assert np.abs(stretched - here).max() > 0.05
 
@@ -142,7 +142,7 @@ def loss_and_gradient(decoder, **options):
 
     def loss(params):
         out = tiny.apply(nnx.merge(graph, params), tokens_BT, [10, 6], **options)
-        return (out.final_BTD**2).mean() + jnp.sin(out.inputs_LBQD).mean()
+        return (out.final_BPD**2).mean() + jnp.sin(out.inputs_LBQD).mean()
 
     return jax.jit(jax.value_and_grad(loss))(nnx.to_pure_dict(params))
 
@@ -159,7 +159,7 @@ def plain(decoder):
 @pytest.mark.parametrize(("remat", "looped_layers"), [("full", 8), ("none", 0), ("full", 0), ("dots", 0)])
 def test_remat_and_scan_change_neither_loss_nor_gradient(decoder, plain, monkeypatch, remat, looped_layers):
     """Accelerators and deep models take the scan, which tiny models on CPU do not."""
-    monkeypatch.setattr(decoder_module, "CPU_LOOPED_LAYERS", looped_layers)
+    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", looped_layers)
     changed = loss_and_gradient(decoder, remat=remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), changed, plain)
 
@@ -183,10 +183,10 @@ def test_bfloat16_model_follows_the_float32_model():
 
     def states_and_logits(decoder):
         out = tiny.apply(decoder, tokens_BT)
-        return out, decoder.logits(out.final_BTD)
+        return out, decoder.logits(out.final_BPD)
 
     (out, logits), (_, expected) = (tiny.compiled(model, states_and_logits) for model in (half, full))
-    assert out.final_BTD.dtype == out.inputs_LBQD.dtype == jnp.bfloat16
+    assert out.final_BPD.dtype == out.inputs_LBQD.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
     assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.9
     assert np.sqrt(((logits - expected) ** 2).mean() / (expected**2).mean()) < 0.02

@@ -18,6 +18,6 @@ def test_states_and_logits(name):
     out = tiny.forward(decoder, golden["tokens_BT"], golden["lengths_B"].tolist())
     rows, at_BP = [[0], [1]], golden["at_BP"]
     np.testing.assert_allclose(out.inputs_LBQD[:, rows, at_BP], golden["inputs_LBPD"], atol=TOLERANCE)
-    np.testing.assert_allclose(out.final_BTD[rows, at_BP], golden["final_BPD"], atol=TOLERANCE)
-    logits_BPV = decoder.logits(out.final_BTD[rows, at_BP])
+    np.testing.assert_allclose(out.final_BPD[rows, at_BP], golden["final_BPD"], atol=TOLERANCE)
+    logits_BPV = decoder.logits(out.final_BPD[rows, at_BP])
     np.testing.assert_allclose(logits_BPV, golden["logits_BPV"], atol=TOLERANCE)

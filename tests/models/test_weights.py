@@ -220,9 +220,9 @@ def test_an_int8_decoder_computes_with_its_rounded_weights(quantised):
         if state[path].dtype == jnp.int8:
             rounded[path] = state[path] * state[path.replace("kernel", "scale")][..., None, :]
     tokens = tiny.random_tokens(2, 9)
-    expected = tiny.forward(nnx.merge(graph, unflatten(rounded)), tokens).final_BTD
-    np.testing.assert_allclose(tiny.forward(ours, tokens).final_BTD, expected, atol=2e-4)
-    assert 1e-4 < np.abs(expected - tiny.forward(exact, tokens).final_BTD).mean() < 0.1
+    expected = tiny.forward(nnx.merge(graph, unflatten(rounded)), tokens).final_BPD
+    np.testing.assert_allclose(tiny.forward(ours, tokens).final_BPD, expected, atol=2e-4)
+    assert 1e-4 < np.abs(expected - tiny.forward(exact, tokens).final_BPD).mean() < 0.1
 
 
 def test_a_column_of_zeros_stays_one():

@@ -132,4 +132,4 @@ def test_adapter_saved_by_peft_is_read(setting, tmp_path):
 
 
 def logits(decoder, tokens, adapter):
-    return np.asarray(decoder.logits(tiny.forward(decoder, tokens, adapter=adapter).final_BTD))
+    return np.asarray(decoder.logits(tiny.forward(decoder, tokens, adapter=adapter).final_BPD))

@@ -38,8 +38,8 @@ def assert_same_states(decoder, model):
     ours = tiny.forward(decoder, tokens_BT, LENGTHS)
     assert len(theirs.inputs_LBTD) == decoder.config.layers
     np.testing.assert_allclose(ours.inputs_LBQD[:, real_BT], theirs.inputs_LBTD[:, real_BT], atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(ours.final_BTD[real_BT], theirs.final_BTD[real_BT], atol=TOLERANCE, rtol=0)
-    logits_BTV = decoder.logits(ours.final_BTD)
+    np.testing.assert_allclose(ours.final_BPD[real_BT], theirs.final_BTD[real_BT], atol=TOLERANCE, rtol=0)
+    logits_BTV = decoder.logits(ours.final_BPD)
     np.testing.assert_allclose(logits_BTV[real_BT], theirs.logits_BTV[real_BT], atol=TOLERANCE, rtol=0)
 
 
