@@ -33,6 +33,7 @@ ORDER = (
     "data.batches",
     "mesh",
     "models.config",
+    "models.rows",
     "models.attention",
     "models.layers",
     "models.decoder",

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rdjax.models.rows import scale_rows
+
 # Positions of a batch whose logits stand in memory at once, however long the responses are: at a vocabulary of 128,256
 # the logits of one model take 0.26 GB in float32, and those of teacher, student and gradient a few times that.
 LOGIT_POSITIONS = 512
@@ -108,4 +110,4 @@ def _normalise(hidden: jax.Array) -> jax.Array:
     squares = jnp.sum(hidden**2, axis=-1, keepdims=True)
     # The square root has no gradient at zero: zero rows take the other branch, on a number that is safe.
     norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-    return hidden / jnp.maximum(norm, NORM_EPSILON)
+    return scale_rows(hidden, 1 / jnp.maximum(norm, NORM_EPSILON))

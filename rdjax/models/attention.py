@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from rdjax.mesh import device_of, rows_spec
 from rdjax.models.config import RopeConfig
+from rdjax.models.rows import scale_rows
 
 SPLASH_BLOCKS = (128, 256, 384, 512)  # positions a block of splash attention has; the largest that divides is taken
 CUDNN_HEAD = 128  # the widest head that cuDNN's flash attention takes on every GPU that has it
@@ -317,7 +318,7 @@ def attention(
         total_KBR1 += weights.sum(axis=-1, keepdims=True)
         weights = weights.astype(v_KbCH.dtype).reshape(K, v_KbCH.shape[1], -1, v_KbCH.shape[2])
         mixed_KBRH += jnp.matmul(weights, v_KbCH, preferred_element_type=jnp.float32).reshape(q_KBRH.shape)
-    return (mixed_KBRH / total_KBR1).astype(q_KBTGH.dtype).reshape(q_KBTGH.shape)
+    return scale_rows(mixed_KBRH, 1 / total_KBR1).astype(q_KBTGH.dtype).reshape(q_KBTGH.shape)
 
 
 def _scores(q_KBRH: jax.Array, k_KBSH: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ from rdjax.models.attention import (
 )
 from rdjax.models.config import DecoderConfig
 from rdjax.models.layers import loop, loops_over_layers
+from rdjax.models.rows import scale_rows
 
 # The linear projections of a block, in the order that their dropout is drawn.
 PROJECTIONS = (
@@ -144,38 +145,15 @@ def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]
     return {path: kept[..., end - width : end] for (path, width), end in zip(widths.items(), ends, strict=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + epsilon) * weight, normed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-    return (x_BTD.astype(jnp.float32) * _inverse_size(x_BTD, epsilon)).astype(x_BTD.dtype) * weight_D
-
-
-def _inverse_size(x_BTD: jax.Array, epsilon: float) -> jax.Array:
-    x32_BTD = x_BTD.astype(jnp.float32)
-    return jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, axis=-1, keepdims=True) + epsilon)
-
-
-def _rms_norm_gradient(epsilon, operands, g_BTD):
-    x_BTD, weight_D = operands
-    x32_BTD, inverse_BT1 = x_BTD.astype(jnp.float32), _inverse_size(x_BTD, epsilon)
-    seen_BTD = (g_BTD * weight_D).astype(jnp.float32)
-    # A product of vectors, which CPUs multiply and add in one pass; JAX's own gradient sums in a second, a slow one.
-    along_BT1 = jnp.einsum("btd,btd->bt", seen_BTD, x32_BTD, precision="highest")[..., None]
-    g_x_BTD = inverse_BT1 * (seen_BTD - x32_BTD * (inverse_BT1**2 * along_BT1 / x_BTD.shape[-1]))
-    g_weight_D = jnp.sum(g_BTD.astype(jnp.float32) * (x32_BTD * inverse_BT1), axis=(0, 1))
-    return g_x_BTD.astype(x_BTD.dtype), g_weight_D.astype(weight_D.dtype)
-
-
-rms_norm.defvjp(lambda x, weight, epsilon: (rms_norm(x, weight, epsilon), (x, weight)), _rms_norm_gradient)
-
-
 class RMSNorm(nnx.Module):
     def __init__(self, shape: tuple[int, ...], dtype, epsilon: float):
         self.weight = nnx.Param(jnp.ones(shape, dtype))
         self.epsilon = epsilon
 
-    def __call__(self, x_BTD):
-        return rms_norm(x_BTD, self.weight[...], self.epsilon)
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return scale_rows(x32, scale).astype(x.dtype) * self.weight[...]
 
 
 class Attention(nnx.Module):
