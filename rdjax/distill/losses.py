@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rdjax.models.rows import scale_rows
+from rdjax.models.rows import dot_rows, scale_rows
 
 # Positions of a batch whose logits stand in memory at once, however long the responses are: at a vocabulary of 128,256
 # the logits of one model take 0.26 GB in float32, and those of teacher, student and gradient a few times that.
@@ -28,13 +28,13 @@ def kl_divergence(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: f
       temperature: T; T^2 keeps the size of the gradient (Hinton et al. 2015, arXiv 1503.02531).
     """
     teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
-    return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return temperature**2 * dot_rows(jnp.exp(teacher), teacher - student)
 
 
 def soft_cross_entropy(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float) -> jax.Array:
     """T^2 * -sum_v p_t log p_s, float32 [B, P]: the KL divergence plus the teacher's entropy, same gradient."""
     teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
-    return -(temperature**2) * jnp.sum(jnp.exp(teacher) * student, axis=-1)
+    return -(temperature**2) * dot_rows(jnp.exp(teacher), student)
 
 
 def cross_entropy(student_BPV: jax.Array, labels_BP: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def hidden_distance(teacher_LBQD: jax.Array, student_LBQD: jax.Array) -> jax.Arr
     2 * (1 - cos(h_t, h_s)). Zero rows count as zero vectors and have a zero gradient.
     """
     difference = _normalise(teacher_LBQD) - _normalise(student_LBQD)
-    return jnp.sum(difference**2, axis=-1)
+    return dot_rows(difference, difference)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
