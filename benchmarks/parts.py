@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
     train = train_config(batch_size=_BATCH.value, teacher_signals="host")
     stacked = jax.tree.map(lambda leaf: leaf[None], problem.adapter)
     numbers = in_turn(len(pairs), _BATCH.value, 1)
-    updates = Updates.make([pairs], numbers, SLOTS, objective, model, stacked, options, train, pathlib.Path("unused"))
+    updates = Updates.make([pairs], numbers, SLOTS, objective, model, train)
+    updates = updates.with_signals(stacked, problem.spec.scale, train, pathlib.Path("unused"))
     batch, signals = updates.place(updates.fetch(numbers[0]))
     optimizer = optax.adamw(1e-3)
     teacher_prefix_C, prefix_C = updates.prefix_C("teacher"), updates.trained_prefix_C

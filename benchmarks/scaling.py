@@ -47,9 +47,8 @@ def measure(**sizes: int) -> tuple[float, float, float, float]:
     numbers = in_turn(len(pairs), _BATCH.value, 1)
 
     def updates() -> Updates:
-        return Updates.make(
-            [pairs], numbers, SLOTS, objective, model, teachers_M, options, train, pathlib.Path("unused")
-        )
+        made = Updates.make([pairs], numbers, SLOTS, objective, model, train)
+        return made.with_signals(teachers_M, problem.spec.scale, train, pathlib.Path("unused"))
 
     def teacher_pass(made: Updates):
         ask = asking(model, teachers_M, problem.spec.scale, made.prefix_C("teacher"))

@@ -28,12 +28,11 @@ from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.optimizer import make_optimizer
 from rdjax.distill.signals import signal_bytes
 from rdjax.distill.step import TrainState, init_state, teacher_prefixes, teacher_signals, train_step
-from rdjax.distill.teacher import Signals
 from rdjax.distill.updates import Updates, in_turn
 from rdjax.errors import UserError
 from rdjax.files import write_json
 from rdjax.flops import Work, adapter_parameters, parameters, step_floor, step_flops, teacher_flops
-from rdjax.mesh import AXES, make_mesh, replicated, rows_sharding
+from rdjax.mesh import AXES, make_mesh, replicated
 from rdjax.models.config import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import layers_apart, loops_over_layers
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
@@ -92,15 +91,14 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
     pairs = [made_up_pairs(config)]
     numbers = in_turn(len(pairs[0]), config.train.batch_size, 1)
-    updates = Updates.sized(pairs, numbers, stage.slots, stage.objective, model, stage.options, config.train)
+    updates = Updates.make(pairs, numbers, stage.slots, stage.objective, model, config.train)
     whole = replicated(model.mesh)
     adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
     adapters_M = _placed(adapters_M, whole)
     optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
     state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
     state = _placed(state, whole)
-    rows = rows_sharding(model.mesh, leading=2)
-    batch = _placed(updates.fetch(numbers[0]).batch, rows)
+    ((batch, signals),) = updates.stand_ins()
 
     def prefix_C(side: str):
         length = getattr(updates.prefixes, side)
@@ -111,12 +109,6 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
         prefix_M = jax.tree.map(lambda leaf: _leaf(leaf, _heads(model.mesh, leaf.ndim)), read)
     asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
-    signals = None
-    if stage.objective.kind == "distill":
-        shown = teacher_signals.eval_shape(*asked)
-        signals = Signals(
-            _placed(shown.inputs_LBQD, rows_sharding(model.mesh, leading=3)), _placed(shown.final_BPD, rows)
-        )
     step = train_step.lower(
         state,
         model.base,

@@ -175,8 +175,8 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     adapters_M = jax.device_put(adapters_M, whole)
     train = config.train.copy_and_resolve_references()
     train.teacher_signals = "online"
-    given = [plan.made_up_pairs(config)], numbers, stage.slots, stage.objective, model, adapters_M, stage.options, train
-    updates = Updates.make(*given, tmp_path / "signals")
+    updates = Updates.make([plan.made_up_pairs(config)], numbers, stage.slots, stage.objective, model, train)
+    updates = updates.with_signals(adapters_M, spec.scale, train, tmp_path / "signals")
     batch, signals = updates.place(updates.fetch(numbers[0]))
     optimizer = make_optimizer(config.optimizer, config.train.epochs)
     step = train_step.lower(

@@ -70,9 +70,28 @@ def asking(model: LanguageModel, teachers_M: Adapter, scale: float, prefix_C: ja
     return lambda batch: teacher_signals(model.graph, model.base, teachers_M, batch, prefix_M, scale)
 
 
-def online_signals(ask: Ask) -> SignalSource:
+def signals_shardings(mesh: Mesh) -> Signals:
+    """Of signals [M, A, L, B, Q, D] and [M, A, B, P, D], which lie as the batch's rows do."""
+    return Signals(rows_sharding(mesh, leading=3), rows_sharding(mesh, leading=2))
+
+
+def signals_like(model: LanguageModel, batch: Batch) -> Signals:
+    """The shapes of a batch's signals."""
+    *micro, B, P = batch.weight_BP.shape
+    dtype, width = model.base["embed_tokens"].dtype, model.config.width
+    shapes = (*micro, model.config.layers, B, batch.hidden_weight_BQ.shape[-1], width), (*micro, B, P, width)
+    made = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for shape, sharding in zip(shapes, signals_shardings(model.mesh), strict=True)
+    )
+    return Signals(*made)
+
+
+def online_signals(ask: Ask, mesh: Mesh) -> SignalSource:
     """Asks the teachers anew for every batch."""
-    return SignalSource(lambda numbers, batch: None, lambda held, batch: ask(batch))
+    return SignalSource(
+        lambda numbers, batch: None, lambda held, batch: jax.device_put(ask(batch), signals_shardings(mesh))
+    )
 
 
 def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:
@@ -203,8 +222,7 @@ def _choose(numbers: Numbers, begins_M: Sequence[Begins], batch: Batch) -> list[
 
 
 def _host_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Sequence[Begins]) -> SignalSource:
-    # Laid out as the batch's rows: [M, A, L, B, Q, D] and [M, A, B, P, D].
-    shardings = Signals(rows_sharding(model.mesh, leading=3), rows_sharding(model.mesh, leading=2))
+    shardings = signals_shardings(model.mesh)
 
     def fetch(numbers: Numbers, batch: Batch) -> Signals:
         return stack_members(
@@ -226,14 +244,14 @@ def _device_source(model: LanguageModel, kept_M: Sequence[Kept], begins_M: Seque
 
     on_device = put(jax.tree.map(stacked, *kept_M), rows_sharding(model.mesh, leading=1))
     rows = rows_sharding(model.mesh, leading=2)
+    take = jax.jit(_take, out_shardings=signals_shardings(model.mesh))
 
     def fetch(numbers: Numbers, batch: Batch) -> Chosen:
         return stack_members(_choose(numbers, begins_M, batch))
 
-    return SignalSource(fetch, lambda held, batch: _take(on_device, put(held, rows)))
+    return SignalSource(fetch, lambda held, batch: take(on_device, put(held, rows)))
 
 
-@jax.jit
 def _take(kept_M: Kept, chosen_M: Chosen) -> Signals:
     """The signals [M, A, ...] of the chosen slots."""
 

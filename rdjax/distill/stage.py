@@ -4,12 +4,13 @@ Members are runs that differ in their seed, and so in their data, its order, the
 train side by side over one copy of the base; each gets what it would get alone.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from rdjax.distill.step import (
 )
 from rdjax.distill.updates import Updates, in_turn
 from rdjax.errors import UserError
-from rdjax.mesh import replicated
+from rdjax.mesh import device_of, replicated
 from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
@@ -117,24 +118,29 @@ def run_stage(
     if now.updates == steps:
         return _finish(checkpoints, now)
     updates = _updates_of_epochs(members, config.train)
-    make = functools.partial(
-        Updates.make, model=model, teachers_M=teachers_M, train=config.train, folder=folder.parent / "signals"
-    )
+    make = functools.partial(Updates.make, model=model, train=config.train)
     # For all epochs, also where a run goes on: its programs are then those of a run that never stopped.
-    train = make([member.train for member in members], updates, stage.slots, stage.objective, options=stage.options)
-    validates = members[0].valid and config.train.valid_every
-    if validates:
-        in_order = in_turn(len(members[0].valid), config.train.batch_size, len(members))
-        valid = make(
-            [member.valid for member in members],
-            in_order,
-            stage.valid_slots,
-            stage.valid_objective,
-            options=dataclasses.replace(stage.options, dropout=0.0),
-        )
+    train = make([member.train for member in members], updates, stage.slots, stage.objective)
     step = functools.partial(
         train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
     )
+    programs = [(step, (now.state, model.base, *like, train.trained_prefix_C, seeds_M)) for like in train.stand_ins()]
+    validates = members[0].valid and config.train.valid_every
+    if validates:
+        in_order = in_turn(len(members[0].valid), config.train.batch_size, len(members))
+        valid = make([member.valid for member in members], in_order, stage.valid_slots, stage.valid_objective)
+        check = functools.partial(
+            evaluate_loss, graph=model.graph, objective=stage.valid_objective, options=stage.options
+        )
+        programs += [
+            (check, (now.state.adapter, model.base, *like, valid.trained_prefix_C)) for like in valid.stand_ins()
+        ]
+    print(train.describe())
+    with _compiling(programs, model):
+        asked = teachers_M, stage.options.scale, config.train, folder.parent / "signals"
+        train = train.with_signals(*asked)
+        if validates:
+            valid = valid.with_signals(*asked)
     prefix_C = train.trained_prefix_C
     upcoming = _ahead(map(train.fetch, updates[now.updates :]))
 
@@ -161,7 +167,7 @@ def run_stage(
             if not validates:
                 best = _copy(state.adapter)
             elif _due(config.train.valid_every, epoch, last):
-                losses = _validate(stage, model, valid, in_order, state.adapter)
+                losses = _validate(check, model, valid, in_order, state.adapter)
                 better = [new < old for new, old in zip(losses, best_losses, strict=True)]
                 best = _choose(better, state.adapter, best)
                 # Not min(): a loss that is not a number is no better, and must not stay.
@@ -177,6 +183,27 @@ def run_stage(
             if end and not last:
                 _end(stage, done, steps)
     return _finish(checkpoints, now)
+
+
+@contextlib.contextmanager
+def _compiling(programs: Sequence[tuple[functools.partial, tuple]], model: LanguageModel) -> Iterator[None]:
+    """Compiles in threads while something else is done; at the end they are ready, and calls find them by their shapes.
+
+    Args:
+      programs: (a jitted function with its static arguments, its other ones, as arrays or as shapes).
+    """
+    if device_of(model.mesh).platform == "gpu":
+        yield  # its compiler times kernels, and nothing must disturb that: the first calls compile
+        return
+
+    def compile_one(program: functools.partial, given: tuple) -> None:
+        program.func.lower(*given, **program.keywords).compile()
+
+    with ThreadPoolExecutor() as pool:
+        compiled = [pool.submit(compile_one, *each) for each in programs]
+        yield
+        for each in compiled:
+            each.result()
 
 
 def _end(stage: Stage, done: int, steps: int) -> None:
@@ -259,20 +286,16 @@ def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
 
 
 def _validate(
-    stage: Stage, model: LanguageModel, valid: Updates, updates: Sequence[Numbers], adapters_M: Adapter
+    check: Callable[..., jax.Array],
+    model: LanguageModel,
+    valid: Updates,
+    updates: Sequence[Numbers],
+    adapters_M: Adapter,
 ) -> list[float]:
-    """Each member's mean validation loss over all slots of its validation pairs."""
+    """Each member's mean validation loss over all slots of its validation pairs. `check`: `evaluate_loss`."""
     totals, slots = np.zeros((2, len(valid.pairs)))
     for numbers in updates:
         fetched = valid.fetch(numbers)
-        losses_M = evaluate_loss(
-            adapters_M,
-            model.base,
-            *valid.place(fetched),
-            valid.trained_prefix_C,
-            graph=model.graph,
-            objective=stage.valid_objective,
-            options=stage.options,
-        )
+        losses_M = check(adapters_M, model.base, *valid.place(fetched), valid.trained_prefix_C)
         totals, slots = totals + np.asarray(losses_M) * fetched.weights, slots + fetched.weights
     return (totals / slots).tolist()

@@ -33,8 +33,9 @@ from rdjax.distill.signals import (
     online_signals,
     signal_bytes,
     signals_fingerprint,
+    signals_like,
 )
-from rdjax.distill.step import Objective, StepOptions
+from rdjax.distill.step import Objective
 from rdjax.distill.teacher import Signals
 from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
@@ -67,42 +68,27 @@ class Updates:
     Attributes:
       pairs: of each member, as many.
       slots: which positions enter the losses.
-      shapes: padded sizes, from the smallest; an update takes the first that holds it.
       prefixes: what both sides leave out.
       rows, accumulation: rows of a micro-batch and micro-batches of an update, to suit the mesh.
       model: on whose mesh the batches lie.
       trained: "teacher" or "student": the side that is trained.
-      source: of the teacher's signals; None when tuning on the response.
+      distils: whether it is trained on the teachers' signals, or on the response.
+      shapes: padded sizes, from the smallest; an update takes the first that holds it.
+      examples: an update of each shape.
+      source: of the teachers' signals, once there are some.
     """
 
     pairs: Sequence[Sequence[Pair]]
     slots: Slots
-    shapes: Sequence[Shape]
     prefixes: Prefixes
     rows: int
     accumulation: int
     model: LanguageModel
     trained: str
+    distils: bool
+    shapes: Sequence[Shape] = ()
+    examples: Sequence[Numbers] = ()
     source: SignalSource | None = None
-
-    @classmethod
-    def sized(
-        cls,
-        pairs: Sequence[Sequence[Pair]],
-        updates: Sequence[Numbers],
-        slots: Slots,
-        objective: Objective,
-        model: LanguageModel,
-        options: StepOptions,
-        train: config_dict.ConfigDict,
-    ) -> "Updates":
-        """Without signals: the sizes of all that is taken."""
-        rows = row_multiple(model.mesh)
-        trained = "teacher" if objective.kind == "tune_with_rule" else "student"
-        prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
-        # A mesh whose rows hold the whole batch has nothing to accumulate.
-        accumulation = min(train.accumulation, -(-train.batch_size // rows))
-        return cls(pairs, slots, (), prefixes, rows, accumulation, model, trained).shaped(updates)
 
     @classmethod
     def make(
@@ -112,38 +98,48 @@ class Updates:
         slots: Slots,
         objective: Objective,
         model: LanguageModel,
-        teachers_M: Adapter,
-        options: StepOptions,
         train: config_dict.ConfigDict,
-        folder: pathlib.Path,
     ) -> "Updates":
-        """Where the objective distils, the signals of all pairs are made here, unless `train` says online.
+        """Without signals.
 
         Args:
           updates: all that will be taken; the shapes follow from them.
+        """
+        rows = row_multiple(model.mesh)
+        trained = "teacher" if objective.kind == "tune_with_rule" else "student"
+        prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
+        # A mesh whose rows hold the whole batch has nothing to accumulate.
+        accumulation = min(train.accumulation, -(-train.batch_size // rows))
+        distils = objective.kind == "distill"
+        return cls(pairs, slots, prefixes, rows, accumulation, model, trained, distils).shaped(updates)
+
+    def with_signals(
+        self, teachers_M: Adapter, scale: float, train: config_dict.ConfigDict, folder: pathlib.Path
+    ) -> "Updates":
+        """The same with the teachers' signals, where it distils: of all pairs made here, unless `train` says online.
+
+        Args:
+          scale: of the teachers' adapters.
           folder: of signals that are kept on disk.
         """
-        made = cls.sized(pairs, updates, slots, objective, model, options, train)
-        sizes = ", ".join(str(getattr(shape, made.trained).tokens) for shape in made.shapes)
-        left = getattr(made.prefixes, made.trained)
-        print(f"{len(pairs[0])} pairs in rows of {sizes} tokens, less {left} that all begin with")
-        if objective.kind != "distill":
-            return made
-        ask = asking(model, teachers_M, options.scale, made.prefix_C("teacher"))
+        if not self.distils:
+            return self
+        pairs, slots, model = self.pairs, self.slots, self.model
+        ask = asking(model, teachers_M, scale, self.prefix_C("teacher"))
         if train.teacher_signals == "online":
-            return dataclasses.replace(made, source=online_signals(ask))
+            return dataclasses.replace(self, source=online_signals(ask, model.mesh))
         begins_M = [slot_begins(own, slots) for own in pairs]
         size = signal_bytes(model, begins_M)
         place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
         print(f"teacher signals of {len(pairs[0])} pairs: {size / 2**20:.1f} MiB, kept on the {place}")
         if place == "disk":
             texts = [[[p.prompts.teacher_ids, p.response_ids, p.ended, p.prompts.shared] for p in own] for own in pairs]
-            folder = folder / signals_fingerprint(model, teachers_M, options.scale, [texts, slots])[:16]
+            folder = folder / signals_fingerprint(model, teachers_M, scale, [texts, slots])[:16]
             folder = folder / f"process-{jax.process_index()}"
         in_order = in_turn(len(pairs[0]), train.batch_size, len(pairs))
-        once = made.shaped(in_order)
+        once = self.shaped(in_order)
         source = cached_signals(model, ask, begins_M, map(once.batch, in_order), place, folder)
-        return dataclasses.replace(made, source=source)
+        return dataclasses.replace(self, source=source)
 
     def prefix_C(self, side: str) -> jax.Array | None:
         """The tokens that one side of all pairs leaves out, or None."""
@@ -155,16 +151,25 @@ class Updates:
         """What the trained side leaves out."""
         return self.prefix_C(self.trained)
 
+    def describe(self) -> str:
+        """What an update's rows hold."""
+        sizes = ", ".join(str(getattr(shape, self.trained).tokens) for shape in self.shapes)
+        left = getattr(self.prefixes, self.trained)
+        return f"{len(self.pairs[0])} pairs in rows of {sizes} tokens, less {left} that all begin with"
+
     def shaped(self, updates: Sequence[Numbers]) -> "Updates":
         """The same with the few shapes that these updates need."""
         own = [self._smallest(self._chosen(numbers)) for numbers in updates]
         sizes = [getattr(shape, self.trained).tokens for shape in own]
         limits = few_sizes(sizes)
-        groups: dict[int, list[Shape]] = {}
-        for shape, size in zip(own, sizes, strict=True):
-            groups.setdefault(next(limit for limit in limits if size <= limit), []).append(shape)
-        shapes = [jax.tree.map(lambda *sizes: max(sizes), *groups[limit]) for limit in limits]
-        return dataclasses.replace(self, shapes=shapes)
+        groups: dict[int, list[int]] = {limit: [] for limit in limits}
+        for number, size in enumerate(sizes):
+            groups[next(limit for limit in limits if size <= limit)].append(number)
+        shapes = [
+            jax.tree.map(lambda *sizes: max(sizes), *(own[number] for number in group)) for group in groups.values()
+        ]
+        examples = [updates[group[0]] for group in groups.values()]
+        return dataclasses.replace(self, shapes=shapes, examples=examples)
 
     def _chosen(self, numbers: Numbers) -> list[list[Pair]]:
         return [[own[number] for number in chosen] for own, chosen in zip(self.pairs, numbers, strict=True)]
@@ -179,12 +184,27 @@ class Updates:
         eos = self.model.eos_ids[0]
         return [collate(pairs, self.rows * self.accumulation, shape, self.slots, eos) for pairs in chosen]
 
+    def _together(self, made: Sequence[Batch]) -> Batch:
+        return stack_members(as_update(batch, self.accumulation) for batch in made)
+
     def fetch(self, numbers: Numbers) -> Fetched:
         """The numbered pairs of each member as an update, and what there is of their signals; numpy alone."""
         made = self._collate(numbers)
-        batch = stack_members(as_update(batch, self.accumulation) for batch in made)
+        batch = self._together(made)
         held = None if self.source is None else self.source.fetch(numbers, batch)
         return Fetched(batch, held, [float(member.weight_BP.sum()) for member in made])
+
+    def stand_ins(self) -> list[tuple[Batch, Signals | None]]:
+        """The shapes of what `place` gives, for each padded size: programs can be compiled before there are signals."""
+        rows = rows_sharding(self.model.mesh, leading=2)
+        batches = [
+            jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
+                self._together(self._collate(numbers)),
+            )
+            for numbers in self.examples
+        ]
+        return [(batch, signals_like(self.model, batch) if self.distils else None) for batch in batches]
 
     def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
         """What was fetched, on the mesh: the batch and the teachers' signals (None when tuning on the response)."""

@@ -75,7 +75,8 @@ def test_cached_signals_equal_online_ones(slots, dtype, place, tmp_path):
     numbers = [[4, 0, 2], [1, 3, 3]]
     batch = problem.batch(numbers)
     ours, theirs = (
-        source.show(source.fetch(numbers, batch), batch) for source in (cached, online_signals(problem.ask))
+        source.show(source.fetch(numbers, batch), batch)
+        for source in (cached, online_signals(problem.ask, problem.model.mesh))
     )
     # Padding shows whatever there is: nobody reads it.
     real = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]

@@ -21,7 +21,6 @@ def make(
     pairs,
     batch_size=4,
     objective=DISTILL,
-    options=OPTIONS,
     mesh=None,
     folder=pathlib.Path("unused"),
     epochs=1,
@@ -41,7 +40,8 @@ def make(
     )
     teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(case.config))
     numbers = in_turn(len(pairs), batch_size, 1) * epochs
-    return Updates.make([pairs], numbers, OURS, objective, model, teachers_M, options, config.train, folder)
+    updates = Updates.make([pairs], numbers, OURS, objective, model, config.train)
+    return updates.with_signals(teachers_M, OPTIONS.scale, config.train, folder)
 
 
 def test_in_turn_takes_every_pair_once():
@@ -54,10 +54,6 @@ def test_both_sides_leave_out_what_all_share():
     assert updates.trained_prefix_C.tolist() == list(range(130, 146))
     tuned = make(ruled_pairs(), objective=Objective("tune_with_rule"))
     assert tuned.trained_prefix_C.tolist() == list(range(100, 116))
-
-
-def test_dropout_leaves_out_as_much():
-    assert make(ruled_pairs(), options=dataclasses.replace(OPTIONS, dropout=0.1)).prefixes == (16, 16)
 
 
 @pytest.mark.parametrize(
