@@ -86,6 +86,7 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.beams = 1  # 1: greedy; the paper decodes with 4 beams
     config.eval.batch_size = 32
     config.eval.limit = 0  # rows of each split; 0: all
+    config.eval.gap_rows = 32  # prompts on which the gap to close is measured before training; 0: it is not
     # "<split>=<judge>": exact_match, negative, positive, refusal, answer, regex:<pattern>, classifier:<label>. Splits
     # that are not named keep the published tasks' judges, or exact match where every row has an output.
     config.eval.judges = ()

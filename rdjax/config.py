@@ -52,6 +52,7 @@ AT_LEAST = {
     "eval.beams": 1,
     "eval.batch_size": 1,
     "eval.limit": 0,
+    "eval.gap_rows": 0,
     "mesh.data": -1,
     "mesh.fsdp": -1,
     "mesh.tensor": -1,

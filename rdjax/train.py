@@ -43,7 +43,6 @@ from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter, sav
 from rdjax.processes import check_same, end_if_told, end_on_sigterm, there
 from rdjax.workdir import RECORD, check_workdir, open_workdir
 
-GAP_ROWS = 32  # prompts on which the gap is measured before training
 TUNE_WITH_RULE = Objective("tune_with_rule")
 TUNE_WITHOUT_RULE = Objective("tune_without_rule")
 # Instruction tuning is the ordinary one whatever the variant of distillation, and so is validation on gold.
@@ -171,10 +170,14 @@ def report_start(run: Run) -> None:
     weight = hidden_weight(config.loss, model.config.width)
     given = "hidden_beta" if config.loss.hidden_beta is not None else "hidden_weight"
     print(f"hidden loss: {weight:g} * mean_l ||u_t - u_s||^2 (from loss.{given}; beta {weight * model.config.width:g})")
-    held_out = run.valid or run.train
-    options = eval_options(config, run.spec)
-    prompts = [pair.prompts for pair in held_out[:GAP_ROWS]]
-    gap = gap_to_close(model, run.start, prompts, options)
+    if config.eval.gap_rows:
+        report_gap(run)
+
+
+def report_gap(run: Run) -> None:
+    """Measures and prints how far the rule in context moves the base, on what is held out where something is."""
+    prompts = [pair.prompts for pair in (run.valid or run.train)[: run.config.eval.gap_rows]]
+    gap = gap_to_close(run.model, run.start, prompts, eval_options(run.config, run.spec))
     run.log.truncate("gap", -1)
     run.log.write("gap", 0, {"kl": gap})
     print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats a token over {len(prompts)} prompts")
