@@ -6,7 +6,9 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -115,6 +117,32 @@ def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_p
     )
     for name in cached:
         np.testing.assert_allclose(online[name], cached[name], atol=1e-5, err_msg=name)
+
+
+def test_every_program_is_compiled_once_and_ahead(model, own_folder, tmp_path, caplog):
+    """In threads, while the teacher is asked; the loop finds the step and the validation compiled."""
+    jax.clear_caches()
+    ahead = {"jit(train_step)": [], "jit(evaluate_loss)": []}
+    before = jax.config.jax_log_compiles
+    jax.config.update("jax_log_compiles", True)  # jax.log_compiles() speaks of its own thread alone
+    try:
+        run(model, own_folder, tmp_path / "run", "--config.eval.systems=()", "--config.eval.gap_rows=0")
+    finally:
+        jax.config.update("jax_log_compiles", before)
+    for record in caplog.records:
+        for name, threads in ahead.items():
+            if "Finished XLA compilation" in record.getMessage() and name in record.getMessage():
+                threads.append(record.threadName)
+    for name, threads in ahead.items():
+        assert len(threads) == 1 and threads[0] != "MainThread", (name, threads)
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert stages == ["student"] * 3, "and no gap was measured"
+
+
+def test_a_gpu_compiles_with_nothing_beside_it(monkeypatch):
+    monkeypatch.setattr(stage, "device_of", lambda mesh: types.SimpleNamespace(platform="gpu"))
+    with stage._compiling([(None, ())], types.SimpleNamespace(mesh=None)):
+        pass
 
 
 def test_scores_of_every_system(student):

@@ -13,7 +13,7 @@ from configs import base
 from rdjax.distill.stage import _ahead
 from rdjax.distill.step import Objective
 from rdjax.distill.updates import Updates, in_turn
-from rdjax.mesh import make_mesh
+from rdjax.mesh import make_mesh, replicated
 from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter, random_pairs, ruled_pairs
 
 
@@ -30,15 +30,16 @@ def make(
     config = base.get_config()
     config.mesh.update(mesh or {})
     config.train.update({"batch_size": batch_size, **train})
-    case = make_case()
+    case, mesh = make_case(), make_mesh(config.mesh)
     model = types.SimpleNamespace(
         graph=case.graph,
-        base=case.base,
+        base=jax.device_put(case.base, replicated(mesh)),
         config=case.config,
-        mesh=make_mesh(config.mesh),
+        mesh=mesh,
         eos_ids=(257,),
     )
     teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(case.config))
+    teachers_M = jax.device_put(teachers_M, replicated(mesh))
     numbers = in_turn(len(pairs), batch_size, 1) * epochs
     updates = Updates.make([pairs], numbers, OURS, objective, model, config.train)
     return updates.with_signals(teachers_M, OPTIONS.scale, config.train, folder)
@@ -95,6 +96,26 @@ def test_signals_are_the_same_wherever_they_come_from(place, tmp_path):
     np.testing.assert_allclose(ours.final_BPD * predict, theirs.final_BPD * predict, atol=1e-5)
     assert float(jnp.abs(ours.final_BPD * predict).sum()) > 1
     assert len([*tmp_path.glob("*/process-0/complete")]) == (place == "disk")
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("place", ["online", "device", "host"])
+def test_stand_ins_are_like_what_comes(place, mesh, tmp_path):
+    """In shape, type and place: or what is compiled for them would be compiled once more when it comes."""
+    pairs = random_pairs(8) + [dataclasses.replace(p, response_ids=tuple(range(60))) for p in random_pairs(8)]
+    updates = make(pairs, mesh=mesh, teacher_signals=place, epochs=50)
+    assert len(updates.shapes) == 2
+
+    def kind(leaf):
+        return leaf.shape, leaf.dtype, leaf.sharding
+
+    for numbers, stand_in in zip(([[0, 1, 2, 3]], [[8, 9, 10, 11]]), updates.stand_ins(), strict=True):
+        came = updates.place(updates.fetch(numbers))
+        assert jax.tree.map(kind, came) == jax.tree.map(kind, stand_in)
+
+
+def test_tuning_stands_in_no_signals():
+    assert [signals for _, signals in make(random_pairs(), objective=Objective("tune_with_rule")).stand_ins()] == [None]
 
 
 def test_things_made_ahead_come_in_order_and_their_errors_too():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rdjax.config import TARGETS
 from rdjax.models import layers as layers_module
-from rdjax.models.attention import shared_prefix_mask
-from rdjax.models.decoder import Decoder, RMSNorm
+from rdjax.models.attention import Packing, shared_prefix_mask
+from rdjax.models.decoder import Decoder, Dropout, RMSNorm, gather_positions
+from rdjax.models.lora import LoraSpec, init_adapter
 from tests import tiny
 
 TOLERANCE = 2e-5
@@ -145,6 +147,43 @@ def loss_and_gradient(decoder, **options):
         return (out.final_BPD**2).mean() + jnp.sin(out.inputs_LBQD).mean()
 
     return jax.jit(jax.value_and_grad(loss))(nnx.to_pure_dict(params))
+
+
+@pytest.mark.parametrize("looped_layers", [8, 0])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_final_states_at_the_wanted_positions_are_those_of_all(decoder, monkeypatch, looped_layers, remat):
+    """Under an adapter with dropout, packed; and so is the gradient, where the last layer leaves the others out."""
+    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", looped_layers)
+    graph, params = nnx.split(decoder)
+    params = nnx.to_pure_dict(params)
+    tokens_BT, at_BP = tiny.random_tokens(2, 9), jnp.array([[8, 0, 3], [1, 1, 7]])
+    positions_BT = jnp.array([[*range(5), *range(4)]] * 2)
+    places_BT, places_BEU = jnp.array([[*range(9)]] * 2), jnp.array([[[0, 1, 2, 3, 4], [5, 6, 7, 8, -1]]] * 2)
+    packing = Packing(places_BT, places_BEU)
+    dropout = Dropout(0.3, jax.random.key(1), jnp.arange(18).reshape(2, 9))
+    adapter = {
+        name: {part: 0.1 * jnp.ones_like(matrix) for part, matrix in ab.items()}
+        for name, ab in init_adapter(decoder.config, LoraSpec(4, 4.0, 0.3, TARGETS), 0).items()
+    }
+
+    def loss(adapter, asked):
+        out = nnx.merge(graph, params)(
+            tokens_BT,
+            positions_BT,
+            adapter=adapter,
+            dropout=dropout,
+            packing=packing,
+            remat=remat,
+            final_at_BP=at_BP if asked else None,
+        )
+        final_BPD = out.final_BPD if asked else gather_positions(out.final_BPD, at_BP)
+        return jnp.sum(jnp.sin(final_BPD)), final_BPD
+
+    (_, ours), gradient = jax.jit(jax.value_and_grad(lambda adapter: loss(adapter, True), has_aux=True))(adapter)
+    (_, expected), whole = jax.jit(jax.value_and_grad(lambda adapter: loss(adapter, False), has_aux=True))(adapter)
+    assert ours.shape == (2, 3, decoder.config.width)
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max())), gradient, whole)
 
 
 def assert_trees_close(left, right, atol):
