@@ -191,7 +191,7 @@ def measure_ours(model: pathlib.Path, root: pathlib.Path, dropout: float, name: 
         *(f"--config.train.batch_size={BATCH}", f"--config.train.epochs={_EPOCHS.value}"),
         *("--config.train.valid_every=0", "--config.eval.systems=()", "--config.eval.gap_rows=0"),
         *(f"--config.lora.rank={RANK}", f"--config.lora.dropout={dropout}"),
-        *(f"--config.optimizer.learning_rate={RATE}"),
+        f"--config.optimizer.learning_rate={RATE}",
         *("--config.loss.hidden_positions=response", f"--config.loss.hidden_weight={HIDDEN_WEIGHT}"),
         *(f"--config.train.checkpoint_every={_EPOCHS.value}", "--config.train.accumulation=1"),
         "--config.task.one_wording=False",
