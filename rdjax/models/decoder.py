@@ -113,15 +113,16 @@ class Linear(nnx.Module):
 
     def __call__(self, x, adapter=None, kept=None):
         # XLA's CPU backend multiplies 2-D operands twice as fast as 3-D ones in the backward pass.
-        y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel[...].astype(x.dtype)
         if hasattr(self, "scale"):
             y = (y * self.scale[...]).astype(x.dtype)
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         if adapter is not None:
-            seen = x if kept is None else x * kept.astype(x.dtype)
+            seen = rows if kept is None else rows * kept.reshape(rows.shape).astype(x.dtype)
             y = y + seen @ adapter["a"].astype(x.dtype) @ adapter["b"].astype(x.dtype)
-        return y
+        return y.reshape(*x.shape[:-1], -1)
 
 
 def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
