@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
         read = sum(lengths) - len(lengths) * prefix
         attention = attention_flops(model.config, lengths) - len(lengths) * attention_flops(model.config, [prefix])
         flops = passes * (2 * problem.parameters * read + attention)
-        rows.append([name, 1e3 * time, read / time, flops / time / rate, memory.get(name, float("nan"))])
+        rows.append([name, 1e3 * time, read / time, flops / time / rate, memory.get(name)])
     print(f"{_SHAPE.value}: {problem.parameters / 1e6:.1f}M parameters that multiply; {rate / 1e9:.0f} GFLOP/s dense")
     print(
         f"an update: {sum(tokens['student'])} student and {sum(tokens['teacher'])} teacher tokens, "

@@ -159,8 +159,14 @@ def matmul_rate(dtype) -> float:
 
 
 def show_table(head: list[str], rows: list[list[Any]]) -> None:
-    """Prints a table with aligned columns."""
-    lines = [head, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    """Prints a table with aligned columns; None is a dash."""
+
+    def text(cell: Any) -> str:
+        if cell is None:
+            return "-"
+        return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+    lines = [head, *([text(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
