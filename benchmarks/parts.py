@@ -4,7 +4,8 @@
 
 Utilisation counts 2 FLOPs a parameter and token for a forward pass and 4 for a step of adapter training (the forward
 and the backward to the activations), plus attention, on real tokens alone and less the prefix that is read once for
-all, against a dense matrix product measured in the same run. Memory is the compiler's count of what a program needs
+all, against a dense matrix product measured in the same run: by that count what a program leaves out at positions that
+nothing reads (the head, some of the last layer) is done. Memory is the compiler's count of what a program needs
 beside its arguments.
 """
 

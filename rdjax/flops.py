@@ -59,7 +59,7 @@ def attention_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
 
 def teacher_flops(config: DecoderConfig, lengths: Sequence[int], prefix: int = 0) -> float:
     """Of the teacher's pass over sequences, less what all begin with and is read once for all; its logits belong to the
-    step.
+    step. Of scanned layers, as in `step_flops`: those that are looped over leave a little out (`models.layers`).
     """
     own = sum(lengths) - prefix * len(lengths)
     attention = attention_flops(config, lengths) - attention_flops(config, [prefix] * len(lengths))

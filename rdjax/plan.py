@@ -98,7 +98,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
     state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
     state = _placed(state, whole)
-    ((batch, signals),) = updates.stand_ins()
+    ((batch, signals),) = updates.stand_ins()  # pairs of one length have one shape
 
     def prefix_C(side: str):
         length = getattr(updates.prefixes, side)

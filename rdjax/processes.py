@@ -162,7 +162,8 @@ def to_host(tree: Any) -> Any:
 def end_on_sigterm() -> None:
     """Has a SIGTERM, as clouds and schedulers send it before they take a machine, end the command with `RERUN_ME`.
 
-    At once; of several processes only where all ask together whether one was told (`end_if_told`, `sigterm_waits`).
+    At once, but for a program that is being compiled; of several processes only where all ask together whether one was
+    told (`end_if_told`, `sigterm_waits`).
     """
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(RERUN_ME))

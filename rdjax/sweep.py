@@ -201,7 +201,7 @@ def _record(workdir: pathlib.Path) -> dict[str, Any]:
 def _asked(record: dict[str, Any]) -> dict[str, Any]:
     """All that the base's answers follow from: rows, weights, prompts and the way to answer."""
     config = record["config"]
-    how = {name: value for name, value in config["eval"].items() if name != "systems"}
+    how = {name: value for name, value in config["eval"].items() if name not in ("systems", "gap_rows")}
     asked = {"fingerprint": record["fingerprint"], "model": config["model"], "task": config["task"], "eval": how}
     return asked | ({"lora": config["lora"]} if config["model"]["adapter"] else {})
 

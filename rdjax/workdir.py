@@ -16,8 +16,8 @@ from rdjax.files import read_json, write_json
 from rdjax.processes import everywhere, there
 
 RECORD = "config.json"
-# Sections that a run may be continued with other values of: they say where it computes, not what.
-FREE = ("mesh.", "plan.")
+# What a run may be continued with other values of: it says where it computes or what it shows beforehand, no result.
+FREE = ("mesh.", "plan.", "eval.gap_rows")
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from rdjax.config import SIGNAL_PLACES
 from rdjax.data.batches import Batch, Begins, places_in_rows, round_up, stack_members
-from rdjax.distill.step import teacher_prefixes, teacher_signals
+from rdjax.distill.step import signals_shardings, teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
 from rdjax.mesh import put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
@@ -70,11 +70,6 @@ def asking(model: LanguageModel, teachers_M: Adapter, scale: float, prefix_C: ja
     return lambda batch: teacher_signals(model.graph, model.base, teachers_M, batch, prefix_M, scale)
 
 
-def signals_shardings(mesh: Mesh) -> Signals:
-    """Of signals [M, A, L, B, Q, D] and [M, A, B, P, D], which lie as the batch's rows do."""
-    return Signals(rows_sharding(mesh, leading=3), rows_sharding(mesh, leading=2))
-
-
 def signals_like(model: LanguageModel, batch: Batch) -> Signals:
     """The shapes of a batch's signals."""
     *micro, B, P = batch.weight_BP.shape
@@ -89,9 +84,9 @@ def signals_like(model: LanguageModel, batch: Batch) -> Signals:
 
 def online_signals(ask: Ask, mesh: Mesh) -> SignalSource:
     """Asks the teachers anew for every batch."""
-    return SignalSource(
-        lambda numbers, batch: None, lambda held, batch: jax.device_put(ask(batch), signals_shardings(mesh))
-    )
+    # They lie there already; on a mesh of one device this gives the place the name that it has elsewhere.
+    shardings = signals_shardings(mesh)
+    return SignalSource(lambda numbers, batch: None, lambda held, batch: jax.device_put(ask(batch), shardings))
 
 
 def signal_bytes(model: LanguageModel, begins_M: Sequence[Begins]) -> int:

@@ -40,6 +40,8 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.processes import RERUN_ME, sigterm_waits, to_host
 
+COMPILED_AT_ONCE = 2  # programs: a large one takes the host's memory, too
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -199,11 +201,14 @@ def _compiling(programs: Sequence[tuple[functools.partial, tuple]], model: Langu
     def compile_one(program: functools.partial, given: tuple) -> None:
         program.func.lower(*given, **program.keywords).compile()
 
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor(COMPILED_AT_ONCE)
+    try:
         compiled = [pool.submit(compile_one, *each) for each in programs]
         yield
         for each in compiled:
             each.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an error is told at once
 
 
 def _end(stage: Stage, done: int, steps: int) -> None:

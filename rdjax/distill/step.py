@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from rdjax.data.batches import Batch, Side
 from rdjax.distill.losses import (
@@ -18,7 +19,7 @@ from rdjax.distill.losses import (
     sum_in_chunks,
 )
 from rdjax.distill.teacher import Signals, read_prefix, read_side
-from rdjax.mesh import replicated
+from rdjax.mesh import replicated, rows_sharding
 from rdjax.models.decoder import Prefix, logits
 from rdjax.models.lora import Adapter, effective
 
@@ -133,6 +134,11 @@ def teacher_prefixes(graph, base, adapters_M: Adapter, prefix_C: jax.Array, scal
     return jax.vmap(lambda adapter: read_prefix(graph, base, effective(adapter, scale), prefix_C))(adapters_M)
 
 
+def signals_shardings(mesh: Mesh) -> Signals:
+    """Of signals [M, A, L, B, Q, D] and [M, A, B, P, D], which lie as the batch's rows do."""
+    return Signals(rows_sharding(mesh, leading=3), rows_sharding(mesh, leading=2))
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "scale"))
 def teacher_signals(
     graph, base, adapters_M: Adapter | None, batch: Batch, prefix_M: Prefix | None, scale: float
@@ -143,7 +149,8 @@ def teacher_signals(
         teacher = effective(adapter, scale)
         return jax.lax.map(lambda micro: read_side(graph, base, teacher, micro, prefix=prefix), side)
 
-    return jax.vmap(one)(adapters_M, batch.teacher, prefix_M)
+    shown, mesh = jax.vmap(one)(adapters_M, batch.teacher, prefix_M), nnx.merge(graph, base).mesh
+    return shown if mesh is None else jax.lax.with_sharding_constraint(shown, signals_shardings(mesh))
 
 
 def loss_and_gradient(graph, base, adapter, batch: Batch, signals, prefix_C, objective, options, dropout_key):

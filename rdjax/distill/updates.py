@@ -207,7 +207,7 @@ class Updates:
         return [(batch, signals_like(self.model, batch) if self.distils else None) for batch in batches]
 
     def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
-        """What was fetched, on the mesh: the batch and the teachers' signals (None when tuning on the response)."""
+        """What was fetched, on the mesh: the batch and the teachers' signals, where there are some."""
         batch = put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
         return batch, None if self.source is None else self.source.show(fetched.held, batch)
 

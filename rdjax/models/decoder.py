@@ -1,4 +1,4 @@
-"""The decoder: a Llama in Flax NNX, its layers stacked and scanned.
+"""The decoder: a Llama in Flax NNX, its layers scanned or looped over (`models.layers`).
 
 Modules hold parameters only. `nnx.split` turns a decoder into (graphdef, tree of arrays) once, and all
 transformations are JAX's own on the tree; `nnx.merge` joins the two inside a trace, where it costs nothing.
@@ -230,7 +230,12 @@ class Block(nnx.Module):
             self.input_layernorm(x_BTD), angles, mask_BTS, packing, attended, prefix, kv, index
         )
         if at_BP is not None:  # nothing further reads the other tokens
-            x_BTD, mixed_BTD, kept = jax.tree.map(lambda x: gather_positions(x, at_BP), (x_BTD, mixed_BTD, kept))
+            # From whole rows: of mixed heads that lie over the tensor axis too, XLA's partitioner gathers wrong numbers
+            # on a mesh of 2 x 2 x 2 (tests/test_meshes.py).
+            wanted = (x_BTD, mixed_BTD, kept)
+            x_BTD, mixed_BTD, kept = jax.tree.map(
+                lambda x: gather_positions(on_mesh(x, self.self_attn.mesh), at_BP), wanted
+            )
         x_BTD = x_BTD + attended(self.self_attn, "o_proj", mixed_BTD)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), passed), kv
 
@@ -295,7 +300,7 @@ class Decoder(nnx.Module):
         """
         graph, layers = nnx.split(self.layers)
         angles = rope_angles(self.config.rope, self.config.head_width, positions_BT)
-        x_BTD = self._on_mesh(self._embed(tokens_BT))
+        x_BTD = on_mesh(self._embed(tokens_BT), self.mesh)
         keys_L = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
         index = None if cache is None else cache.index
         keeps = keep_cache or cache is not None
@@ -306,7 +311,7 @@ class Decoder(nnx.Module):
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
             block = nnx.merge(graph, params)
             x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index, at_BP)
-            return self._on_mesh(x_BTD), (inputs_BQD, kv if keeps else None)
+            return on_mesh(x_BTD, self.mesh), (inputs_BQD, kv if keeps else None)
 
         kvs = None if cache is None else (cache.k_LKBSH, cache.v_LKBSH)
         scanned = (nnx.to_pure_dict(layers), adapter, keys_L, prefix, kvs)
@@ -356,14 +361,6 @@ class Decoder(nnx.Module):
         # find by itself on all meshes.
         return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(self.mesh, P("data", None, "fsdp")))
 
-    def _on_mesh(self, x_BTD: jax.Array) -> jax.Array:
-        """Rows over the mesh, all else whole: then kernels are gathered layer by layer, and activations stay."""
-        if self.mesh is None or self.mesh.size == 1:
-            return x_BTD
-        return jax.lax.with_sharding_constraint(
-            x_BTD, NamedSharding(self.mesh, P(rows_spec(x_BTD.shape[0], self.mesh)))
-        )
-
     def head(self) -> jax.Array:
         """What turns final-normed hidden states into logits, [D, V]."""
         return self.embed_tokens[...].T if self.config.tied_embeddings else self.lm_head.kernel[...]
@@ -376,6 +373,13 @@ class Decoder(nnx.Module):
 def logits(final_BPD: jax.Array, head_DV: jax.Array) -> jax.Array:
     """Next-token logits [B, P, V] in float32 from final-normed hidden states and a `Decoder.head`."""
     return jnp.matmul(final_BPD, head_DV, preferred_element_type=jnp.float32)
+
+
+def on_mesh(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Rows over the mesh, all else whole: then kernels are gathered layer by layer, and activations stay."""
+    if mesh is None or mesh.size == 1:
+        return x_BTD
+    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(rows_spec(x_BTD.shape[0], mesh))))
 
 
 def gather_positions(x_BTD: jax.Array, at_BP: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How the layers of a decoder lie and are run: stacked and scanned; or, shallow ones on CPU, apart and one by one."""
+"""How the layers of a decoder lie and are run: stacked and scanned; of a shallow one on CPU apart, and looped over."""
 
 import operator
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from rdjax.models.config import DecoderConfig
 # On CPU the layers of a model this shallow are looped over instead of scanned: what the backward pass needs is then not
 # copied into one stacked array a layer at a time, nor the weights of a layer out of one (`layers_apart`).
 CPU_LOOPED_LAYERS = 8
+
+Layer = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def loops_over_layers(config: DecoderConfig, mesh: Mesh | None) -> bool:
@@ -56,9 +58,6 @@ def _unstack(x: jax.Array) -> list[jax.Array]:
 _unstack.defvjp(lambda x: (_unstack(x), None), lambda _, g: (jnp.stack(g),))
 
 
-Layer = Callable[[Any, Any], tuple[Any, Any]]
-
-
 def loop(layer: Layer, last: Layer, x: Any, scanned: Any) -> tuple[Any, Any]:
     """`jax.lax.scan` written out: lists of the layers' arrays in, or stacked ones, and lists out.
 
@@ -69,8 +68,8 @@ def loop(layer: Layer, last: Layer, x: Any, scanned: Any) -> tuple[Any, Any]:
     scanned = jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _unstack(leaf), scanned, is_leaf=_is_list)
     count = len(jax.tree.leaves(scanned, is_leaf=_is_list)[0])
     # Under a jit of its own a body is traced once, and not for every layer.
-    layers, outs = [*[jax.jit(layer)] * (count - 1), jax.jit(last)], []
-    for number, run in enumerate(layers):
+    runs, outs = [*[jax.jit(layer)] * (count - 1), jax.jit(last)], []
+    for number, run in enumerate(runs):
         x, out = run(x, jax.tree.map(operator.itemgetter(number), scanned, is_leaf=_is_list))
         outs.append(out)
     return x, jax.tree.map(lambda *layers: [*layers], *outs)

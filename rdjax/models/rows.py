@@ -1,4 +1,4 @@
-"""Products along the rows of an array, in float32, as norms, softmax and losses take them."""
+"""Products along the rows of arrays, as norms, softmax and losses take them; in the type of their operands."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,17 @@ import jax.numpy as jnp
 def dot_rows(x: jax.Array, y: jax.Array) -> jax.Array:
     """The inner product of every two rows, [..., D] and [..., D] to [...].
 
-    CPUs multiply and add in one pass where a product comes in this form; summed up by `jnp.sum` it is written first.
+    In a backward pass XLA's CPU backend multiplies and adds in one go where a product comes in this form; for
+    `jnp.sum` it writes the product first.
     """
     return jnp.einsum("...d,...d->...", x, y, precision="highest")
 
 
 @jax.custom_vjp
 def scale_rows(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """`x` [..., D] times one number a row, [..., 1]."""
+    """`x` [..., D] times one number for each of its rows, [..., 1]."""
     return x * scale
 
 
-# JAX's own gradient of the scale sums up the product.
+# JAX's own gradient of the scale writes a product, and then sums it.
 scale_rows.defvjp(lambda x, scale: (x * scale, (x, scale)), lambda xs, g: (g * xs[1], dot_rows(g, xs[0])[..., None]))

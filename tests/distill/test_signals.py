@@ -74,10 +74,8 @@ def test_cached_signals_equal_online_ones(slots, dtype, place, tmp_path):
     tolerance = 1e-5 if dtype == "float32" else 0.05  # of other shapes, and so of other roundings
     numbers = [[4, 0, 2], [1, 3, 3]]
     batch = problem.batch(numbers)
-    ours, theirs = (
-        source.show(source.fetch(numbers, batch), batch)
-        for source in (cached, online_signals(problem.ask, problem.model.mesh))
-    )
+    online = online_signals(problem.ask, problem.model.mesh)
+    ours, theirs = (source.show(source.fetch(numbers, batch), batch) for source in (cached, online))
     # Padding shows whatever there is: nobody reads it.
     real = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
     assert_close(*((side.inputs_LBQD * real[0], side.final_BPD * real[1]) for side in (ours, theirs)), tolerance)

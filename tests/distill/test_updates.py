@@ -1,6 +1,7 @@
 """Updates: their shapes, what they leave out, and how they suit a mesh."""
 
 import dataclasses
+import functools
 import pathlib
 import types
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from rdjax.distill.stage import _ahead
+from rdjax.distill.stage import _ahead, _compiling
 from rdjax.distill.step import Objective
 from rdjax.distill.updates import Updates, in_turn
 from rdjax.mesh import make_mesh, replicated
+from rdjax.models.weights import abstract_params
+from rdjax.sharding import param_shardings
 from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter, random_pairs, ruled_pairs
 
 
@@ -31,9 +34,10 @@ def make(
     config.mesh.update(mesh or {})
     config.train.update({"batch_size": batch_size, **train})
     case, mesh = make_case(), make_mesh(config.mesh)
+    graph, abstract = abstract_params(case.config, jnp.float32, mesh=mesh)
     model = types.SimpleNamespace(
-        graph=case.graph,
-        base=jax.device_put(case.base, replicated(mesh)),
+        graph=graph,
+        base=jax.device_put(case.base, param_shardings(mesh, abstract)),
         config=case.config,
         mesh=mesh,
         eos_ids=(257,),
@@ -127,3 +131,21 @@ def test_things_made_ahead_come_in_order_and_their_errors_too():
     assert [next(ahead), next(ahead)] == ["a", "b"]
     with pytest.raises(ValueError, match="spilt"):
         next(ahead)
+
+
+@pytest.mark.parametrize("broken", ["program", "body"])
+def test_errors_of_compiling_and_beside_it_are_told(broken):
+    """The one beside it first; and a program that cannot be compiled is no silent failure."""
+
+    class TooLarge:
+        def __call__(self):
+            pass
+
+        def lower(self):
+            raise RuntimeError("too large")
+
+    program = functools.partial(TooLarge())
+    told = pytest.raises(RuntimeError, match="too large") if broken == "program" else pytest.raises(KeyError)
+    with told, _compiling([(program, ())], types.SimpleNamespace(mesh=None)):
+        if broken == "body":
+            raise KeyError("beside it")
