@@ -99,6 +99,16 @@ def put(tree: Any, shardings: Any) -> Any:
     )
 
 
+def stand_in(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape and type of an array, as it will lie: what a program is compiled for before there is one."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def stand_ins(tree: Any, sharding: NamedSharding) -> Any:
+    """`stand_in` of every array of a tree."""
+    return jax.tree.map(lambda leaf: stand_in(leaf, sharding), tree)
+
+
 def place_prefix(prompt: Sequence[int], length: int, mesh: Mesh) -> jax.Array | None:
     """The first `length` tokens of a prompt on the mesh, or None where there are none to leave out."""
     return put(np.array(prompt[:length], np.int32), replicated(mesh)) if length else None

@@ -32,7 +32,7 @@ from rdjax.distill.updates import Updates, in_turn
 from rdjax.errors import UserError
 from rdjax.files import write_json
 from rdjax.flops import Work, adapter_parameters, parameters, step_floor, step_flops, teacher_flops
-from rdjax.mesh import AXES, make_mesh, replicated
+from rdjax.mesh import AXES, make_mesh, replicated, stand_in, stand_ins
 from rdjax.models.config import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import layers_apart, loops_over_layers
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
@@ -69,7 +69,7 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
         decoder = read_decoder_config(resolve_folder(config.model.path, "model"))
     check_mesh(mesh, decoder)
     graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
-    base = jax.tree.map(_leaf, shapes, param_shardings(mesh, shapes))
+    base = jax.tree.map(stand_in, shapes, param_shardings(mesh, shapes))
     if loops_over_layers(decoder, mesh):
         base = layers_apart(base, lambda leaf, layer: _own(leaf))
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
@@ -94,10 +94,10 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     updates = Updates.make(pairs, numbers, stage.slots, stage.objective, model, config.train)
     whole = replicated(model.mesh)
     adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
-    adapters_M = _placed(adapters_M, whole)
+    adapters_M = stand_ins(adapters_M, whole)
     optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
     state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
-    state = _placed(state, whole)
+    state = stand_ins(state, whole)
     ((batch, signals),) = updates.stand_ins()  # pairs of one length have one shape
 
     def prefix_C(side: str):
@@ -107,7 +107,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     prefix_M = None
     if prefix_C("teacher") is not None:
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
-        prefix_M = jax.tree.map(lambda leaf: _leaf(leaf, _heads(model.mesh, leaf.ndim)), read)
+        prefix_M = jax.tree.map(lambda leaf: stand_in(leaf, _heads(model.mesh, leaf.ndim)), read)
     asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
     step = train_step.lower(
         state,
@@ -133,14 +133,6 @@ def _own(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """A layer's part of a stacked parameter."""
     sharding = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
     return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
-
-
-def _placed(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda leaf: _leaf(leaf, sharding), tree)
-
-
-def _leaf(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ from rdjax.distill.signals import (
 )
 from rdjax.distill.step import Objective
 from rdjax.distill.teacher import Signals
-from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding
+from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding, stand_ins
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 
@@ -197,13 +197,7 @@ class Updates:
     def stand_ins(self) -> list[tuple[Batch, Signals | None]]:
         """The shapes of what `place` gives, for each padded size: programs can be compiled before there are signals."""
         rows = rows_sharding(self.model.mesh, leading=2)
-        batches = [
-            jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
-                self._together(self._collate(numbers)),
-            )
-            for numbers in self.examples
-        ]
+        batches = [stand_ins(self._together(self._collate(numbers)), rows) for numbers in self.examples]
         return [(batch, signals_like(self.model, batch) if self.distils else None) for batch in batches]
 
     def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
