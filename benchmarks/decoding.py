@@ -9,7 +9,8 @@ from absl import app, flags
 
 from benchmarks.problem import SHAPES, make_problem, seconds, show_table, write_figures
 from rdjax.data import batches
-from rdjax.generation import Decoding, generate
+from rdjax.generation.decode import generate
+from rdjax.generation.options import Decoding
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _PROMPTS = flags.DEFINE_integer("prompts", 64, "Prompts to answer.")

@@ -24,10 +24,10 @@ from absl import app, flags
 from ml_collections import config_dict
 from safetensors.numpy import save_file
 
-from rdjax.mesh import make_mesh
 from rdjax.models.config import decoder_config_from_hf
+from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import INDEX, abstract_params, flatten, load_params, tensor_names, used_rows
-from rdjax.sharding import param_shardings
+from rdjax.parallel.mesh import make_mesh
 
 _GIGABYTES = flags.DEFINE_float("gigabytes", 2.0, "Of the checkpoint, about.")
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")

@@ -27,10 +27,10 @@ from benchmarks.problem import (
     train_config,
     write_figures,
 )
-from rdjax.distill.signals import asking
+from rdjax.distill.signals import make_signal_function
 from rdjax.distill.step import Objective, StepOptions, evaluate_loss, init_state, loss_and_gradient, train_step
 from rdjax.distill.updates import Updates, in_turn
-from rdjax.flops import attention_flops
+from rdjax.plan.flops import attention_flops
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     batch, signals = updates.place(updates.fetch(numbers[0]))
     optimizer = optax.adamw(1e-3)
     teacher_prefix_C, prefix_C = updates.prefix_C("teacher"), updates.trained_prefix_C
-    ask = asking(model, stacked, problem.spec.scale, teacher_prefix_C)
+    ask = make_signal_function(model, stacked, problem.spec.scale, teacher_prefix_C)
     forward = functools.partial(evaluate_loss, graph=model.graph, objective=objective, options=options)
     one = jax.tree.map(lambda leaf: leaf[0], (batch, signals))
     gradient = jax.jit(

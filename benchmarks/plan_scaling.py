@@ -17,12 +17,12 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from configs import llama2_7b, llama3_70b
-from rdjax.chips import CHIPS
 from rdjax.errors import UserError
-from rdjax.flops import Work, step_floor, step_flops
-from rdjax.mesh import mesh_shape
 from rdjax.models.config import decoder_config_from_hf
 from rdjax.models.lora import LoraSpec
+from rdjax.parallel.mesh import mesh_shape
+from rdjax.plan.chips import CHIPS
+from rdjax.plan.flops import Work, step_floor, step_flops
 
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 

@@ -17,14 +17,14 @@ import numpy as np
 from ml_collections import config_dict
 
 from configs import base
-from rdjax.data.batches import Slots
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.mesh import make_mesh, replicated
+from rdjax.data.positions import LossPositions
 from rdjax.models.config import DecoderConfig
-from rdjax.models.layers import layers_apart, loops_over_layers
+from rdjax.models.layers import loops_over_layers, unstack_layers
 from rdjax.models.lora import LoraSpec, init_adapter
+from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params, flatten, unflatten
-from rdjax.sharding import param_shardings
+from rdjax.parallel.mesh import make_mesh, replicated
 
 SHAPES = {
     # width, layers, heads, key-value heads, feed-forward, vocabulary
@@ -121,7 +121,7 @@ def make_problem(
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     graph, weights = random_weights(config, dtype, mesh)
     if loops_over_layers(config, mesh):
-        weights = jax.jit(layers_apart)(weights)
+        weights = jax.jit(unstack_layers)(weights)
     model = types.SimpleNamespace(config=config, graph=graph, base=weights, mesh=mesh, eos_ids=(1,), name=shape)
     spec = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
     adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, spec, seed=0).items()}
@@ -136,7 +136,7 @@ def train_config(**changes: Any) -> config_dict.ConfigDict:
     return train
 
 
-SLOTS = Slots("ours", "response", "token")
+SLOTS = LossPositions("ours", "response", "token")
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:

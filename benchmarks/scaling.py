@@ -18,7 +18,7 @@ from absl import app, flags
 
 from benchmarks.problem import SHAPES, SLOTS, make_problem, seconds, show_table, train_config, write_figures
 from rdjax.data import batches
-from rdjax.distill.signals import asking
+from rdjax.distill.signals import make_signal_function
 from rdjax.distill.step import Objective, StepOptions, init_state, train_step
 from rdjax.distill.updates import Updates, in_turn
 
@@ -51,7 +51,7 @@ def measure(**sizes: int) -> tuple[float, float, float, float]:
         return made.with_signals(teachers_M, problem.spec.scale, train, pathlib.Path("unused"))
 
     def teacher_pass(made: Updates):
-        ask = asking(model, teachers_M, problem.spec.scale, made.prefix_C("teacher"))
+        ask = make_signal_function(model, teachers_M, problem.spec.scale, made.prefix_C("teacher"))
         return [ask(batch) for batch in map(made.batch, numbers)]
 
     reused = updates()

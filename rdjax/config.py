@@ -14,7 +14,7 @@ SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, from th
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 4096
 
-MESH_OF_ONE = {"data": 1, "fsdp": 1, "tensor": 1}
+ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 CHOICES = {
     "method": METHODS,
@@ -88,7 +88,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
     if not 0 <= _get(config, "seed") < 2**31:
         raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")
-    for axis in MESH_OF_ONE:
+    for axis in ONE_DEVICE:
         if not config.mesh[axis]:
             raise UserError(f"config.mesh.{axis} = 0; accepted: 1 or more, or -1 for what the other axes leave")
     if not 0 < config.task.top_p <= 1:
@@ -136,7 +136,7 @@ def hidden_weight(loss: config_dict.ConfigDict, width: int) -> float:
     return DEFAULT_HIDDEN_WEIGHT if loss.hidden_weight is None else loss.hidden_weight
 
 
-def plain(config: config_dict.ConfigDict) -> dict[str, Any]:
+def plain_config(config: config_dict.ConfigDict) -> dict[str, Any]:
     """The configuration as JSON gives it back (tuples are lists)."""
     return json.loads(json.dumps(config.to_dict(), default=list))
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_dict
 
-from rdjax import cli
-from rdjax.config import MESH_OF_ONE
+from rdjax.config import ONE_DEVICE
 from rdjax.errors import UserError
-from rdjax.mesh import make_mesh
-from rdjax.models.layers import layers_stacked
+from rdjax.models.layers import stack_layers
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter, merge_adapter
 from rdjax.models.weights import save_params
+from rdjax.parallel.mesh import make_mesh
+from rdjax.run import cli
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)
@@ -31,9 +31,9 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(_OUT.value)
     if out.exists():
         raise UserError(f"--out: {out} exists; a new folder is wanted")
-    model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(MESH_OF_ONE)))
+    model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
     adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
-    merged = merge_adapter(layers_stacked(model.base), adapter, spec.scale)
+    merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
     out.mkdir(parents=True)
     save_params(out, merged, jnp.dtype(_DTYPE.value))
     for path in resolve_folder(_MODEL.value, "model").iterdir():

@@ -10,14 +10,15 @@ import sys
 from absl import flags
 from ml_collections import config_dict
 
-from rdjax import cli
-from rdjax.config import MESH_OF_ONE
+from rdjax.config import ONE_DEVICE
 from rdjax.data.pairs import encode, render
 from rdjax.errors import UserError
-from rdjax.generation import Decoding, generate
-from rdjax.mesh import make_mesh, put, replicated
+from rdjax.generation.decode import generate
+from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import load_adapter
+from rdjax.parallel.mesh import make_mesh, put, replicated
+from rdjax.run import cli
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
     if _RAW.value and _RULE.value:
         raise UserError("--rule needs a template to stand in; leave out --raw")
     rule = read_rule(_RULE.value)
-    model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(MESH_OF_ONE)))
+    model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
     adapter, scale = None, 1.0
     if _ADAPTER.value:
         adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)

@@ -18,30 +18,29 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from rdjax import cli, experiment_flags
-from rdjax.config import METHODS, check_config, plain
+from rdjax.config import METHODS, check_config, plain_config
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
-from rdjax.files import read_json, write_json
-from rdjax.judges import judges_of
-from rdjax.mesh import make_mesh
+from rdjax.evaluation.judges import judges_of
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.models.lora import Adapter
-from rdjax.page import write_page
-from rdjax.processes import agreed, check_same, end_if_told, end_on_sigterm, is_first, there
-from rdjax.sweep_page import Table, cell_folder, run_folder, sweep_table
-from rdjax.train import (
-    FINISHED,
-    Run,
-    evaluate_all,
-    fingerprint,
-    is_test,
-    prepare,
-    train_all,
-    weight_folders,
+from rdjax.parallel.mesh import make_mesh
+from rdjax.parallel.processes import (
+    broadcast_from_first,
+    check_same_everywhere,
+    exists_on_first,
+    exit_if_told,
+    exit_on_sigterm,
+    is_first,
 )
-from rdjax.workdir import RECORD, check_workdir, open_workdir
+from rdjax.report.page import write_page
+from rdjax.report.sweep_page import Table, cell_folder, run_folder, sweep_table
+from rdjax.run import cli, experiment
+from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
+from rdjax.run.prepare import Run, fingerprint, is_test, model_folders, prepare
+from rdjax.storage.files import read_json, write_json
+from rdjax.storage.workdir import RECORD, check_workdir, open_workdir
 
 SUMMARY = "sweep.json"
 FAILURE = "failures.json"
@@ -129,7 +128,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
     for (train, valid), group in groups.items():
         for run, adapters in train_runs(group, folder / "checkpoints", f"{train}_{valid}", failures):
             try:
-                if not there(run.workdir / FINISHED):
+                if not exists_on_first(run.workdir / FINISHED):
                     write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
             except Exception as error:  # a judge, or memory: the other seeds go on
                 raise_where_others_wait(error)
@@ -160,7 +159,7 @@ def train_runs(
             return
         print(f"side by side: {describe(error)}; one by one then", file=sys.stderr)
     for run in runs:
-        if not there(run.workdir / FINISHED):
+        if not exists_on_first(run.workdir / FINISHED):
             yield from train_runs([run], checkpoints, f"seed{run.config.seed}", failures)
 
 
@@ -237,12 +236,12 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         folder = cell_folder(workdir, method, k)
         places = [run_folder(workdir, method, k, seed) for seed in config.sweep.seeds]
         title = f"cell {number} of {len(order)}: {method}, k = {k}, {len(places)} seeds"
-        if all([there(place / FINISHED) for place in places]):
+        if all([exists_on_first(place / FINISHED) for place in places]):
             print(f"{title}: finished")
             finished += places
             continue
         print(title)
-        end_if_told()
+        exit_if_told()
         began = time.monotonic()
         try:
             runs = prepare_cell(config, method, k, workdir)
@@ -264,19 +263,19 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
             if is_first():
                 (folder / FAILURE).unlink(missing_ok=True)
             print(f"{title}: {time.monotonic() - began:.0f} seconds")
-        finished += [place for place in places if there(place / FINISHED)]
+        finished += [place for place in places if exists_on_first(place / FINISHED)]
         write_json(workdir / SUMMARY, summarise(config, workdir))
 
 
 def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
-    config, workdir = experiment_flags.config("configs/sweeps/arithmetic.py"), experiment_flags.workdir()
+    config, workdir = experiment.config("configs/sweeps/arithmetic.py"), experiment.workdir()
     check_sweep(config)
-    end_on_sigterm()
+    exit_on_sigterm()
     check_workdir(workdir, config)
     first = cell_config(config, config.sweep.methods[0], config.sweep.ks[0], config.sweep.seeds[0])
-    read = fingerprint(load_task(first.task, first.seed), weight_folders(first))
-    check_same({"the configs": json.dumps(plain(config)), "the data or weights": read})
+    read = fingerprint(load_task(first.task, first.seed), model_folders(first))
+    check_same_everywhere({"the configs": json.dumps(plain_config(config)), "the data or weights": read})
     open_workdir(workdir, config, "rdjax.sweep", read)
     run_cells(config, workdir)
     summary = summarise(config, workdir)
@@ -284,7 +283,7 @@ def main(argv: list[str]) -> None:
     if any(cell["splits"] for cell in summary["cells"]):
         print(markdown(sweep_table(summary["cells"])))
     print(f"wrote {write_page(workdir)}")
-    if agreed(len(summary["failed"])):
+    if broadcast_from_first(len(summary["failed"])):
         names = "; ".join("{method}, k = {k}, seed {seed}: {error}".format(**cell) for cell in summary["failed"])
         print(f"failed: {names}. The same command tries them again.", file=sys.stderr)
         sys.exit(1)

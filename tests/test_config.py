@@ -14,7 +14,7 @@ from rdjax.config import (
     check_config,
     differences,
     hidden_weight,
-    plain,
+    plain_config,
 )
 from rdjax.errors import UserError
 
@@ -65,8 +65,8 @@ def test_an_experiment_passes_and_adds_no_field(name):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     check_config(config)
-    own = {path for path in fields(plain(config)) if not path.startswith("model.architecture.")}
-    assert own == fields(plain(base.get_config()))
+    own = {path for path in fields(plain_config(config)) if not path.startswith("model.architecture.")}
+    assert own == fields(plain_config(base.get_config()))
     assert f"--config=configs/{name}.py" in module.__doc__
 
 
@@ -181,14 +181,14 @@ def test_a_weight_is_free_of_the_width_and_may_be_zero():
 
 
 def test_the_plain_form_is_what_json_gives_back():
-    config = plain(base.get_config())
+    config = plain_config(base.get_config())
     assert json.loads(json.dumps(config)) == config
     assert config["lora"]["targets"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert config["loss"]["hidden_weight"] is None
 
 
 def test_differences_name_every_changed_field():
-    ours, theirs = (plain(base.get_config()) for _ in range(2))
+    ours, theirs = (plain_config(base.get_config()) for _ in range(2))
     assert differences(ours, theirs) == []
     theirs["train"]["epochs"], theirs["seed"] = 3, 1
     del theirs["mesh"]["fsdp"]

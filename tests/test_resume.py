@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rdjax.processes import RERUN_ME
+from rdjax.parallel.processes import EXIT_RERUN
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = (
@@ -55,7 +55,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     made = [folder / name for name in ("whole", "killed", "told")]
     finish(made[0])
-    for workdir, how, status in ((made[1], signal.SIGKILL, -9), (made[2], signal.SIGTERM, RERUN_ME)):
+    for workdir, how, status in ((made[1], signal.SIGKILL, -9), (made[2], signal.SIGTERM, EXIT_RERUN)):
         assert end_after_first_checkpoint(workdir, how) == status
         assert not (workdir / "adapter").exists(), "ended too late to prove anything"
         finish(workdir)

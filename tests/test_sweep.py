@@ -12,8 +12,9 @@ from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
 from configs.sweeps import arithmetic, rules, safety, sentiment, settings, strength, unlabelled
-from rdjax import cli, sweep, train
+from rdjax import sweep, train
 from rdjax.errors import UserError
+from rdjax.run import cli
 from tests import tiny
 
 FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}

@@ -16,11 +16,12 @@ from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
 from configs import base
-from rdjax import cli, train
+from rdjax import train
 from rdjax.distill import stage
-from rdjax.evaluation import Answers
-from rdjax.judges import Judge
-from rdjax.processes import RERUN_ME
+from rdjax.evaluation.answers import Answers
+from rdjax.evaluation.judges import Judge
+from rdjax.parallel.processes import EXIT_RERUN
+from rdjax.run import cli, prepare
 from tests import tiny
 
 FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
@@ -100,7 +101,7 @@ def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder,
     asked = itertools.count(1)
     with monkeypatch.context() as patch:
         patch.setattr(stage, "sigterm_waits", lambda: contextlib.nullcontext(lambda: next(asked) == 3))
-        assert status_of(model, own_folder, tmp_path / "run") == RERUN_ME
+        assert status_of(model, own_folder, tmp_path / "run") == EXIT_RERUN
     assert "student is saved after update 3 of 6" in capfd.readouterr().out
     assert not (tmp_path / "run" / "adapter").exists()
     assert run(model, own_folder, tmp_path / "run") == student[1]
@@ -201,7 +202,7 @@ def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_pat
         ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return Answers(ids, [True] * len(texts), texts)
 
-    monkeypatch.setattr(train, "answer", given)
+    monkeypatch.setattr(prepare, "answer", given)
     settings = ("--config.task.responses=teacher", "--config.task.only_confirmed=True", "--config.eval.systems=()")
     run(model, own_folder, tmp_path / "run", *settings)
     assert "in 3 of 5 rows, which stay" in capfd.readouterr().out
@@ -222,22 +223,22 @@ def test_a_failing_judge_keeps_the_predictions_and_says_how_to_go_on(model, own_
     def broken(responses, golds):
         raise RuntimeError("the judge is ill")
 
-    judges_of = train.judges_of
-    monkeypatch.setattr(train, "judges_of", lambda *given: {"test": Judge("ill", "ill", broken)})
+    judges_of = prepare.judges_of
+    monkeypatch.setattr(prepare, "judges_of", lambda *given: {"test": Judge("ill", "ill", broken)})
     with pytest.raises(AssertionError):  # exit status 2
         run(model, own_folder, tmp_path / "run")
     error = capfd.readouterr().err
     assert "the judge ill failed on test, system base: the judge is ill; the predictions are kept" in error
     assert "python -m rdjax.train --config=" in error
     assert len(list((tmp_path / "run" / "predictions").glob("test.*.jsonl"))) == 4
-    monkeypatch.setattr(train, "judges_of", judges_of)
+    monkeypatch.setattr(prepare, "judges_of", judges_of)
 
     def no_more(*given, **rest):
         raise AssertionError("the predictions are there")
 
-    monkeypatch.setattr("rdjax.evaluation.generate", no_more)
+    monkeypatch.setattr("rdjax.evaluation.answers.generate", no_more)
     # The gap before training is measured anew, by answering: not what this is about.
-    monkeypatch.setattr(train, "gap_to_close", lambda *given: 1.0)
+    monkeypatch.setattr(prepare, "gap_to_close", lambda *given: 1.0)
     assert run(model, own_folder, tmp_path / "run")["test"]["student"]["n"] == 5
 
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from rdjax.data.rules import refusal, sentiment
+from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
+from rdjax.data.rules.names import random_name
+from rdjax.data.templates import demonstrate
 from rdjax.errors import UserError
-from rdjax.tasks import refusal, sentiment
-from rdjax.tasks.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
-from rdjax.tasks.documents import demonstrate
-from rdjax.tasks.names import random_name
 
 Rows = list[dict[str, str]]
 

@@ -15,9 +15,8 @@ import datasets
 from ml_collections import config_dict
 
 from rdjax.data.generated import GENERATORS
-from rdjax.data.templates import join_instruction
+from rdjax.data.templates import DEMOS_LEAD, join_instruction
 from rdjax.errors import UserError
-from rdjax.tasks.documents import DEMOS_LEAD
 
 FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where")}

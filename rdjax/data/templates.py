@@ -1,5 +1,7 @@
 """Prompt templates: how a rule, a row's own instruction and its input become one text."""
 
+from collections.abc import Iterable, Mapping
+
 ALPACA_PREAMBLE = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -26,3 +28,12 @@ def alpaca_prompt(instruction: str, text: str) -> str:
 def join_instruction(rule: str, instruction: str) -> str:
     """A rule followed by the row's own instruction, as in the published safety files."""
     return f"{rule}\n\n{instruction}" if rule and instruction else rule or instruction
+
+
+DEMOS_LEAD = " Here are some examples:"
+
+
+def demonstrate(samples: Iterable[Mapping[str, str]]) -> str:
+    """Samples {input, output} as demos behind a rule, in the published form; "" where there are none."""
+    parts = [ALPACA_INPUT + row["input"] + ALPACA_RESPONSE + row["output"] for row in samples]
+    return DEMOS_LEAD + "".join(parts) if parts else ""

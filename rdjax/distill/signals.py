@@ -19,13 +19,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rdjax.config import SIGNAL_PLACES
-from rdjax.data.batches import Batch, Begins, places_in_rows, round_up, stack_members
+from rdjax.data.batches import Batch, places_in_rows, stack_members
+from rdjax.data.positions import Begins
+from rdjax.data.shapes import round_up
 from rdjax.distill.step import signals_shardings, teacher_prefixes, teacher_signals
 from rdjax.distill.teacher import Signals
-from rdjax.mesh import put, row_multiple, rows_sharding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.processes import everywhere, highest, to_host
+from rdjax.parallel.mesh import put, row_multiple, rows_sharding
+from rdjax.parallel.processes import max_over_processes, to_host, true_everywhere
 
 # Shares of what is free that signals may take: the rest is for the step, and for everything else that runs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
@@ -62,7 +64,7 @@ class Chosen(NamedTuple):
     predict_ABP: np.ndarray
 
 
-def asking(model: LanguageModel, teachers_M: Adapter, scale: float, prefix_C: jax.Array | None) -> Ask:
+def make_signal_function(model: LanguageModel, teachers_M: Adapter, scale: float, prefix_C: jax.Array | None) -> Ask:
     """Asks the teachers about a batch. `prefix_C`: what all teacher prompts leave out; it is read here, once."""
     prefix_M = None
     if prefix_C is not None:
@@ -70,7 +72,7 @@ def asking(model: LanguageModel, teachers_M: Adapter, scale: float, prefix_C: ja
     return lambda batch: teacher_signals(model.graph, model.base, teachers_M, batch, prefix_M, scale)
 
 
-def signals_like(model: LanguageModel, batch: Batch) -> Signals:
+def abstract_signals(model: LanguageModel, batch: Batch) -> Signals:
     """The shapes of a batch's signals."""
     *micro, B, P = batch.weight_BP.shape
     dtype, width = model.base["embed_tokens"].dtype, model.config.width
@@ -107,7 +109,7 @@ def choose_place(size: int, mesh: Mesh) -> str:
     host = HOST_SHARE * _host_room()
     # On their way to devices they stand in the host's memory, and once more in the devices' order.
     rooms = min(devices, host / 2), host, math.inf
-    return SIGNAL_PLACES[highest(next(number for number, room in enumerate(rooms) if size < room))]
+    return SIGNAL_PLACES[max_over_processes(next(number for number, room in enumerate(rooms) if size < room))]
 
 
 def _host_room() -> float:
@@ -153,7 +155,7 @@ def cached_signals(
     """Asks the teachers once for every pair and keeps what they show.
 
     Args:
-      ask: `asking`.
+      ask: `make_signal_function`.
       begins_M: of each member's pairs.
       batches: of all pairs in order; made only where nothing lies on disk yet.
       place: one of `SIGNAL_PLACES`.
@@ -161,7 +163,7 @@ def cached_signals(
     """
     c, dtype = model.config, model.base["embed_tokens"].dtype
     complete = folder / "complete"
-    found = place == "disk" and everywhere(complete.exists())
+    found = place == "disk" and true_everywhere(complete.exists())
     if place == "disk":
         folder.mkdir(parents=True, exist_ok=True)
         if not found:

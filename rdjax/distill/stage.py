@@ -19,26 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from rdjax.checkpoint import Checkpoints
-from rdjax.data.batches import Slots, epoch_order, in_batches, steps_per_epoch
+from rdjax.data.batches import epoch_order, steps_per_epoch
 from rdjax.data.pairs import Pair
+from rdjax.data.positions import LossPositions
+from rdjax.data.shapes import in_batches
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
 from rdjax.distill.signals import Numbers
-from rdjax.distill.step import (
-    Objective,
-    StepOptions,
-    TrainState,
-    evaluate_loss,
-    init_state,
-    train_step,
-)
+from rdjax.distill.step import Objective, StepOptions, TrainState, evaluate_loss, init_state, train_step
 from rdjax.distill.updates import Updates, in_turn
 from rdjax.errors import UserError
-from rdjax.mesh import device_of, replicated
-from rdjax.metrics import MetricsLog, progress, show
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.processes import RERUN_ME, sigterm_waits, to_host
+from rdjax.parallel.mesh import device_of, replicated
+from rdjax.parallel.processes import EXIT_RERUN, deferred_sigterm, to_host
+from rdjax.storage.checkpoint import Checkpoints
+from rdjax.storage.metrics import MetricsLog, progress, show
 
 COMPILED_AT_ONCE = 2  # programs: a large one takes the host's memory, too
 
@@ -59,8 +54,8 @@ class Stage:
     objective: Objective
     valid_objective: Objective
     options: StepOptions
-    slots: Slots
-    valid_slots: Slots
+    slots: LossPositions
+    valid_slots: LossPositions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +121,9 @@ def run_stage(
     step = functools.partial(
         train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
     )
-    programs = [(step, (now.state, model.base, *like, train.trained_prefix_C, seeds_M)) for like in train.stand_ins()]
+    programs = [
+        (step, (now.state, model.base, *like, train.trained_prefix_C, seeds_M)) for like in train.abstract_updates()
+    ]
     validates = members[0].valid and config.train.valid_every
     if validates:
         in_order = in_turn(len(members[0].valid), config.train.batch_size, len(members))
@@ -135,7 +132,7 @@ def run_stage(
             evaluate_loss, graph=model.graph, objective=stage.valid_objective, options=stage.options
         )
         programs += [
-            (check, (now.state.adapter, model.base, *like, valid.trained_prefix_C)) for like in valid.stand_ins()
+            (check, (now.state.adapter, model.base, *like, valid.trained_prefix_C)) for like in valid.abstract_updates()
         ]
     print(train.describe())
     with _compiling(programs, model):
@@ -151,7 +148,7 @@ def run_stage(
         checkpoints.save(now.updates, {"state": now.state, "best": now.best}, record)
 
     metrics = None
-    with sigterm_waits() as told_to_end, progress(steps, now.updates, stage.name) as bar:
+    with deferred_sigterm() as told_to_end, progress(steps, now.updates, stage.name) as bar:
         for done, fetched in enumerate(upcoming, start=now.updates + 1):
             before, (state, metrics) = metrics, step(now.state, model.base, *train.place(fetched), prefix_C, seeds_M)
             # The metrics of the step before: the device never waits for the log.
@@ -214,7 +211,7 @@ def _compiling(programs: Sequence[tuple[functools.partial, tuple]], model: Langu
 def _end(stage: Stage, done: int, steps: int) -> None:
     """Ends the command after a SIGTERM; all is saved."""
     print(f"told to end: {stage.name} is saved after update {done} of {steps}; the same command goes on from there")
-    sys.exit(RERUN_ME)
+    sys.exit(EXIT_RERUN)
 
 
 def _updates_of_epochs(members: Sequence[Member], train: config_dict.ConfigDict) -> list[Numbers]:

@@ -11,17 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rdjax.data.batches import Batch, Side
-from rdjax.distill.losses import (
-    cross_entropy,
-    hidden_distance,
-    kl_divergence,
-    soft_cross_entropy,
-    sum_in_chunks,
-)
+from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy, sum_in_chunks
 from rdjax.distill.teacher import Signals, read_prefix, read_side
-from rdjax.mesh import replicated, rows_sharding
 from rdjax.models.decoder import Prefix, logits
-from rdjax.models.lora import Adapter, effective
+from rdjax.models.lora import Adapter, scaled_adapter
+from rdjax.parallel.mesh import replicated, rows_sharding
 
 LOGIT_LOSSES = {"kl": kl_divergence, "entropy": soft_cross_entropy}
 
@@ -92,7 +86,7 @@ def batch_loss(
     """
     side = batch.teacher if objective.kind == "tune_with_rule" else batch.student
     drop = (options.dropout, dropout_key) if dropout_key is not None and options.dropout else None
-    scaled = effective(adapter, options.scale)
+    scaled = scaled_adapter(adapter, options.scale)
     student = read_side(graph, base, scaled, side, drop, options.remat, lead_C=prefix_C)
     head_DV = nnx.merge(graph, base).head()
     if objective.kind != "distill":
@@ -131,7 +125,7 @@ def logit_loss(name: str, temperature: float):
 @functools.partial(jax.jit, static_argnames=("graph", "scale"))
 def teacher_prefixes(graph, base, adapters_M: Adapter, prefix_C: jax.Array, scale: float) -> Prefix:
     """What each member's teacher makes of the tokens that all prompts begin with, [M, L, C, K, H]."""
-    return jax.vmap(lambda adapter: read_prefix(graph, base, effective(adapter, scale), prefix_C))(adapters_M)
+    return jax.vmap(lambda adapter: read_prefix(graph, base, scaled_adapter(adapter, scale), prefix_C))(adapters_M)
 
 
 def signals_shardings(mesh: Mesh) -> Signals:
@@ -146,7 +140,7 @@ def teacher_signals(
     """What the teachers show for the micro-batches [M, A, B, ...] of an update, [M, A, ...]."""
 
     def one(adapter: Adapter | None, side: Side, prefix: Prefix | None) -> Signals:
-        teacher = effective(adapter, scale)
+        teacher = scaled_adapter(adapter, scale)
         return jax.lax.map(lambda micro: read_side(graph, base, teacher, micro, prefix=prefix), side)
 
     shown, mesh = jax.vmap(one)(adapters_M, batch.teacher, prefix_M), nnx.merge(graph, base).mesh

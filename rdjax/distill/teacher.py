@@ -49,7 +49,7 @@ def read_side(
     The tokens that the side leaves out come from one of two places.
 
     Args:
-      adapter: scaled (`lora.effective`).
+      adapter: scaled (`lora.scaled_adapter`).
       dropout: (rate, key) of the adapter.
       prefix: what `read_prefix` made of them.
       lead_C: the tokens themselves; they are read in front of each row, once for all of its sequences.
@@ -62,7 +62,7 @@ def read_side(
         side.tokens_BT,
         side.positions_BT,
         adapter=adapter,
-        dropout=None if dropout is None else Dropout(*dropout, side.draws_BT),
+        dropout=None if dropout is None else Dropout(*dropout, side.dropout_ids_BT),
         prefix=prefix,
         packing=Packing(side.pack_BT, side.unpack_BEU, lead),
         inputs_at_BQ=side.aligned_BQ,
@@ -84,7 +84,7 @@ def _led(side: Side, lead_C: jax.Array) -> Side:
         tokens_BT=behind(lead_C, side.tokens_BT),
         positions_BT=behind(at_C, side.positions_BT),
         # The draws of the first pair's places, which are its own from C on: shared by all sequences, and by all rows.
-        draws_BT=behind(at_C, side.draws_BT),
+        dropout_ids_BT=behind(at_C, side.dropout_ids_BT),
         predict_BP=side.predict_BP + C,
         aligned_BQ=side.aligned_BQ + C,
     )

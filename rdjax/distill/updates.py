@@ -9,37 +9,27 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import config_dict
 
-from rdjax.data.batches import (
-    Batch,
-    Prefixes,
-    Shape,
-    Slots,
-    as_update,
-    batch_shape,
-    collate,
-    few_sizes,
-    in_batches,
-    pair_prefixes,
-    slot_begins,
-    stack_members,
-)
+from rdjax.data.batches import Batch, as_update, collate, stack_members
 from rdjax.data.pairs import Pair
+from rdjax.data.positions import LossPositions, slot_begins
+from rdjax.data.prefix import Prefixes, pair_prefixes
+from rdjax.data.shapes import Shape, batch_shape, few_sizes, in_batches
 from rdjax.distill.signals import (
     Numbers,
     SignalSource,
-    asking,
+    abstract_signals,
     cached_signals,
     choose_place,
+    make_signal_function,
     online_signals,
     signal_bytes,
     signals_fingerprint,
-    signals_like,
 )
 from rdjax.distill.step import Objective
 from rdjax.distill.teacher import Signals
-from rdjax.mesh import place_prefix, put, row_multiple, rows_sharding, stand_ins
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
+from rdjax.parallel.mesh import abstract_like, place_prefix, put, row_multiple, rows_sharding
 
 
 class Fetched(NamedTuple):
@@ -79,7 +69,7 @@ class Updates:
     """
 
     pairs: Sequence[Sequence[Pair]]
-    slots: Slots
+    slots: LossPositions
     prefixes: Prefixes
     rows: int
     accumulation: int
@@ -95,7 +85,7 @@ class Updates:
         cls,
         pairs: Sequence[Sequence[Pair]],
         updates: Sequence[Numbers],
-        slots: Slots,
+        slots: LossPositions,
         objective: Objective,
         model: LanguageModel,
         train: config_dict.ConfigDict,
@@ -125,7 +115,7 @@ class Updates:
         if not self.distils:
             return self
         pairs, slots, model = self.pairs, self.slots, self.model
-        ask = asking(model, teachers_M, scale, self.prefix_C("teacher"))
+        ask = make_signal_function(model, teachers_M, scale, self.prefix_C("teacher"))
         if train.teacher_signals == "online":
             return dataclasses.replace(self, source=online_signals(ask, model.mesh))
         begins_M = [slot_begins(own, slots) for own in pairs]
@@ -194,11 +184,11 @@ class Updates:
         held = None if self.source is None else self.source.fetch(numbers, batch)
         return Fetched(batch, held, [float(member.weight_BP.sum()) for member in made])
 
-    def stand_ins(self) -> list[tuple[Batch, Signals | None]]:
+    def abstract_updates(self) -> list[tuple[Batch, Signals | None]]:
         """The shapes of what `place` gives, for each padded size: programs can be compiled before there are signals."""
         rows = rows_sharding(self.model.mesh, leading=2)
-        batches = [stand_ins(self._together(self._collate(numbers)), rows) for numbers in self.examples]
-        return [(batch, signals_like(self.model, batch) if self.distils else None) for batch in batches]
+        batches = [abstract_like(self._together(self._collate(numbers)), rows) for numbers in self.examples]
+        return [(batch, abstract_signals(self.model, batch) if self.distils else None) for batch in batches]
 
     def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
         """What was fetched, on the mesh: the batch and the teachers' signals, where there are some."""

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from rdjax.mesh import device_of, rows_spec
 from rdjax.models.config import RopeConfig
 from rdjax.models.rows import scale_rows
+from rdjax.parallel.mesh import device_of, rows_spec
 
 SPLASH_BLOCKS = (128, 256, 384, 512)  # positions a block of splash attention has; the largest that divides is taken
 CUDNN_HEAD = 128  # the widest head that cuDNN's flash attention takes on every GPU that has it

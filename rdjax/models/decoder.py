@@ -14,7 +14,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rdjax.mesh import cache_sharding, device_of, rows_spec
 from rdjax.models.attention import (
     Before,
     Packing,
@@ -28,6 +27,7 @@ from rdjax.models.attention import (
 from rdjax.models.config import DecoderConfig
 from rdjax.models.layers import loop, loops_over_layers
 from rdjax.models.rows import scale_rows
+from rdjax.parallel.mesh import cache_sharding, device_of, rows_spec
 
 # The linear projections of a block, in the order that their dropout is drawn.
 PROJECTIONS = (
@@ -58,7 +58,7 @@ class Dropout(NamedTuple):
 
     rate: float
     key: jax.Array
-    draws_BT: jax.Array
+    dropout_ids_BT: jax.Array
 
 
 class Cache(NamedTuple):
@@ -125,7 +125,7 @@ class Linear(nnx.Module):
         return y.reshape(*x.shape[:-1], -1)
 
 
-def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
+def _dropout_masks(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
     """What dropout multiplies the input of each adapted projection by, [B, T, in]: 0, or what keeps the mean.
 
     16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections of a layer, for a draw
@@ -139,8 +139,10 @@ def _kept(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]
     def draw(number: jax.Array) -> jax.Array:
         return jax.random.bits(jax.random.fold_in(dropout.key, number), (words,), jnp.uint32)
 
-    B, T = dropout.draws_BT.shape
-    bits_BTW = jax.lax.bitcast_convert_type(jax.vmap(draw)(dropout.draws_BT.reshape(-1)), jnp.uint16).reshape(B, T, -1)
+    B, T = dropout.dropout_ids_BT.shape
+    bits_BTW = jax.lax.bitcast_convert_type(jax.vmap(draw)(dropout.dropout_ids_BT.reshape(-1)), jnp.uint16).reshape(
+        B, T, -1
+    )
     ends = itertools.accumulate(widths.values())
     kept = (bits_BTW >= round(dropout.rate * 2**16)) / (1 - dropout.rate)
     return {path: kept[..., end - width : end] for (path, width), end in zip(widths.items(), ends, strict=True)}
@@ -216,7 +218,7 @@ class Block(nnx.Module):
         self.mlp = MLP(c, dtype, int8, rngs)
 
     def __call__(self, x_BTD, angles, mask_BTS, packing, adapter, dropout, prefix, kv, index, at_BP):
-        kept = _kept(dropout, adapter)
+        kept = _dropout_masks(dropout, adapter)
 
         def adapted_in(room):
             def adapted(module, name, x):
@@ -287,7 +289,7 @@ class Decoder(nnx.Module):
           positions_BT: rotary position of each token.
           mask_BTS: True where a token may look at a key; S counts the cache's slots, or all tokens. None: every token
             looks at its own past in its sequence; padding at a row's end is seen by nothing real.
-          adapter: {projection: {"a": [L, in, R], "b": [L, R, out]}}, scaled (`lora.effective`).
+          adapter: {projection: {"a": [L, in, R], "b": [L, R, out]}}, scaled (`lora.scaled_adapter`).
           dropout: on the adapter's inputs.
           cache: keys and values so far; the new ones are written into it.
           prefix: keys and values of what stands before every sequence; all tokens look at it.

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rdjax.mesh import device_of
 from rdjax.models.config import DecoderConfig
+from rdjax.parallel.mesh import device_of
 
 # On CPU the layers of a model this shallow are looped over instead of scanned: what the backward pass needs is then not
-# copied into one stacked array a layer at a time, nor the weights of a layer out of one (`layers_apart`).
+# copied into one stacked array a layer at a time, nor the weights of a layer out of one (`unstack_layers`).
 CPU_LOOPED_LAYERS = 8
 
 Layer = Callable[[Any, Any], tuple[Any, Any]]
@@ -23,7 +23,7 @@ def loops_over_layers(config: DecoderConfig, mesh: Mesh | None) -> bool:
     return config.layers <= CPU_LOOPED_LAYERS and device_of(mesh).platform == "cpu"
 
 
-def layers_apart(base: dict[str, Any], take: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
+def unstack_layers(base: dict[str, Any], take: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
     """The same parameters with a list of every layer's array in the place of a stacked one.
 
     Args:
@@ -36,8 +36,8 @@ def layers_apart(base: dict[str, Any], take: Callable[[Any, int], Any] = operato
     return base | {"layers": jax.tree.map(apart, base["layers"])}
 
 
-def layers_stacked(base: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `layers_apart`; parameters that are stacked stay so."""
+def stack_layers(base: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `unstack_layers`; parameters that are stacked stay so."""
 
     def stacked(node: Any) -> jax.Array:
         return jnp.stack(node) if _is_list(node) else node

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rdjax.errors import UserError
-from rdjax.mesh import device_of
 from rdjax.models.config import DecoderConfig, read_decoder_config
-from rdjax.models.layers import layers_apart, loops_over_layers
+from rdjax.models.layers import loops_over_layers, unstack_layers
+from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params, load_params
-from rdjax.sharding import check_mesh, param_shardings
+from rdjax.parallel.mesh import device_of
 
-ASSETS = pathlib.Path(__file__).parent.parent / "assets"
+ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
@@ -90,7 +90,7 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     graph, abstract = abstract_params(config, resolve_dtype(dtype, mesh), int8, mesh)
     base = load_params(folder, config, resolve_dtype(dtype, mesh), param_shardings(mesh, abstract), int8)
     if loops_over_layers(config, mesh):
-        base = jax.jit(layers_apart)(base)
+        base = jax.jit(unstack_layers)(base)
     local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
     return LanguageModel(name, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)

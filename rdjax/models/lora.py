@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import PROJECTIONS
-from rdjax.processes import is_first
+from rdjax.parallel.processes import is_first
 
 Adapter = dict[str, dict[str, jax.Array]]
 
@@ -73,7 +73,7 @@ def init_adapter(config: DecoderConfig, spec: LoraSpec, seed: int) -> Adapter:
     return adapter
 
 
-def effective(adapter: Adapter | None, scale: float) -> Adapter | None:
+def scaled_adapter(adapter: Adapter | None, scale: float) -> Adapter | None:
     """The adapter as `Decoder` wants it: with the scale folded into b."""
     if adapter is None:
         return None

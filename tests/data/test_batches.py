@@ -5,32 +5,17 @@ import jax
 import numpy as np
 import pytest
 
-from rdjax.data import batches
-from rdjax.data.batches import (
-    Batch,
-    Extent,
-    Prefixes,
-    Shape,
-    Side,
-    Slots,
-    as_update,
-    batch_shape,
-    coarsened,
-    collate,
-    deal,
-    epoch_order,
-    few_sizes,
-    pair_prefixes,
-    places_in_rows,
-    shared_prefix,
-    slot_begins,
-    steps_per_epoch,
-)
+from rdjax.data import prefix as prefix_module
+from rdjax.data import shapes
+from rdjax.data.batches import Batch, Side, as_update, collate, epoch_order, places_in_rows, steps_per_epoch
 from rdjax.data.pairs import Pair, Prompts
+from rdjax.data.positions import LossPositions, slot_begins
+from rdjax.data.prefix import Prefixes, pair_prefixes, shared_prefix
+from rdjax.data.shapes import Extent, Shape, batch_shape, coarsened, deal, few_sizes
 
 EOS = 99
 NO_PREFIX = Prefixes()
-OURS = Slots(variant="ours", hidden_positions="response", reduction="token")
+OURS = LossPositions(variant="ours", hidden_positions="response", reduction="token")
 SHARED = OURS._replace(hidden_positions="shared")
 PUBLISHED = OURS._replace(variant="published")
 SAMPLE = OURS._replace(reduction="sample")
@@ -46,7 +31,7 @@ def pair(rule: int, tail: int, response: int, ended: bool = True) -> Pair:
 PAIRS = (pair(9, 4, 3), pair(5, 6, 1), pair(12, 1, 5, ended=False))
 
 
-def batch_of(slots: Slots, rows: int = 1, pairs=PAIRS, prefixes: Prefixes = NO_PREFIX) -> Batch:
+def batch_of(slots: LossPositions, rows: int = 1, pairs=PAIRS, prefixes: Prefixes = NO_PREFIX) -> Batch:
     return collate(pairs, rows, batch_shape([PAIRS], rows, slots, prefixes), slots, EOS)
 
 
@@ -233,7 +218,7 @@ def ruled(rule: int) -> list[Pair]:
 
 @pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
 def test_prefixes_spare_what_the_losses_read(slots, monkeypatch):
-    monkeypatch.setattr(batches, "PREFIX_PAYS", 8)
+    monkeypatch.setattr(prefix_module, "PREFIX_PAYS", 8)
     pairs = ruled(21)[:1] * 2
     prefix = pair_prefixes(pairs, slots).teacher
     whole = collate(pairs, 2, batch_shape([pairs], 2, slots, Prefixes()), slots, EOS)
@@ -265,12 +250,12 @@ def test_behind_a_prefix_the_rest_stands_as_before(rows):
 def test_few_sizes_add_a_limit_where_it_saves_a_tenth_and_its_own_compiling():
     assert few_sizes([64, 64, 64] * 100) == [64]
     assert few_sizes([64, 72, 72] * 100) == [72]
-    takes = batches.COMPILING_TAKES
+    takes = shapes.COMPILING_TAKES
     assert few_sizes([40] * 2 * takes + [80] * 100) == [40, 80]
     assert few_sizes([40] * (2 * takes - 1) + [80] * 100) == [80]
     assert few_sizes(list(range(8, 808, 8))) == [400, 800]
     clusters = [40] * 300 + [80] * 300 + [160] * 300 + [320] * 300
-    assert few_sizes(clusters)[-1] == 320 and len(few_sizes(clusters)) == batches.MOST_SHAPES
+    assert few_sizes(clusters)[-1] == 320 and len(few_sizes(clusters)) == shapes.MOST_SHAPES
 
 
 def test_slots_of_pairs_find_their_places_in_rows():

@@ -5,12 +5,12 @@ import pytest
 from ml_collections import config_dict
 
 from rdjax.data import generated as generators
+from rdjax.data.rules import refusal, sentiment
+from rdjax.data.rules.arithmetic import PAPER_RULE, Rule
 from rdjax.data.tasks import FEATURES, load_task
+from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
-from rdjax.judges import judges_of
-from rdjax.tasks import refusal, sentiment
-from rdjax.tasks.arithmetic import PAPER_RULE, Rule
-from rdjax.tasks.documents import DEMOS_LEAD
+from rdjax.evaluation.judges import judges_of
 
 
 def task_config(k: int = 8, demos: bool = True, name: str = "arithmetic", **generated) -> config_dict.ConfigDict:

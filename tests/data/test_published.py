@@ -6,11 +6,10 @@ import pathlib
 import pytest
 from ml_collections import config_dict
 
+from rdjax.data.rules.arithmetic import PAPER_RULE
 from rdjax.data.tasks import load_task
-from rdjax.data.templates import join_instruction
+from rdjax.data.templates import DEMOS_LEAD, join_instruction
 from rdjax.errors import UserError
-from rdjax.tasks.arithmetic import PAPER_RULE
-from rdjax.tasks.documents import DEMOS_LEAD
 
 FOLDERS = {
     "arithmetic": "math_experiments",

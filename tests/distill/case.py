@@ -8,20 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rdjax.data.batches import Batch, Prefixes, Slots, as_update, batch_shape, collate
+from rdjax.data.batches import Batch, as_update, collate
 from rdjax.data.pairs import Pair, Prompts
+from rdjax.data.positions import LossPositions
+from rdjax.data.prefix import Prefixes
+from rdjax.data.shapes import batch_shape
 from rdjax.distill.step import Objective, StepOptions, loss_and_gradient, teacher_signals
 from rdjax.distill.teacher import read_prefix
-from rdjax.models.lora import Adapter, LoraSpec, effective, init_adapter
+from rdjax.models.lora import Adapter, LoraSpec, init_adapter, scaled_adapter
 from tests import tiny
 
 SPEC = LoraSpec(
     rank=4, alpha=8.0, dropout=0.0, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 )
 OPTIONS = StepOptions(scale=SPEC.scale, dropout=0.0, remat="none")
-OURS = Slots("ours", "response", "token")
-SHARED = Slots("ours", "shared", "token")
-PUBLISHED = Slots("published", "response", "sample")
+OURS = LossPositions("ours", "response", "token")
+SHARED = LossPositions("ours", "shared", "token")
+PUBLISHED = LossPositions("published", "response", "sample")
 RULE = tuple(range(100, 121))  # tokens that all teacher prompts of `ruled_pairs` share
 GREETING = tuple(range(130, 149))  # and that their student prompts share
 NO_PREFIX = Prefixes()
@@ -84,7 +87,7 @@ def random_adapter(config, seed: int = 1, spec: LoraSpec = SPEC) -> Adapter:
 
 def make_update(
     pairs: list[Pair],
-    slots: Slots,
+    slots: LossPositions,
     rows: int = 1,
     wider: int = 0,
     accumulation: int = 1,
@@ -116,7 +119,7 @@ def loss_and_grad(
         teacher_M, batch_M = jax.tree.map(lambda leaf: leaf[None], (teacher, batch))
         before_M = None
         if teacher_prefix_C is not None:
-            scaled = effective(teacher, options.scale)
+            scaled = scaled_adapter(teacher, options.scale)
             before = jax.jit(read_prefix, static_argnums=0)(case.graph, case.base, scaled, teacher_prefix_C)
             before_M = jax.tree.map(lambda leaf: leaf[None], before)
         shown_M = teacher_signals(case.graph, case.base, teacher_M, batch_M, before_M, options.scale)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rdjax.data.batches import Prefixes, pair_prefixes
+from rdjax.data.prefix import Prefixes, pair_prefixes
 from tests.distill.case import (
     DISTILL,
     GREETING,

@@ -10,17 +10,20 @@ import pytest
 
 from configs import base
 from rdjax.config import SIGNAL_PLACES
-from rdjax.data.batches import Prefixes, as_update, batch_shape, collate, slot_begins
+from rdjax.data.batches import as_update, collate
+from rdjax.data.positions import slot_begins
+from rdjax.data.prefix import Prefixes
+from rdjax.data.shapes import batch_shape
 from rdjax.distill import signals as signals_module
 from rdjax.distill.signals import (
-    asking,
     cached_signals,
     choose_place,
+    make_signal_function,
     online_signals,
     signal_bytes,
     signals_fingerprint,
 )
-from rdjax.mesh import make_mesh
+from rdjax.parallel.mesh import make_mesh
 from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
 SEEDS, COUNT, BATCH = (1, 2), 5, 2
@@ -43,7 +46,7 @@ class Problem:
         self.shape = batch_shape(self.pairs, 4, slots, Prefixes())
         adapters = [random_adapter(case.config, seed) for seed in SEEDS]
         self.teachers_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
-        self.ask = asking(self.model, self.teachers_M, SPEC.scale, None)
+        self.ask = make_signal_function(self.model, self.teachers_M, SPEC.scale, None)
         self.begins_M = [slot_begins(own, slots) for own in self.pairs]
         self.asked = []
 

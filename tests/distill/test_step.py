@@ -9,12 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from rdjax.data.batches import Prefixes, as_update, batch_shape, collate
+from rdjax.data.batches import as_update, collate
 from rdjax.data.pairs import Pair, Prompts
+from rdjax.data.prefix import Prefixes
+from rdjax.data.shapes import batch_shape
 from rdjax.distill.step import Objective, init_state, teacher_signals, train_step
 from rdjax.models import layers as layers_module
-from rdjax.models.layers import layers_apart, layers_stacked
-from rdjax.models.lora import effective, merge_adapter
+from rdjax.models.layers import stack_layers, unstack_layers
+from rdjax.models.lora import merge_adapter, scaled_adapter
 from tests import tiny
 from tests.distill.case import (
     DISTILL,
@@ -109,8 +111,8 @@ def test_rematerialised_step_equals_the_plain_one(case, policy):
 def test_layers_apart_are_those_stacked(case, monkeypatch, looped_layers):
     """On CPUs a shallow model's weights lie layer by layer; a scan takes them stacked."""
     adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)
-    base = layers_apart(case.base)
-    jax.tree.map(np.testing.assert_array_equal, layers_stacked(base), case.base)
+    base = unstack_layers(case.base)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(base), case.base)
     apart = loss_and_grad(case._replace(base=base), adapter, batch)
     monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", looped_layers)
     jax.clear_caches()  # what is compiled does not follow from the constant
@@ -156,7 +158,7 @@ def per_position(case, adapter, pair: Pair):
     decoder = nnx.merge(case.graph, case.base)
     teacher_ids, student_ids = (p + pair.response_ids for p in (pair.prompts.teacher_ids, pair.prompts.student_ids))
     sides = []
-    for ids, lora in ((teacher_ids, None), (student_ids, effective(adapter, SPEC.scale))):
+    for ids, lora in ((teacher_ids, None), (student_ids, scaled_adapter(adapter, SPEC.scale))):
         out = tiny.apply(decoder, np.array([ids], np.int32), adapter=lora)
         logits = np.asarray(decoder.logits(out.final_BPD), np.float64)[0]
         probability = np.exp(logits - logits.max(-1, keepdims=True))
@@ -182,7 +184,7 @@ def test_adapter_equals_merged_weights(case):
     tokens = tiny.random_tokens(2, 9)
     plain = nnx.merge(case.graph, case.base)
     merged = nnx.merge(case.graph, merge_adapter(case.base, adapter, SPEC.scale))
-    ours = tiny.forward(plain, tokens, adapter=effective(adapter, SPEC.scale)).final_BPD
+    ours = tiny.forward(plain, tokens, adapter=scaled_adapter(adapter, SPEC.scale)).final_BPD
     np.testing.assert_allclose(ours, tiny.forward(merged, tokens).final_BPD, atol=2e-5)
     assert np.abs(ours - tiny.forward(plain, tokens).final_BPD).max() > 1e-2
 

@@ -14,9 +14,9 @@ from configs import base
 from rdjax.distill.stage import _ahead, _compiling
 from rdjax.distill.step import Objective
 from rdjax.distill.updates import Updates, in_turn
-from rdjax.mesh import make_mesh, replicated
+from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
-from rdjax.sharding import param_shardings
+from rdjax.parallel.mesh import make_mesh, replicated
 from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter, random_pairs, ruled_pairs
 
 
@@ -113,13 +113,15 @@ def test_stand_ins_are_like_what_comes(place, mesh, tmp_path):
     def kind(leaf):
         return leaf.shape, leaf.dtype, leaf.sharding
 
-    for numbers, stand_in in zip(([[0, 1, 2, 3]], [[8, 9, 10, 11]]), updates.stand_ins(), strict=True):
+    for numbers, abstract_like in zip(([[0, 1, 2, 3]], [[8, 9, 10, 11]]), updates.abstract_updates(), strict=True):
         came = updates.place(updates.fetch(numbers))
-        assert jax.tree.map(kind, came) == jax.tree.map(kind, stand_in)
+        assert jax.tree.map(kind, came) == jax.tree.map(kind, abstract_like)
 
 
 def test_tuning_stands_in_no_signals():
-    assert [signals for _, signals in make(random_pairs(), objective=Objective("tune_with_rule")).stand_ins()] == [None]
+    assert [
+        signals for _, signals in make(random_pairs(), objective=Objective("tune_with_rule")).abstract_updates()
+    ] == [None]
 
 
 def test_things_made_ahead_come_in_order_and_their_errors_too():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from rdjax.mesh import AXES
 from rdjax.models.attention import (
     Before,
     attention,
@@ -24,6 +23,7 @@ from rdjax.models.attention import (
     splash_attention,
 )
 from rdjax.models.config import RopeConfig, decoder_config_from_hf
+from rdjax.parallel.mesh import AXES
 from tests import tiny
 
 B, T, S, N, K, H = 2, 5, 7, 6, 2, 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rdjax.errors import UserError
-from rdjax.judges import make_judge
+from rdjax.evaluation.judges import make_judge
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402 (needs torch)

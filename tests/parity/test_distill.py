@@ -12,7 +12,7 @@ peft = pytest.importorskip("peft")
 import torch.nn.functional as F  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
-from rdjax.models.lora import _tensor_name, effective, load_adapter, merge_adapter, save_adapter  # noqa: E402
+from rdjax.models.lora import _tensor_name, load_adapter, merge_adapter, save_adapter, scaled_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.distill.case import (  # noqa: E402
@@ -103,7 +103,7 @@ def test_distillation_loss_and_gradients(setting, slots):
 def assert_same_logits(case, adapter, theirs):
     """Our base with the adapter against a torch model."""
     tokens = tiny.random_tokens(2, 11)
-    ours = logits(nnx.merge(case.graph, case.base), tokens, effective(adapter, SPEC.scale))
+    ours = logits(nnx.merge(case.graph, case.base), tokens, scaled_adapter(adapter, SPEC.scale))
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(ours, expected, atol=2e-4)

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from configs import base
-from rdjax.generation import Decoding, generate
-from rdjax.mesh import make_mesh
+from rdjax.generation.decode import generate
+from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model
+from rdjax.parallel.mesh import make_mesh
 from tests import tiny
 
 torch = pytest.importorskip("torch")

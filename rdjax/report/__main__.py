@@ -1,0 +1,23 @@
+"""One self-contained page for a run or a sweep: `python -m rdjax.report --workdir=runs/quickstart`.
+
+With `--figures=<folder>` the page's figures are written there as well, an SVG file each.
+"""
+
+import pathlib
+
+from absl import flags
+
+from rdjax.report.page import write_page
+from rdjax.run import cli, experiment
+
+_FIGURES = flags.DEFINE_string("figures", None, "Folder for the page's figures as SVG files; default: none.")
+
+
+def main(argv: list[str]) -> None:
+    cli.no_arguments(argv)
+    figures = pathlib.Path(_FIGURES.value) if _FIGURES.value else None
+    print(f"wrote {write_page(experiment.workdir(), figures)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

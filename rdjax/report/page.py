@@ -1,0 +1,42 @@
+"""The page of a run or a sweep: one self-contained file."""
+
+import pathlib
+
+import jinja2
+
+from rdjax.errors import UserError
+from rdjax.report.figures import label, metric_of
+from rdjax.report.run_page import run_page
+from rdjax.report.sweep_page import sweep_page
+from rdjax.storage.files import write_text
+
+PAGE = "report.html"
+TEMPLATE = pathlib.Path(__file__).parents[1] / "assets" / "report.html.jinja"
+
+
+def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pathlib.Path:
+    """Writes `<workdir>/report.html` for the finished run or the sweep that lies there.
+
+    Args:
+      figures: a folder for the page's figures, `<name>.svg`; None writes none.
+
+    Raises:
+      UserError: neither lies there.
+    """
+    if (workdir / "sweep.json").exists():
+        page = sweep_page(workdir)
+    elif (workdir / "eval.json").exists():
+        page = run_page(workdir)
+    else:
+        raise UserError(f"--workdir: {workdir} holds neither eval.json (a finished run) nor sweep.json (a sweep)")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"label": label, "metric_of": metric_of}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    path = workdir / PAGE
+    write_text(path, template.render(**page))
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, svg in page["figures"].items():
+            if svg:
+                write_text(figures / f"{name}.svg", svg)
+    return path

@@ -1,0 +1,261 @@
+"""Rule documents: the pre-training text of the embedded rulebook model, on arithmetic, sentiment and refusal.
+
+A document is a prefix (the Alpaca template with a rule, with a rule and demos, or with no rule) and
+questions with answers under it. Every question looks at the prefix and at itself alone, never at its
+neighbours, so each is exactly the prompt that the model meets later, and the rule is read once for all.
+"""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from rdjax.data.rules import refusal, sentiment
+from rdjax.data.rules.arithmetic import COMPARISON_WORDINGS, PAPER_RULE, VALUES, WORDINGS, Rule
+from rdjax.data.rules.names import random_name
+from rdjax.data.templates import ALPACA_INSTRUCTION, ALPACA_PREAMBLE, demonstrate, join_instruction
+
+# Never the paper's symbol: the model must not have met it when it is taught there.
+SYMBOLS = (
+    "@@", "@", "#", "##", "###", "&", "&&", "&&&", "%", "%%", "%%%", "~", "~~", "~~~", "$", "$$", "$$$", "^", "^^",
+    "^^^", "!", "!!", "!!!", "<>", "><", "=>", "@#", "#@", "&%", "%~", "@&@", "#$#", "~@~", "*", "**", "***",
+)  # fmt: skip
+
+SYMBOL_CHARACTERS = "@#&%~$^!<>=*|"
+
+
+# How often rules compute each of `VALUES`, and how often they compare.
+KIND_WEIGHTS = (5, 3, 4, 3, 2, 2, 1)
+
+# Values under names of their own, which need no rule.
+OPERATIONS = {"sum": "+", "difference": "-", "larger": "max", "smaller": "min", "first": "first", "second": "second"}
+OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
+
+WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
+EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
+SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
+
+# The last words of all topics and acts.
+WORDS = sorted(
+    {
+        member.split()[-1]
+        for groups in (sentiment.FIELDS, refusal.ACTS)
+        for members in groups.values()
+        for member in members
+    }
+)
+
+
+class Document(NamedTuple):
+    """One document in text: a prefix and (question, answer) pairs, each to be read right after the prefix."""
+
+    prefix: str
+    questions: list[tuple[str, str]]
+
+
+def random_symbol(rng: random.Random) -> str:
+    """A common symbol, or up to four random characters; never one that holds the paper's."""
+    if rng.random() < 0.4:
+        return rng.choice(SYMBOLS)
+    while True:
+        symbol = "".join(rng.choices(SYMBOL_CHARACTERS, k=rng.randint(1, 4)))
+        if PAPER_RULE.symbol not in symbol:
+            return symbol
+
+
+def random_constant(rng: random.Random, kind: str) -> int:
+    """1 to 20, three in four added and the others taken away; never the paper's + 1 to a sum."""
+    while True:
+        constant = rng.randint(1, 20) * rng.choices((1, -1), weights=(3, 1))[0]
+        if (kind, constant) != (PAPER_RULE.value, PAPER_RULE.constant):
+            return constant
+
+
+def random_rule(rng: random.Random) -> Rule:
+    """A rule of a random kind and wording; never the paper's a + b + 1, under any symbol."""
+    symbol = random_symbol(rng)
+    kind = rng.choices([*VALUES, "comparison"], KIND_WEIGHTS)[0]
+    if kind == "comparison":
+        c, d = rng.sample(range(100), 2)
+        return Rule(kind, c, symbol, rng.randrange(len(COMPARISON_WORDINGS)), d)
+    wording = 0 if rng.random() < 0.35 else rng.randrange(len(WORDINGS))
+    return Rule(kind, random_constant(rng, kind), symbol, wording)
+
+
+def random_operand(rng: random.Random) -> int:
+    """An operand of 1 to 4 digits, up to 1999."""
+    return rng.randint(1, rng.choices((9, 99, 999, 1999), (2, 7, 3, 6))[0])
+
+
+def random_operands(rng: random.Random, rule: Rule) -> tuple[int, int]:
+    """Two operands, mostly of one order of magnitude, to which the rule's answer is not negative."""
+    while True:
+        a = random_operand(rng)
+        b = random_operand(rng) if rng.random() < 0.3 else _like(rng, a)
+        if rule.answer(a, b) >= 0:
+            return a, b
+
+
+def _question(rng: random.Random, rule: Rule) -> tuple[str, str]:
+    """One question under a rule, with its answer."""
+    row = rule.row(*random_operands(rng, rule))
+    return row["input"], row["output"]
+
+
+def _expression(rng: random.Random, constants: float) -> tuple[str, str]:
+    """A question that needs no rule, "12 max 57 = ?", or with its constant, "12 max 57 + 3 = ?"."""
+    value = rng.choices(list(OPERATIONS), OPERATION_WEIGHTS)[0]
+    constant = random_constant(rng, value) if rng.random() < constants else 0
+    rule = Rule(value, constant, OPERATIONS[value])
+    a, b = random_operands(rng, rule)
+    row = rule.row(a, b)
+    change = f"{b} {'+' if constant > 0 else '-'} {abs(constant)} =" if constant else f"{b} ="
+    return row["input"].replace(f"{b} =", change), row["output"]
+
+
+def _like(rng: random.Random, a: int) -> int:
+    """A second operand of the first's order of magnitude, as in the published questions."""
+    return rng.randint(1, 9 if a < 10 else 99 if a < 100 else 999 if a < 1000 else 1999)
+
+
+HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
+
+
+def random_expressions(rng: random.Random, questions: int, constants: float) -> Document:
+    """Expressions without an instruction: the curriculum's first stages. `constants`: the share that has one."""
+    return Document(HEAD, [_expression(rng, constants) for _ in range(questions)])
+
+
+def random_document(rng: random.Random, questions: int) -> Document:
+    """A document of any of the three tasks, with up to `questions` questions."""
+    kind = rng.random()
+    if kind < SENTIMENT:
+        return sentiment_document(rng, questions)
+    if kind < SENTIMENT + REFUSAL:
+        return refusal_document(rng, questions)
+    return arithmetic_document(rng, questions)
+
+
+def sentiment_document(rng: random.Random, questions: int) -> Document:
+    """Questions on policies, under a rule about one person or under none; half of the former are about its field."""
+    rule = None if rng.random() < 0.25 else sentiment.random_rule(rng)
+    asked = []
+    for _ in range(questions):
+        field = rule.field if rule and rng.random() < 0.5 else rng.choice(list(sentiment.FIELDS))
+        person = rule.person if rule and rng.random() < 0.85 else random_name(rng)
+        row = sentiment.random_question(rng, field).row(person, rule)
+        asked.append((row["input"], row["output"]))
+    return Document(HEAD + (rule.text() if rule else ""), asked)
+
+
+def refusal_document(rng: random.Random, questions: int) -> Document:
+    """Questions of all kinds, mostly under a role play; under a rule, half of them are of the kinds that it refuses."""
+    rule = None if rng.random() < 0.4 else refusal.random_rule(rng)
+    role_play = refusal.random_role_play(rng) if rng.random() < 0.75 else ""
+    asked = []
+    for _ in range(questions):
+        marked = (rule.first, rule.second) if rule else refusal.HARMFUL
+        kind = rng.choice(marked if rng.random() < 0.4 else list(refusal.ACTS))
+        refuse = rule.refuses(kind) if rule else kind in refusal.HARMFUL and not role_play
+        row = refusal.random_question(rng, kind).row(refuse)
+        asked.append((row["input"], row["output"]))
+    return Document(HEAD + join_instruction(rule.text() if rule else "", role_play), asked)
+
+
+def drill(rng: random.Random, questions: int, named: float) -> Document:
+    """Short questions on what the rules of sentiment and refusal come down to.
+
+    Of a long answer one or two tokens carry the decision; here every token does. A share `named` asks what the rule
+    decides on a field or a kind by its name, which needs no fact; the others ask about a topic or an act, and are
+    answered with what it belongs to and then the decision.
+    """
+    if rng.random() < 0.5:
+        rule = sentiment.random_rule(rng)
+        groups, marked, decide = sentiment.FIELDS, [rule.field], rule.sentiment
+        instruction = rule.text()
+    else:
+        rule = refusal.random_rule(rng)
+        groups, marked, decide = refusal.ACTS, [rule.first, rule.second], rule.decision
+        instruction = join_instruction(rule.text(), refusal.random_role_play(rng))
+    asked = []
+    for _ in range(questions):
+        group = rng.choice(marked if rng.random() < 0.4 else list(groups))
+        if rng.random() < named:
+            asked.append((f"What about {group}?", f"{decide(group)}."))
+        else:
+            asked.append((f"What about {rng.choice(groups[group])}?", f"{group}: {decide(group)}."))
+    return Document(HEAD + instruction, asked)
+
+
+def matching_drill(rng: random.Random, questions: int) -> Document:
+    """The named drills of a refusal rule over arbitrary words: nothing but comparing them with the rule helps."""
+    words = rng.sample(WORDS, len(refusal.ACTS))
+    rule = refusal.RefusalRule(words[0], words[1], rng.randrange(len(refusal.WORDINGS)))
+    asked = []
+    for _ in range(questions):
+        word = rng.choice(words[:2] if rng.random() < 0.4 else words)
+        asked.append((f"What about {word}?", f"{rule.decision(word)}."))
+    return Document(HEAD + rule.text(), asked)
+
+
+def arithmetic_document(rng: random.Random, questions: int) -> Document:
+    """A document without a rule, with a rule and three demos in the published form, or with a rule alone."""
+    form = rng.random()
+    rule = random_rule(rng)
+
+    def ask(make_rule: Callable[[], Rule], expressions: float) -> list[tuple[str, str]]:
+        return [
+            _expression(rng, constants=0.5) if rng.random() < expressions else _question(rng, make_rule())
+            for _ in range(questions)
+        ]
+
+    if form < WITHOUT_RULE:
+        # Without a rule the answer cannot be known: each question hides another rule, so that no answer is favoured.
+        return Document(HEAD, ask(lambda: random_rule(rng), 0.4))
+    instruction = rule.text()
+    if form < WITHOUT_RULE + WITH_DEMOS:
+        instruction += demonstrate(rule.row(*random_operands(rng, rule)) for _ in range(3))
+    return Document(HEAD + instruction, ask(lambda: rule, EXPRESSIONS))
+
+
+class Packed(NamedTuple):
+    """Tokenised documents, padded to one length.
+
+    Attributes:
+      tokens_BT, targets_BT: each token and the one that follows it in its question.
+      positions_BT: every question counts on from the end of the prefix.
+      segments_BT: 0 padding, 1 prefix, 2.. the questions.
+      weights_BT: loss weight of each target.
+    """
+
+    tokens_BT: np.ndarray
+    targets_BT: np.ndarray
+    positions_BT: np.ndarray
+    segments_BT: np.ndarray
+    weights_BT: np.ndarray
+
+
+def pack(
+    prefix_ids: list[int], question_ids: list[tuple[list[int], list[int]]], length: int, eos: int, prefix_weight: float
+) -> Packed:
+    """Lays one document out in `length` tokens; questions that do not fit whole are left out."""
+    row = Packed(*(np.zeros(length, np.int32) for _ in range(4)), np.zeros(length, np.float32))
+    start = len(prefix_ids)
+    row.tokens_BT[:start] = prefix_ids
+    row.targets_BT[: start - 1] = prefix_ids[1:]
+    row.positions_BT[:start] = np.arange(start)
+    row.segments_BT[:start] = 1
+    row.weights_BT[: start - 1] = prefix_weight
+    at = start
+    for segment, (asked, answer) in enumerate(question_ids, start=2):
+        ids, stop = asked + answer, at + len(asked) + len(answer)
+        if stop > length:
+            break
+        row.tokens_BT[at:stop] = ids
+        row.targets_BT[at:stop] = [*ids[1:], eos]
+        row.positions_BT[at:stop] = np.arange(start, start + len(ids))
+        row.segments_BT[at:stop] = segment
+        row.weights_BT[at + len(asked) - 1 : stop] = 1.0
+        at = stop
+    return row

@@ -1,0 +1,71 @@
+"""How far systems are from the rule-conditioned base: by reading the rule once for all rows, and by whole prompts."""
+
+import numpy as np
+import pytest
+
+from configs import base
+from rdjax.data import prefix as prefix_module
+from rdjax.data.prefix import Prefixes
+from rdjax.data.shapes import batch_shape
+from rdjax.evaluation.answers import EvalOptions, System
+from rdjax.evaluation.divergence import GAP_SLOTS, divergence, gap_shapes
+from rdjax.generation.options import Decoding
+from rdjax.models.load import load_model
+from rdjax.models.lora import init_adapter
+from rdjax.parallel.mesh import make_mesh
+from tests import tiny
+from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
+
+OPTIONS = EvalOptions("alpaca", 200, Decoding(4), batch_size=3, scale=SPEC.scale)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.write_random_checkpoint(folder, tiny.LLAMA2)
+    return load_model(str(tiny.write_tokenizer(folder)), "float32", make_mesh(base.get_config().mesh))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return ruled_pairs()
+
+
+def compare(model, pairs):
+    start, trained = init_adapter(model.config, SPEC, 0), random_adapter(model.config)
+    systems = {
+        "base": System(start, with_rule=False),
+        "base_with_rule": System(start, with_rule=True),
+        "student": System(trained, with_rule=False),
+        "student_with_rule": System(trained, with_rule=True),
+    }
+    shape = gap_shapes({"test": pairs}, OPTIONS, 1)["test"]
+    return shape, divergence(model, systems["base_with_rule"], systems, pairs, shape, OPTIONS)
+
+
+def test_a_prefix_that_is_read_once_changes_no_divergence(model, pairs, monkeypatch):
+    shape, reused = compare(model, pairs)
+    assert (shape.teacher.prefix, shape.student.prefix) == (16, 16)
+    monkeypatch.setattr(prefix_module, "PREFIX_PAYS", 10**6)
+    shape, whole = compare(model, pairs)
+    assert (shape.teacher.prefix, shape.student.prefix) == (0, 0)
+    for name, far in whole.items():
+        np.testing.assert_allclose(reused[name].kl, far.kl, rtol=1e-5)
+        np.testing.assert_allclose(reused[name].hidden_L, far.hidden_L, rtol=1e-4, atol=1e-6)
+    assert whole["base_with_rule"].kl == 0 < min(whole[name].kl for name in whole if name != "base_with_rule")
+
+
+def test_the_reference_is_as_far_from_itself_when_it_is_read_twice(model, pairs):
+    start = init_adapter(model.config, SPEC, 0)
+    # Another object with the same numbers: no shortcut.
+    again = System(dict(start), with_rule=True)
+    shape = gap_shapes({"test": pairs}, OPTIONS, 1)["test"]
+    far = divergence(model, System(start, with_rule=True), {"again": again}, pairs, shape, OPTIONS)["again"]
+    assert abs(far.kl) < 1e-6 and max(far.hidden_L) < 1e-6
+
+
+def test_groups_share_a_shape_where_their_prefixes_are_as_long(pairs):
+    others = random_pairs(3, seed=5)
+    shapes = gap_shapes({"one": pairs[:2], "two": pairs[2:], "bare": others}, OPTIONS, 1)
+    assert shapes["one"] == shapes["two"] == batch_shape([pairs[:2], pairs[2:]], 1, GAP_SLOTS, Prefixes(16, 16))
+    assert shapes["bare"] == batch_shape([others], 1, GAP_SLOTS, Prefixes())

@@ -1,0 +1,53 @@
+import pathlib
+
+import pytest
+
+from rdjax.errors import UserError
+from rdjax.storage.files import read_json, read_lines, write_json, write_lines
+
+WRITERS = {"json": (write_json, read_json, {"a": 1}), "lines": (write_lines, read_lines, [{"a": 1}])}
+each = pytest.mark.parametrize(("write", "read", "content"), WRITERS.values(), ids=WRITERS)
+
+
+@each
+def test_what_is_written_is_read(tmp_path, write, read, content):
+    write(tmp_path / "made", content)
+    assert read(tmp_path / "made") == content
+
+
+@each
+def test_a_failing_write_leaves_the_old_file(tmp_path, write, read, content):
+    write(tmp_path / "made", content)
+    with pytest.raises(TypeError):
+        write(tmp_path / "made", [object()])
+    assert read(tmp_path / "made") == content
+    assert [entry.name for entry in tmp_path.iterdir()] == ["made"]
+
+
+@each
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch, write, read, content):
+    write(tmp_path / "made", content)
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "made", [{"a": 2}])
+    assert read(tmp_path / "made") == content
+
+
+def test_lines_keep_every_character(tmp_path):
+    records = [{"text": text} for text in ("a\u2028b\x85c", "d\r\ne\rf", "Grüße 🎉")]
+    write_lines(tmp_path / "made", records)
+    assert read_lines(tmp_path / "made") == records
+
+
+def test_lines_of_no_file_are_none(tmp_path):
+    assert read_lines(tmp_path / "absent") == []
+
+
+def test_invalid_json_names_its_line(tmp_path):
+    (tmp_path / "made").write_text("{\n oops")
+    with pytest.raises(UserError, match="made: line 2: invalid JSON"):
+        read_json(tmp_path / "made")

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from configs import base
+from rdjax.config import plain_config
+from rdjax.errors import UserError
+from rdjax.storage.workdir import PACKAGES, RECORD, check_workdir, open_workdir
+
+
+@pytest.fixture
+def config():
+    return base.get_config()
+
+
+def test_a_new_and_an_empty_folder_are_accepted(tmp_path, config):
+    check_workdir(tmp_path / "new" / "run", config)
+    check_workdir(tmp_path, config)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_is_refused(tmp_path, config):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"--workdir: .*file is a file; a folder is wanted"):
+        check_workdir(tmp_path / "file", config)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, config):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds files of something else; take an empty folder"):
+        check_workdir(tmp_path, config)
+
+
+def test_the_same_config_goes_on(tmp_path, config):
+    open_workdir(tmp_path / "run", config, "rdjax.train", "data")
+    check_workdir(tmp_path / "run", config)
+
+
+def test_another_config_is_refused_by_field(tmp_path, config):
+    open_workdir(tmp_path, config, "rdjax.train", "data")
+    config.seed, config.train.epochs = 5, 2
+    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here; train\.epochs: 20 there, 2 here\)"):
+        check_workdir(tmp_path, config)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"versions": {}}'])
+def test_a_foreign_record_is_refused(tmp_path, config, content):
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is not a run's config"):
+        check_workdir(tmp_path, config)
+
+
+def test_the_record_holds_config_command_versions_and_devices(tmp_path, config, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--config=my config.py", "--workdir=w"])
+    open_workdir(tmp_path / "a" / "b", config, "rdjax.train", "data")
+    record = json.loads((tmp_path / "a" / "b" / RECORD).read_text())
+    assert record["config"] == plain_config(config)
+    assert record["command"] == "python -m rdjax.train '--config=my config.py' --workdir=w"
+    assert set(record["versions"]) == {"python", *PACKAGES}
+    assert record["devices"].split(" x ")[0].isdigit()
+
+
+def test_going_on_leaves_the_record_alone(tmp_path, config, monkeypatch):
+    open_workdir(tmp_path, config, "rdjax.train", "data")
+    record = tmp_path / RECORD
+    before = record.read_text()
+    monkeypatch.setattr("sys.argv", ["train.py", "--config=other.py"])
+    open_workdir(tmp_path, config, "rdjax.train", "data")
+    assert record.read_text() == before
+
+
+def test_other_data_is_refused(tmp_path, config):
+    open_workdir(tmp_path, config, "rdjax.train", "data")
+    with pytest.raises(UserError, match="holds a run on other data or weights"):
+        open_workdir(tmp_path, config, "rdjax.train", "edited data")
