@@ -10,7 +10,7 @@ from flax import nnx
 
 from rdjax.data.prefix import shared_prefix
 from rdjax.data.shapes import round_up
-from rdjax.generation.beambeam_search import beam_search
+from rdjax.generation.beam_search import beam_search
 from rdjax.generation.options import Decoding
 from rdjax.generation.sample import sample
 from rdjax.models.load import LanguageModel

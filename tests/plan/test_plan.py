@@ -23,6 +23,7 @@ from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.parallel.mesh import make_mesh, replicated
 from rdjax.plan import __main__ as plan
+from rdjax.plan import estimate, programs
 from rdjax.plan.chips import CHIPS, chip_of, describe
 from rdjax.run import cli
 from rdjax.run.pipeline import make_stage
@@ -53,7 +54,7 @@ def tiny_config(mesh=(1, 1, 1), fields=FIELDS, **changes) -> config_dict.ConfigD
 
 
 def plan_of(config: config_dict.ConfigDict, memory: float | None = None) -> dict:
-    return plan.make_plan(config, None, None, memory, quick=False)
+    return estimate.make_plan(config, None, None, memory, quick=False)
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=str)
@@ -108,19 +109,19 @@ def test_without_a_limit_everything_fits(made):
 
 
 def test_a_peak_above_the_memory_does_not_fit():
-    made = plan.make_plan(tiny_config(), None, None, 1000.0, quick=True)
+    made = estimate.make_plan(tiny_config(), None, None, 1000.0, quick=True)
     assert made["fits"] is False
     assert min(each["peak"] for each in made["compiled"].values()) > 1000
-    assert "fits                  NO" in plan.show(made)
+    assert "fits                  NO" in estimate.show(made)
 
 
 @pytest.fixture
 def answers(monkeypatch):
     """Has the compiler's place taken by answers; sets those of the programs in the order they are compiled."""
 
-    def answer(*compiled: plan.Compiled) -> None:
+    def answer(*compiled: programs.Compiled) -> None:
         coming = iter(compiled)
-        monkeypatch.setattr(plan, "compile_program", lambda lowered, quick: next(coming))
+        monkeypatch.setattr(estimate, "compile_program", lambda lowered, quick: next(coming))
 
     return answer
 
@@ -130,30 +131,30 @@ def answers(monkeypatch):
     [(100, 50, 100, True), (101, 50, 100, False), (50, 101, 100, False), (None, 50, None, False)],
 )
 def test_both_programs_have_to_fit(answers, step, teacher, memory, fits):
-    answers(*(plan.Compiled(peak, "Used 2G of 1G hbm" if peak is None else "", 1.0) for peak in (step, teacher)))
+    answers(*(programs.Compiled(peak, "Used 2G of 1G hbm" if peak is None else "", 1.0) for peak in (step, teacher)))
     made = plan_of(tiny_config(), memory)
     assert made["fits"] is fits
-    assert ("does not fit: Used 2G of 1G hbm" in plan.show(made)) is (step is None)
+    assert ("does not fit: Used 2G of 1G hbm" in estimate.show(made)) is (step is None)
 
 
 def test_a_floor_by_the_published_figures_of_the_chip(answers):
-    small = plan.Compiled(1, "", 0.0)
+    small = programs.Compiled(1, "", 0.0)
     answers(*[small] * 4)
-    one, eight = (plan.make_plan(tiny_config(mesh), None, CHIPS["v5e"], None, False) for mesh in MESHES)
+    one, eight = (estimate.make_plan(tiny_config(mesh), None, CHIPS["v5e"], None, False) for mesh in MESHES)
     for name in ("step_flops", "teacher_flops", "parameters", "signal_bytes"):
         assert one[name] == eight[name] > 0
     assert one["floor_seconds"]["compute"] == one["step_flops"] / 197e12
     assert one["floor_seconds"]["compute"] == pytest.approx(8 * eight["floor_seconds"]["compute"])
     assert one["floor_seconds"]["network"] == 0 < eight["floor_seconds"]["network"]
     answers(small, small)
-    twice = plan.make_plan(tiny_config(**{"train.accumulation": 2}), None, CHIPS["v5e"], None, False)
+    twice = estimate.make_plan(tiny_config(**{"train.accumulation": 2}), None, CHIPS["v5e"], None, False)
     assert twice["update"]["rows"][0] == 2, "micro-batches, each of which reads the weights"
     assert twice["floor_seconds"]["memory"] == 2 * one["floor_seconds"]["memory"]
-    assert f"{1e3 * one['floor_seconds']['step']:.1f} ms by published figures" in plan.show(one)
+    assert f"{1e3 * one['floor_seconds']['step']:.1f} ms by published figures" in estimate.show(one)
 
 
 def test_tuning_has_no_teacher(answers):
-    answers(plan.Compiled(1, "", 0.0))
+    answers(programs.Compiled(1, "", 0.0))
     made = plan_of(tiny_config(**{"method": "inst_tune_without_rule"}))
     assert list(made["compiled"]) == ["step"]
     assert made["signal_bytes"] == made["teacher_flops"] == 0
@@ -167,7 +168,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     folder = tiny.write_tokenizer(tiny.write_random_checkpoint(tmp_path / "model", tiny.LLAMA2))
     model = load_model(str(folder), config.model.dtype, make_mesh(config.mesh))
     spec = LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout, tuple(config.lora.targets))
-    planned, programs = plan.lower(config, plan.abstract_model(config, None), spec)
+    planned, programs = programs.lower(config, programs.abstract_model(config, None), spec)
 
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
     numbers = in_turn(PAIRS, PAIRS, 1)
@@ -176,7 +177,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     adapters_M = jax.device_put(adapters_M, whole)
     train = config.train.copy_and_resolve_references()
     train.teacher_signals = "online"
-    updates = Updates.make([plan.made_up_pairs(config)], numbers, stage.slots, stage.objective, model, train)
+    updates = Updates.make([programs.made_up_pairs(config)], numbers, stage.slots, stage.objective, model, train)
     updates = updates.with_signals(adapters_M, spec.scale, train, tmp_path / "signals")
     batch, signals = updates.place(updates.fetch(numbers[0]))
     optimizer = make_optimizer(config.optimizer, config.train.epochs)
@@ -226,7 +227,7 @@ def test_a_mesh_that_does_not_suit(mesh, message):
 def test_described_devices_must_all_be_used():
     """Of this machine's devices a run may leave some idle; a slice is planned whole."""
     with pytest.raises(UserError, match="data 1 x fsdp 4 x tensor 1 needs 4 devices; there are 8"):
-        plan.make_plan(tiny_config((1, 4, 1)), jax.devices(), None, None, False)
+        estimate.make_plan(tiny_config((1, 4, 1)), jax.devices(), None, None, False)
 
 
 EIGHT_HEADS = FIELDS | {"num_attention_heads": 8, "num_key_value_heads": 8}
@@ -240,7 +241,7 @@ def test_a_tensor_axis_that_does_not_divide_eight_key_value_heads():
 @needs_libtpu
 def test_a_tensor_axis_wider_than_the_key_value_heads():
     with pytest.raises(UserError, match=r"config\.mesh\.tensor = 16 does not divide the model's 8 key-value heads"):
-        plan.make_plan(tiny_config((1, 1, 16), EIGHT_HEADS), describe("v5e:4x4", 1), None, None, True)
+        estimate.make_plan(tiny_config((1, 1, 16), EIGHT_HEADS), describe("v5e:4x4", 1), None, None, True)
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "nonsense", "v5e", "v5e:", "v5e:4", "v5e:2x2x", "v5e:2x2x2x2", ":2x2"])
@@ -262,7 +263,7 @@ def config_file(tmp_path) -> pathlib.Path:
 
 
 def test_the_command_prints_the_plan_and_writes_it(config_file, tmp_path, answers, monkeypatch, capfd):
-    answers(plan.Compiled(3 * 2**30, "", 61.4), plan.Compiled(None, "Used 20.5G of 15.75G hbm", 2.0))
+    answers(programs.Compiled(3 * 2**30, "", 61.4), programs.Compiled(None, "Used 20.5G of 15.75G hbm", 2.0))
     monkeypatch.setattr(sys, "argv", ["plan", f"--config={config_file}", f"--out={tmp_path / 'plan.json'}"])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         flags.FLAGS.unparse_flags()
@@ -319,7 +320,7 @@ def test_without_the_compiler_its_extra_is_named():
 
 @needs_libtpu
 def test_a_plan_for_tpus():
-    made = plan.make_plan(tiny_config((1, 2, 2)), describe("v5e:2x2", 1), CHIPS["v5e"], CHIPS["v5e"].memory, True)
+    made = estimate.make_plan(tiny_config((1, 2, 2)), describe("v5e:2x2", 1), CHIPS["v5e"], CHIPS["v5e"].memory, True)
     held = made["bytes_a_device"]
     assert made["fits"] is True and made["devices"] == 4 and "TPU v5" in made["device_kind"]
     # bfloat16 on accelerators; the adapter stays float32.
@@ -334,10 +335,10 @@ def test_a_plan_for_tpus():
 def test_two_slices_share_out_the_data():
     devices = describe("v5e:2x2", 2)
     assert len(devices) == 8
-    made = plan.make_plan(tiny_config((2, 2, 2)), devices, CHIPS["v5e"], CHIPS["v5e"].memory, True)
+    made = estimate.make_plan(tiny_config((2, 2, 2)), devices, CHIPS["v5e"], CHIPS["v5e"].memory, True)
     assert made["fits"] is True and made["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
     with pytest.raises(UserError, match=r"config\.mesh\.data = 1 is not a multiple of the 2 slices"):
-        plan.make_plan(tiny_config((1, 4, 2)), devices, None, None, True)
+        estimate.make_plan(tiny_config((1, 4, 2)), devices, None, None, True)
 
 
 @needs_libtpu
@@ -345,10 +346,10 @@ def test_a_model_too_large_for_the_chips_does_not_fit():
     wide = FIELDS | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
     wide |= {"num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 1024}
     devices, chip = describe("v5e:2x2", 1), CHIPS["v5e"]
-    made = plan.make_plan(tiny_config((1, 4, 1), wide), devices, chip, chip.memory, True)
+    made = estimate.make_plan(tiny_config((1, 4, 1), wide), devices, chip, chip.memory, True)
     assert made["bytes_a_device"]["base"] > chip.memory
     assert made["fits"] is False
     assert made["compiled"]["step"]["peak"] is None
     refused = made["compiled"]["step"]["refused"]
     assert "of 15.75G hbm" in refused or "exceeds available HBM (15.75G)" in refused
-    assert f"peak, step            does not fit: {refused} (compiled in" in plan.show(made)
+    assert f"peak, step            does not fit: {refused} (compiled in" in estimate.show(made)

@@ -1,0 +1,135 @@
+"""Lowers and compiles the programs of a run ahead of time, without weights or data."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_dict
+
+from rdjax.data.pairs import Pair, Prompts
+from rdjax.distill.optimizer import make_optimizer
+from rdjax.distill.step import TrainState, init_state, teacher_prefixes, teacher_signals, train_step
+from rdjax.distill.updates import Updates, in_turn
+from rdjax.models.config import decoder_config_from_hf, read_decoder_config
+from rdjax.models.layers import loops_over_layers, unstack_layers
+from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
+from rdjax.models.lora import LoraSpec, init_adapter
+from rdjax.models.sharding import check_mesh, param_shardings
+from rdjax.models.weights import abstract_params
+from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
+from rdjax.run.pipeline import make_stage
+
+QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a run repeats, lowered: the teacher's pass over an update's pairs and the step; the state, as shapes."""
+
+    teacher: Any
+    step: Any
+    state: TrainState
+
+
+def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
+    """The config's model with shapes in the place of weights."""
+    mesh = make_mesh(config.mesh, devices)
+    fields = config.model.architecture.to_dict()
+    if fields:
+        decoder = decoder_config_from_hf(fields, "config.model.architecture")
+    else:
+        decoder = read_decoder_config(resolve_folder(config.model.path, "model"))
+    check_mesh(mesh, decoder)
+    graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
+    base = jax.tree.map(abstract_like, shapes, param_shardings(mesh, shapes))
+    if loops_over_layers(decoder, mesh):
+        base = unstack_layers(base, lambda leaf, layer: _own(leaf))
+    return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
+
+
+def made_up_pairs(config: config_dict.ConfigDict) -> list[Pair]:
+    """Pairs of the lengths that the config plans with; their prompts share the rule alone."""
+    plan = config.plan
+    rule, prompt = (1,) * plan.rule_tokens, (2,) * (plan.prompt_tokens - 1)
+    pairs = []
+    for number in range(config.task.k):
+        own = (3 + number % 100, *prompt)
+        pairs.append(Pair(Prompts("", "", rule + own, own, len(own), f"pair {number}"), (4,) * plan.response_tokens))
+    return pairs
+
+
+def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[Updates, Programs]:
+    """The programs of a run, ready to be compiled."""
+    stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
+    pairs = [made_up_pairs(config)]
+    numbers = in_turn(len(pairs[0]), config.train.batch_size, 1)
+    updates = Updates.make(pairs, numbers, stage.slots, stage.objective, model, config.train)
+    whole = replicated(model.mesh)
+    adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
+    adapters_M = abstract_like(adapters_M, whole)
+    optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
+    state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
+    state = abstract_like(state, whole)
+    ((batch, signals),) = updates.abstract_updates()  # pairs of one length have one shape
+
+    def prefix_C(side: str):
+        length = getattr(updates.prefixes, side)
+        return jax.ShapeDtypeStruct((length,), jnp.int32, sharding=whole) if length else None
+
+    prefix_M = None
+    if prefix_C("teacher") is not None:
+        read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
+        prefix_M = jax.tree.map(lambda leaf: abstract_like(leaf, _heads(model.mesh, leaf.ndim)), read)
+    asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
+    step = train_step.lower(
+        state,
+        model.base,
+        batch,
+        signals,
+        prefix_C(updates.trained),
+        jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole),
+        graph=model.graph,
+        optimizer=optimizer,
+        objective=stage.objective,
+        options=stage.options,
+    )
+    return updates, Programs(teacher_signals.lower(*asked), step, state)
+
+
+def _heads(mesh: Mesh, rank: int) -> NamedSharding:
+    """Of [.., K, C, H] as the compiler leaves it in a run: heads where those that made them lie."""
+    return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
+
+
+def _own(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A layer's part of a stacked parameter."""
+    sharding = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program: bytes a device at its peak, or why it does not fit; its own seconds."""
+
+    peak: int | None
+    refused: str
+    seconds: float
+
+
+def compile_program(lowered: Any, quick: bool) -> Compiled:
+    """Compiles; a program that needs more memory than a device has is an answer, too."""
+    began = time.monotonic()
+    try:
+        memory = lowered.compile(compiler_options=QUICK if quick else None).memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", str(error))
+        said = used[0] if used else " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
+        return Compiled(None, said, time.monotonic() - began)
+    return Compiled(memory.peak_memory_in_bytes, "", time.monotonic() - began)
