@@ -30,9 +30,9 @@ DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef)
 def first_words(path: pathlib.Path):
     """Yields where each docstring stands, and its first word."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, DEFINITIONS) and (text := ast.get_docstring(node)):
-            if not text.startswith("Args:"):
-                yield f"{path.name}:{getattr(node, 'name', 'module')}", text.split()[0]
+        text = ast.get_docstring(node) if isinstance(node, DEFINITIONS) else None
+        if text and not text.startswith("Args:"):
+            yield f"{path.name}:{getattr(node, 'name', 'module')}", text.split()[0]
 
 
 def is_verb(word: str) -> bool:

@@ -100,7 +100,7 @@ def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder,
     """After three of six updates, two an epoch: its adapter and metrics are those of a run that never stopped."""
     asked = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "sigterm_waits", lambda: contextlib.nullcontext(lambda: next(asked) == 3))
+        patch.setattr(stage, "deferred_sigterm", lambda: contextlib.nullcontext(lambda: next(asked) == 3))
         assert status_of(model, own_folder, tmp_path / "run") == EXIT_RERUN
     assert "student is saved after update 3 of 6" in capfd.readouterr().out
     assert not (tmp_path / "run" / "adapter").exists()

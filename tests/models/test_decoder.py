@@ -191,7 +191,7 @@ def assert_trees_close(left, right, atol):
 
 
 @pytest.fixture(scope="module")
-def plain_config(decoder):
+def plain(decoder):
     return loss_and_gradient(decoder)
 
 

@@ -168,7 +168,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     folder = tiny.write_tokenizer(tiny.write_random_checkpoint(tmp_path / "model", tiny.LLAMA2))
     model = load_model(str(folder), config.model.dtype, make_mesh(config.mesh))
     spec = LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout, tuple(config.lora.targets))
-    planned, programs = programs.lower(config, programs.abstract_model(config, None), spec)
+    planned, lowered = programs.lower(config, programs.abstract_model(config, None), spec)
 
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
     numbers = in_turn(PAIRS, PAIRS, 1)
@@ -195,11 +195,11 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     )
     assert planned.shapes == updates.shapes and planned.prefixes == updates.prefixes
     assert batch.student.tokens_BT.shape[1] == planned.accumulation == accumulation
-    assert step.as_text() == programs.step.as_text()
+    assert step.as_text() == lowered.step.as_text()
     prefix_C = updates.prefix_C("teacher")
     prefix_M = teacher_prefixes(model.graph, model.base, adapters_M, prefix_C, spec.scale)
     teacher = teacher_signals.lower(model.graph, model.base, adapters_M, batch, prefix_M, spec.scale)
-    assert teacher.as_text() == programs.teacher.as_text()
+    assert teacher.as_text() == lowered.teacher.as_text()
 
 
 def fails(config: config_dict.ConfigDict) -> str:
