@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,13 @@ import numpy as np
 from ml_collections import config_dict
 
 from configs import base
+from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
+from rdjax.distill.losses import TERMS
+from rdjax.distill.objective import Objective, Term
+from rdjax.distill.step import StepSettings
+from rdjax.distill.updates import GroupLoader, make_loader, sequential_batches, with_signals
 from rdjax.models.config import DecoderConfig
 from rdjax.models.layers import loops_over_layers, unstack_layers
 from rdjax.models.lora import LoraSpec, init_adapter
@@ -136,7 +141,27 @@ def train_config(**changes: Any) -> config_dict.ConfigDict:
     return train
 
 
-SLOTS = LossPositions("ours", "response", "token")
+POSITIONS = LossPositions("ours", "response", "token")
+OBJECTIVE = Objective("student", (Term("logit_loss", 1.0, TERMS["kl"]), Term("hidden_loss", 2.44, TERMS["hidden"])))
+
+
+def step_settings(problem: Problem, remat: str = "none") -> StepSettings:
+    """Returns the settings of a distillation step without dropout."""
+    return StepSettings(problem.model.graph, OBJECTIVE, problem.spec.scale, remat=remat)
+
+
+def teachers_of(problem: Problem) -> dict[str, dict[str, jax.Array]]:
+    """Returns the adapters of one member, [M, ...]."""
+    return jax.tree.map(lambda leaf: leaf[None], problem.adapter)
+
+
+def load_batches(problem: Problem, **train: Any) -> tuple[GroupLoader, list[list[Sequence[int]]]]:
+    """Returns a loader with signals of the problem's pairs, and the numbers of all batches in order."""
+    config = train_config(**train)
+    batches = sequential_batches(len(problem.pairs), config.batch_size, members=1)
+    group = make_group(problem.pairs, POSITIONS)
+    loader = make_loader([group], batches, POSITIONS, OBJECTIVE, problem.model, config)
+    return with_signals(loader, teachers_of(problem), problem.spec.scale, config, pathlib.Path("unused")), batches
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:

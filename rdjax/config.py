@@ -108,7 +108,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     for name in ("hidden_weight", "hidden_beta"):
         if config.loss[name] is not None and not config.loss[name] >= 0:
             raise UserError(f"config.loss.{name} = {config.loss[name]!r} is too small; accepted: 0 or more")
-    if config.loss.logit == "none" and not hidden_weight(config.loss, 1):
+    if config.loss.logit == "none" and not hidden_weight(config.loss, 1) and not config.loss.terms:
         raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
     enhanced = {config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"}
     if enhanced and config.task.responses == "teacher":

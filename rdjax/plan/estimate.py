@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from rdjax.data.positions import slot_begins
+from rdjax.data.positions import position_offsets
 from rdjax.distill.signals import signal_bytes
 from rdjax.models.lora import LoraSpec
 from rdjax.parallel.mesh import AXES
@@ -34,8 +34,8 @@ def make_plan(
     model = abstract_model(config, devices)
     lora = config.lora
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
-    updates, programs = lower(config, model, spec)
-    pairs, rows = updates.pairs[0], updates.shapes[-1].student
+    loader, programs = lower(config, model, spec)
+    pairs, rows = loader.pairs_M[0], loader.shapes[-1].student
     distils = config.method.startswith("rule_distill")
     compiled = {"step": compile_program(programs.step, quick)}
     if distils:
@@ -45,10 +45,10 @@ def make_plan(
         side: [len(getattr(pair.prompts, f"{side}_ids")) + len(pair.response_ids) for pair in taken]
         for side in ("student", "teacher")
     }
-    begins = slot_begins(pairs, updates.slots)
-    predicted = slot_begins(taken, updates.slots).predict[-1]
-    work = Work(sides[updates.trained], int(predicted), config.model.remat, updates.accumulation)
-    prefix = updates.prefixes.teacher
+    offsets = position_offsets(pairs, loader.positions)
+    predicted = offsets.predictions[len(taken)]
+    work = Work(sides[loader.objective.trained], int(predicted), config.model.remat, loader.accumulation)
+    prefix = loader.shapes[-1].teacher.prefix
     shape = [model.mesh.shape[axis] for axis in AXES]
     weight_bytes = 1 if config.model.int8 else model.base["embed_tokens"].dtype.itemsize
     floor = step_floor(model.config, spec, work, chip, shape, weight_bytes) if chip else None
@@ -66,14 +66,14 @@ def make_plan(
             "student_tokens": sum(sides["student"]),
             "teacher_tokens": sum(sides["teacher"]) - prefix * len(taken),
             "teacher_prefix": prefix,
-            "rows": [updates.accumulation, updates.rows, rows.tokens],
+            "rows": [loader.accumulation, loader.rows, rows.tokens],
         },
         "bytes_a_device": {
             "base": device_bytes(model.base),
             "adapter": device_bytes(programs.state.adapter),
             "optimizer": device_bytes(programs.state.moments),
         },
-        "signal_bytes": signal_bytes(model, [begins]) if distils else 0,
+        "signal_bytes": signal_bytes(model, [offsets]) if distils else 0,
         "memory": memory,
         "compiled": {name: dataclasses.asdict(each) for name, each in compiled.items()},
         "fits": fits,

@@ -6,10 +6,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from rdjax.config import METHODS, hidden_weight
+from rdjax.config import METHODS
+from rdjax.data.groups import make_group
 from rdjax.data.positions import LossPositions
+from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
 from rdjax.distill.stage import Member, Stage, run_stage
-from rdjax.distill.step import Objective, StepOptions
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
@@ -21,48 +22,56 @@ from rdjax.storage.files import read_json
 from rdjax.storage.metrics import progress
 from rdjax.storage.workdir import RECORD
 
-TUNE_WITH_RULE = Objective("tune_with_rule")
-
-
-TUNE_WITHOUT_RULE = Objective("tune_without_rule")
-
-
-# Instruction tuning is the ordinary one whatever the variant of distillation, and so is validation on gold.
-GOLD_SLOTS = LossPositions("ours", "response", "token")
-
-
+# Of instruction tuning and of validation on gold outputs, whatever the variant of distillation.
+GOLD_POSITIONS = LossPositions("ours", "response", "token")
+TUNING = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
 ENHANCED = "enhanced_teacher"
-
-
-FINISHED = "eval.json"  # where it stands, nothing is left to train or to answer
+FINISHED = "eval.json"  # a workdir that has this file has nothing left to train or to answer
 
 
 def make_stage(
     config: config_dict.ConfigDict, spec: LoraSpec, width: int, name: str, method: str, valid_is_gold: bool
 ) -> Stage:
-    """The stage that trains one adapter by one method, of a model of this width."""
+    """Describes the stage that trains one adapter by one method.
+
+    Args:
+      width: of the model, D.
+      valid_is_gold: whether the validation pairs have gold outputs, on which the loss is then cross-entropy.
+    """
     loss = config.loss
-    published = loss.variant == "published"
-    slots = LossPositions(loss.variant, loss.hidden_positions, "sample" if published else loss.reduction)
-    options = StepOptions(spec.scale, spec.dropout, config.model.remat)
-    tuning = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
-    if method in tuning:
-        return Stage(name, tuning[method], tuning[method], options, GOLD_SLOTS, GOLD_SLOTS)
-    distill = Objective("distill", loss.logit, loss.temperature, hidden_weight(loss, width))
-    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if valid_is_gold else (distill, slots)
-    return Stage(name, distill, valid[0], options, slots, valid[1])
+    reduction = "sample" if loss.variant == "published" else loss.reduction
+    objective = TUNING.get(method) or distillation_objective(loss, width)
+    positions = GOLD_POSITIONS
+    if objective.has_teacher:
+        positions = LossPositions(loss.variant, loss.hidden_positions, reduction)
+    valid = objective, positions
+    if objective.has_teacher and valid_is_gold:
+        valid = TUNE_WITHOUT_RULE, GOLD_POSITIONS
+    return Stage(name, objective, positions, *valid, spec.scale, spec.dropout, config.model.remat)
 
 
 def train_adapters(
     runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter], folder: pathlib.Path
 ) -> list[Adapter]:
-    """Trains one adapter of every run, side by side; checkpoints go to `<folder>/<name>`."""
+    """Trains one adapter of every run, side by side.
+
+    Args:
+      teachers: the frozen adapter of each run's teacher.
+      folder: of checkpoints; those of this stage are in `<folder>/<name>`.
+    """
     first = runs[0]
+    stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
     members = [
-        Member(run.config.seed, run.start, teacher, run.train, run.valid, run.log)
+        Member(
+            run.config.seed,
+            run.start,
+            teacher,
+            [make_group(run.train, stage.positions)],
+            [make_group(run.valid, stage.valid_positions)] if run.valid else [],
+            run.log,
+        )
         for run, teacher in zip(runs, teachers, strict=True)
     ]
-    stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
     return run_stage(stage, first.model, members, first.config, folder / name)
 
 
