@@ -155,30 +155,29 @@ def cached_signals(
       place: one of `SIGNAL_PLACES`.
       folder: of a cache on disk; its name contains `signals_fingerprint`.
     """
-    complete = folder / "complete"
-    exists = place == "disk" and true_everywhere(complete.exists())
-    if place == "disk":
+    on_disk, complete = place == "disk", folder / "complete"
+    exists = on_disk and true_everywhere(complete.exists())
+    if on_disk and not exists:
         folder.mkdir(parents=True, exist_ok=True)
-        if not exists:
-            complete.unlink(missing_ok=True)
+        complete.unlink(missing_ok=True)
 
     def buffer(name: str, *shape: int) -> np.ndarray:
-        dtype = model.base["embed_tokens"].dtype
-        if place == "disk":
-            return np.memmap(folder / name, dtype, "r" if exists else "w+", shape=shape)
-        return np.empty(shape, dtype)
+        shape, dtype = tuple(map(int, shape)), model.base["embed_tokens"].dtype
+        if not on_disk:
+            return np.empty(shape, dtype)
+        return np.memmap(folder / name, dtype, "r" if exists else "w+", shape=shape)
 
     L, D = model.config.layers, model.config.width
     cache_M = [
         CachedSignals(
-            buffer(f"inputs-{number}", int(offsets.aligned[-1]), L, D),
-            buffer(f"final-{number}", int(offsets.predictions[-1]), D),
+            buffer(f"inputs-{member}", offsets.aligned[-1], L, D),
+            buffer(f"final-{member}", offsets.predictions[-1], D),
         )
-        for number, offsets in enumerate(offsets_M)
+        for member, offsets in enumerate(offsets_M)
     ]
     if not exists:
         _fill(cache_M, compute_signals, batches)
-        if place == "disk":
+        if on_disk:
             for array in jax.tree.leaves(cache_M):
                 array.flush()
             complete.touch()

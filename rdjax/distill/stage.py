@@ -205,35 +205,29 @@ def make_job(
     """Makes the loaders of all groups and binds the programs' static arguments."""
     settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
     valid_settings = dataclasses.replace(settings, objective=stage.valid_objective, dropout=0.0)
-    groups = zip(*(member.train for member in members), strict=True)
+    step = functools.partial(train_step, settings=settings, optimizer=optimizer)
+    evaluate = functools.partial(evaluate_loss, settings=valid_settings)
+
     loaders = [
         # For all epochs, even where a stage resumes: its programs are then those of one that never stopped.
         make_loader(
             group_M, [update[number] for update in updates], stage.positions, stage.objective, model, config.train
         )
-        for number, group_M in enumerate(groups)
+        for number, group_M in enumerate(groups_of([member.train for member in members]))
     ]
-    valid_groups = [*zip(*(member.valid for member in members), strict=True)] if config.train.valid_every else []
-    valid_batches = [
-        sequential_batches(len(group_M[0].pairs), config.train.batch_size, len(members)) for group_M in valid_groups
-    ]
-    valid_loaders = [
-        make_loader(group_M, batches, stage.valid_positions, stage.valid_objective, model, config.train)
-        for group_M, batches in zip(valid_groups, valid_batches, strict=True)
-    ]
-    return Job(
-        stage,
-        model,
-        members,
-        config,
-        updates,
-        per_epoch,
-        loaders,
-        valid_batches,
-        valid_loaders,
-        functools.partial(train_step, settings=settings, optimizer=optimizer),
-        functools.partial(evaluate_loss, settings=valid_settings),
-    )
+    valid_batches, valid_loaders = [], []
+    for group_M in groups_of([member.valid for member in members]) if config.train.valid_every else []:
+        batches = sequential_batches(len(group_M[0].pairs), config.train.batch_size, len(members))
+        valid_batches.append(batches)
+        valid_loaders.append(
+            make_loader(group_M, batches, stage.valid_positions, stage.valid_objective, model, config.train)
+        )
+    return Job(stage, model, members, config, updates, per_epoch, loaders, valid_batches, valid_loaders, step, evaluate)
+
+
+def groups_of(groups: Sequence[Sequence[PairGroup]]) -> list[tuple[PairGroup, ...]]:
+    """Turns each member's groups into each group's members."""
+    return [*zip(*groups, strict=True)]
 
 
 def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
