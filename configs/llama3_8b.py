@@ -13,7 +13,6 @@ from configs import rule
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Returns the config of configs/rule.py with the model's architecture and 16 pairs an update."""
     config = rule.get_config()
     config.model.path = "meta-llama/Llama-3.1-8B"
     config.model.remat = "full"
