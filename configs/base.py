@@ -92,8 +92,8 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.judges = ()
     config.eval.classifier = ""  # the sequence classifier (folder or hub id) of classifier:<label>
 
-    # The rows of a batch are sharded over data and fsdp, the weights over fsdp and tensor, and tensor
-    # must divide the number of key-value heads. One axis can be -1: all remaining devices. With several TPU slices, data spans the slices.
+    # The rows of a batch are sharded over data and fsdp, the weights over fsdp and tensor, and tensor must divide the
+    # number of key-value heads. One axis can be -1: all remaining devices. With several TPU slices, data spans them.
     config.mesh = config_dict.ConfigDict()
     config.mesh.data = 1
     config.mesh.fsdp = 1
