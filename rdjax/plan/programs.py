@@ -26,12 +26,19 @@ from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
 from rdjax.run.pipeline import make_stage
 
+# Compiler options of a quick plan.
 QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What a run repeats, lowered: the teacher's pass over an update's pairs and the step; the state, as shapes."""
+    """Holds the lowered programs that a run repeats.
+
+    Attributes:
+      teacher: the pass that computes the teacher signals of one update.
+      step: one update of the adapter.
+      state: shapes of the adapter and the optimizer state that the step takes.
+    """
 
     teacher: Any
     step: Any
@@ -39,7 +46,11 @@ class Programs:
 
 
 def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
-    """The config's model with shapes in the place of weights."""
+    """Returns the config's model with shapes and shardings in place of weights.
+
+    Raises:
+      UserError: the model's config is missing or not supported, or the mesh does not suit it.
+    """
     mesh = make_mesh(config.mesh, devices)
     fields = config.model.architecture.to_dict()
     if fields:
@@ -50,23 +61,24 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
     graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
     base = jax.tree.map(abstract_like, shapes, param_shardings(mesh, shapes))
     if loops_over_layers(decoder, mesh):
-        base = unstack_layers(base, lambda leaf, layer: _own(leaf))
+        base = unstack_layers(base, lambda leaf, layer: _layer_shape(leaf))
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
 
 
 def made_up_pairs(config: config_dict.ConfigDict) -> list[Pair]:
-    """Pairs of the lengths that the config plans with; their prompts share the rule alone."""
+    """Returns `task.k` pairs with the lengths of the config's `plan` section; their prompts share only the rule."""
     plan = config.plan
     rule, prompt = (1,) * plan.rule_tokens, (2,) * (plan.prompt_tokens - 1)
     pairs = []
     for number in range(config.task.k):
-        own = (3 + number % 100, *prompt)
-        pairs.append(Pair(Prompts("", "", rule + own, own, len(own), f"pair {number}"), (4,) * plan.response_tokens))
+        student = (3 + number % 100, *prompt)
+        prompts = Prompts("", "", rule + student, student, len(student), f"pair {number}")
+        pairs.append(Pair(prompts, (4,) * plan.response_tokens))
     return pairs
 
 
 def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[GroupLoader, Programs]:
-    """Lowers the programs of a run, ready to be compiled."""
+    """Lowers the programs of a run; returns the loader of its pairs too, which knows the batch shapes."""
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
     group = make_group(made_up_pairs(config), stage.positions)
     batches = sequential_batches(len(group.pairs), config.train.batch_size, members=1)
@@ -90,19 +102,25 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
 
 
 def _heads(mesh: Mesh, rank: int) -> NamedSharding:
-    """Of [.., K, C, H] as the compiler leaves it in a run: heads where those that made them lie."""
+    """Returns the sharding that the compiler gives keys and values [.., K, C, H]: heads over the tensor axis."""
     return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
 
 
-def _own(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """A layer's part of a stacked parameter."""
+def _layer_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns the shape of one layer of a stacked parameter."""
     sharding = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
     return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program: bytes a device at its peak, or why it does not fit; its own seconds."""
+    """Holds the compiler's answer for one program.
+
+    Attributes:
+      peak: bytes of one device at the peak, arguments included; None if the compiler refused the program.
+      refused: why it was refused, else "".
+      seconds: time to compile.
+    """
 
     peak: int | None
     refused: str
@@ -110,7 +128,7 @@ class Compiled:
 
 
 def compile_program(lowered: Any, quick: bool) -> Compiled:
-    """Compiles; a program that needs more memory than a device has is an answer, too."""
+    """Compiles a program; one that needs more memory than a device has is an answer, not an error."""
     began = time.monotonic()
     try:
         memory = lowered.compile(compiler_options=QUICK if quick else None).memory_analysis()
@@ -118,6 +136,6 @@ def compile_program(lowered: Any, quick: bool) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", str(error))
-        said = used[0] if used else " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
-        return Compiled(None, said, time.monotonic() - began)
+        reason = used[0] if used else " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
+        return Compiled(None, reason, time.monotonic() - began)
     return Compiled(memory.peak_memory_in_bytes, "", time.monotonic() - began)
