@@ -120,6 +120,14 @@ def test_a_peak_above_the_memory_does_not_fit():
     assert "fits                  NO" in estimate.plan_text(planned)
 
 
+def test_the_compiler_knows_the_options_of_a_quick_plan():
+    """Options that it does not know are an error, for the devices of this machine as for described ones."""
+    double = jax.jit(lambda x: 2 * x).lower(np.ones(1000, np.float32))
+    assert programs.compile_program(double, quick=True).peak >= 4000
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        double.compile(compiler_options={**programs.QUICK, "no_such_option": 1})
+
+
 @pytest.fixture
 def answers(monkeypatch):
     """Replaces the compiler: the returned function sets its answers, in the order of compilation."""
