@@ -34,7 +34,8 @@ from rdjax.parallel.processes import (
     is_first,
 )
 from rdjax.report.page import write_page
-from rdjax.report.sweep_page import cell_folder, run_folder, sweep_table
+from rdjax.report.sweep_data import cell_folder, run_folder
+from rdjax.report.sweep_table import sweep_table
 from rdjax.run import cli, experiment
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import Run, check_same_inputs, fingerprint_inputs, prepare, task_judges

@@ -155,6 +155,7 @@ def test_scores_of_every_system(student):
         assert (workdir / "report.html").exists()
         lines = (workdir / "predictions" / f"test.{name}.jsonl").read_text().splitlines()
         assert len(lines) == scores["n"] == 5
+    assert json.loads((workdir / "eval.json").read_text())["metric"] == {"test": "exact_match"}
     assert systems["base"]["gap_closed"] == 0
     assert systems["base_with_rule"]["gap_closed"] == pytest.approx(1, abs=1e-5)
     assert systems["student"]["kl"] != systems["base"]["kl"]
