@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
+from tabulate import tabulate
 
 from configs import base
 from rdjax.data.groups import make_group
@@ -191,10 +192,8 @@ def show_table(head: list[str], rows: list[list[Any]]) -> None:
             return "-"
         return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
-    lines = [head, *([text(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    cells = [[text(cell) for cell in row] for row in rows]
+    print(tabulate(cells, head, tablefmt="plain", disable_numparse=True, stralign="right"))
 
 
 def write_figures(path: str | None, figures: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
 from rdjax.run.pipeline import make_stage
 
-# Compiler options of a quick plan. XLA's effort level O0 by its number, the one spelling that all supported versions of JAX accept.
+# Compiler options of a quick plan: XLA's effort level O0 by its number, the one spelling that all supported versions of
+# JAX accept.
 QUICK = {"optimization_level": 9, "memory_fitting_level": 9}
 
 

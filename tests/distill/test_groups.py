@@ -71,7 +71,7 @@ class Problem:
         graph, abstract = abstract_params(case.config, jnp.float32, mesh=self.mesh)
         weights = jax.device_put(case.base, param_shardings(self.mesh, abstract))
         self.model = types.SimpleNamespace(
-            graph=graph, base=weights, config=case.config, mesh=self.mesh, eos_ids=(257,), name="tiny"
+            graph=graph, base=weights, config=case.config, mesh=self.mesh, eos_ids=(257,), fingerprint="tiny"
         )
         self.settings = settings_of(case._replace(graph=graph), objective)
         self.members = members
