@@ -24,9 +24,10 @@ from absl import app, flags
 from ml_collections import config_dict
 from safetensors.numpy import save_file
 
-from rdjax.models.config import decoder_config_from_hf
+from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.sharding import param_shardings
-from rdjax.models.weights import INDEX, abstract_params, flatten, load_params, tensor_names, used_rows
+from rdjax.models.tensor_files import INDEX
+from rdjax.models.weights import abstract_params, checkpoint_shapes, load_params
 from rdjax.parallel.mesh import make_mesh
 
 _GIGABYTES = flags.DEFINE_float("gigabytes", 2.0, "Of the checkpoint, about.")
@@ -55,15 +56,10 @@ def fields(gigabytes: float) -> dict[str, object]:
 def write_checkpoint(folder: pathlib.Path, config) -> int:
     """Random weights, a file a layer; returns the bytes of the largest tensor."""
     random, largest, files = np.random.default_rng(0), 0, {}
-    _, params = abstract_params(config, np.float32)
     shapes = {}
-    for row, leaf in used_rows(flatten(params)):
-        stacked = "{layer}" in row.pattern
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        for layer, name in enumerate(tensor_names(row, config.layers)):
-            shapes.setdefault(f"layer-{layer}.safetensors" if stacked else "rest.safetensors", {})[name] = (
-                shape[::-1] if row.transform == "T" else shape
-            )
+    for name, shape in checkpoint_shapes(config).items():
+        layer = re.search(r"layers\.(\d+)", name)
+        shapes.setdefault(f"layer-{layer[1]}.safetensors" if layer else "rest.safetensors", {})[name] = shape
     for file, tensors in shapes.items():
         made = {name: random.standard_normal(shape, np.float32) for name, shape in tensors.items()}
         largest = max(largest, *(array.nbytes for array in made.values()))

@@ -18,7 +18,7 @@ from ml_collections import config_dict
 
 from configs import llama2_7b, llama3_70b
 from rdjax.errors import UserError
-from rdjax.models.config import decoder_config_from_hf
+from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.lora import LoraSpec
 from rdjax.parallel.mesh import mesh_shape
 from rdjax.plan.chips import CHIPS

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import config_dict
 from tabulate import tabulate
 
@@ -26,10 +27,10 @@ from rdjax.distill.objective import Objective, Term
 from rdjax.distill.step import StepSettings
 from rdjax.distill.updates import GroupLoader, make_loader, sequential_batches, with_signals
 from rdjax.models.config import DecoderConfig
-from rdjax.models.layers import loops_over_layers, unstack_layers
+from rdjax.models.layers import training_layout
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.sharding import param_shardings
-from rdjax.models.weights import abstract_params, flatten, unflatten
+from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated
 
 SHAPES = {
@@ -85,7 +86,7 @@ def decoder_config(shape: str, **changes: int) -> DecoderConfig:
 def random_weights(config: DecoderConfig, dtype, mesh):
     """(graph, weights on the mesh): normal with deviation 0.02, norms at one."""
     graph, abstract = abstract_params(config, dtype, mesh=mesh)
-    shardings = flatten(param_shardings(mesh, abstract))
+    shardings = flatten_dict(param_shardings(mesh, abstract), sep=".")
 
     def one(number: int, path: str, leaf) -> jax.Array:
         def make(key):
@@ -95,8 +96,10 @@ def random_weights(config: DecoderConfig, dtype, mesh):
 
         return jax.jit(make, out_shardings=shardings[path])(jax.random.key(number))
 
-    made = {path: one(number, path, leaf) for number, (path, leaf) in enumerate(flatten(abstract).items())}
-    return graph, unflatten(made)
+    made = {
+        path: one(number, path, leaf) for number, (path, leaf) in enumerate(flatten_dict(abstract, sep=".").items())
+    }
+    return graph, unflatten_dict(made, sep=".")
 
 
 def random_pairs(vocab: int, k: int, rule: int, prompt: int, response: int, spread: float = 0.25) -> list[Pair]:
@@ -126,8 +129,7 @@ def make_problem(
     mesh = make_mesh(base.get_config().mesh)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     graph, weights = random_weights(config, dtype, mesh)
-    if loops_over_layers(config, mesh):
-        weights = jax.jit(unstack_layers)(weights)
+    weights = training_layout(weights, config.layers, mesh)
     model = types.SimpleNamespace(config=config, graph=graph, base=weights, mesh=mesh, eos_ids=(1,), name=shape)
     spec = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
     adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, spec, seed=0).items()}

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
     merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
     out.mkdir(parents=True)
-    save_params(out, merged, jnp.dtype(_DTYPE.value))
+    save_params(out, model.config, merged, jnp.dtype(_DTYPE.value))
     for path in resolve_folder(_MODEL.value, "model").iterdir():
         if path.suffix in (".json", ".model", ".jinja", ".txt") and not path.name.endswith(".index.json"):
             shutil.copy(path, out / path.name)

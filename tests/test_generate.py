@@ -9,7 +9,7 @@ from rdjax.data.templates import alpaca_prompt
 from rdjax.errors import UserError
 from rdjax.generate import read_rule
 from rdjax.generation.options import Decoding
-from rdjax.models.config import read_decoder_config
+from rdjax.models.families.registry import read_decoder_config
 from rdjax.models.lora import LoraSpec, init_adapter, save_adapter
 from tests import tiny
 

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rdjax.models.config import read_decoder_config
 from rdjax.models.decoder import Decoder, Output
+from rdjax.models.families.registry import read_decoder_config
 from rdjax.models.weights import abstract_params, load_params
 
 BOS, EOS = "<s>", "</s>"

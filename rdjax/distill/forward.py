@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rdjax.data.batches import Side
-from rdjax.models.attention import Packing
 from rdjax.models.decoder import Dropout, Prefix
 from rdjax.models.lora import Adapter
+from rdjax.models.packing import Packing
 from rdjax.parallel.mesh import rows_sharding
 
 

@@ -15,7 +15,7 @@ import optax
 
 from rdjax.data.batches import Batch
 from rdjax.distill.forward import Signals
-from rdjax.models.decoder import logits
+from rdjax.models.decoder import Head, logits
 from rdjax.models.rows import dot_rows, scale_rows
 
 # Positions whose logits are in memory at once, however long the responses are: at a vocabulary of 128,256 the logits of
@@ -128,14 +128,14 @@ class LossInputs(NamedTuple):
       teacher: None where the objective has no teacher.
       student: of the side that is trained.
       batch: labels and weights of the positions.
-      head_DV: turns final states into logits; shared by both.
+      head: turns final states into logits; shared by both.
       temperature: of the terms that compare distributions.
     """
 
     teacher: Signals | None
     student: Signals
     batch: Batch
-    head_DV: jax.Array
+    head: Head
     temperature: float
 
 
@@ -158,12 +158,12 @@ def hidden_term(inputs: LossInputs) -> jax.Array:
 def cross_entropy_term(inputs: LossInputs) -> jax.Array:
     """Reduces `cross_entropy` on the response; needs no teacher."""
 
-    def loss(student_BpD: jax.Array, head_DV: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def loss(student_BpD: jax.Array, head: Head, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         labels_Bp, weight_Bp = chunk
-        return jnp.sum(cross_entropy(logits(student_BpD, head_DV), labels_Bp) * weight_Bp)
+        return jnp.sum(cross_entropy(logits(student_BpD, head), labels_Bp) * weight_Bp)
 
     batch = inputs.batch
-    return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head_DV, (batch.labels_BP, batch.weight_BP))
+    return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head, (batch.labels_BP, batch.weight_BP))
 
 
 # What an objective can be made of, by the names that a config uses. A term maps `LossInputs` to one number.
@@ -178,10 +178,10 @@ TERMS: dict[str, Callable[[LossInputs], jax.Array]] = {
 def _compare_logits(compare: Callable[..., jax.Array], inputs: LossInputs) -> jax.Array:
     """Sums a comparison of teacher and student logits over the prediction positions, by their weights."""
 
-    def loss(student_BpD: jax.Array, head_DV: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def loss(student_BpD: jax.Array, head: Head, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         teacher_BpD, weight_Bp = chunk
-        both = logits(teacher_BpD, head_DV), logits(student_BpD, head_DV)
+        both = logits(teacher_BpD, head), logits(student_BpD, head)
         return jnp.sum(compare(*both, inputs.temperature) * weight_Bp)
 
     others = inputs.teacher.final_BPD, inputs.batch.weight_BP
-    return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head_DV, others)
+    return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head, others)

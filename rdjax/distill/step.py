@@ -87,8 +87,8 @@ def batch_loss(
     side = getattr(group.batch, objective.trained)
     dropout = None if key is None or not settings.dropout else (settings.dropout, key)
     student = forward_side(settings.graph, base, scaled, side, dropout, settings.remat, prefix_C=group.prefix_MC)
-    head_DV = nnx.merge(settings.graph, base).head()
-    inputs = LossInputs(group.signals, student, group.batch, head_DV, objective.temperature)
+    head = nnx.merge(settings.graph, base).head()
+    inputs = LossInputs(group.signals, student, group.batch, head, objective.temperature)
     terms = {term.name: term.weight * term.function(inputs) for term in objective.terms}
     return sum(terms.values()), terms
 

@@ -13,6 +13,7 @@ from rdjax.data.shapes import round_up
 from rdjax.generation.beam_search import beam_search
 from rdjax.generation.options import Decoding
 from rdjax.generation.sample import sample
+from rdjax.models.layers import generation_layout
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, scaled_adapter
 from rdjax.parallel.mesh import place_prefix, put, row_multiple, rows_sharding
@@ -31,14 +32,14 @@ def generate(
     seed: int = 0,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[tuple[list[int], bool]]:
-    """A continuation of each prompt.
+    """Generates a response to each prompt.
 
     Args:
-      adapter, scale: applied on top of the base; None for the base alone.
+      adapter, scale: added to the base; None for the base alone.
       prompts: token ids, of any lengths.
-      batch_size: rows at a time, padded to that many; prompts are sorted by length to waste little.
-      seed: of the draws; those of a prompt follow from it and the prompt's number alone, however it is batched.
-      on_batch: told how many prompts were just answered.
+      batch_size: number of rows of a batch. Prompts are sorted by length, so that little is padded.
+      seed: of the draws. Those of a prompt depend on it and on the prompt's index, not on the batches.
+      on_batch: called behind every batch with its number of prompts.
 
     Returns:
       For each prompt the new ids without the end of sequence, and whether the end was reached.
@@ -46,35 +47,40 @@ def generate(
     if not prompts:
         return []
     rows = round_up(batch_size, row_multiple(model.mesh))
-    # A rule is read once for all prompts of a batch that begin with it.
+    # What all prompts begin with, such as a rule, is read once for all.
     shared = shared_prefix_length(prompts)
     prefix_C = place_prefix(prompts[0], shared, model.mesh)
     prompts = [prompt[shared:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    answers: dict[int, tuple[list[int], bool]] = {}
-    eos = () if decoding.ignore_eos else model.eos_ids
+    scaled, eos = scaled_adapter(adapter, scale), () if decoding.ignore_eos else model.eos_ids
+    responses: dict[int, tuple[list[int], bool]] = {}
     for start in range(0, len(order), rows):
-        part = order[start : start + rows]
-        width = round_up(max(len(prompts[number]) for number in part), PROMPT_BUCKET)
-        tokens_BT, lengths_B, numbers_B = np.zeros((rows, width), np.int32), *np.zeros((2, rows), np.int32)
-        for row, number in enumerate(part):
-            lengths_B[row], numbers_B[row] = len(prompts[number]), number
-            tokens_BT[row, width - lengths_B[row] :] = prompts[number]
-        placed = put((tokens_BT, lengths_B, numbers_B), rows_sharding(model.mesh))
-        scaled = scaled_adapter(adapter, scale)
-        made = _decode(model.base, scaled, prefix_C, *placed, seed, graph=model.graph, eos=eos, decoding=decoding)
-        new_BN = to_host(made)
-        for row, number in enumerate(part):
-            answers[number] = _until_end(new_BN[row].tolist(), eos)
-        on_batch(len(part))
-    return [answers[number] for number in range(len(prompts))]
+        chosen = order[start : start + rows]
+        batch = put(_pad_left(prompts, chosen, rows), rows_sharding(model.mesh))
+        tokens = _decode(model.base, scaled, prefix_C, *batch, seed, graph=model.graph, eos=eos, decoding=decoding)
+        for number, row in zip(chosen, to_host(tokens), strict=False):
+            responses[number] = _until_end(row.tolist(), eos)
+        on_batch(len(chosen))
+    return [responses[number] for number in range(len(prompts))]
+
+
+def _pad_left(
+    prompts: Sequence[Sequence[int]], chosen: Sequence[int], rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns chosen prompts as rows of tokens [B, T] that end together, their lengths [B], and their numbers [B]."""
+    width = round_up(max(len(prompts[number]) for number in chosen), PROMPT_BUCKET)
+    tokens_BT = np.zeros((rows, width), np.int32)
+    lengths_B, ids_B = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    for row, number in enumerate(chosen):
+        lengths_B[row], ids_B[row] = len(prompts[number]), number
+        tokens_BT[row, width - lengths_B[row] :] = prompts[number]
+    return tokens_BT, lengths_B, ids_B
 
 
 def _until_end(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
-    for at, token in enumerate(ids):
-        if token in eos:
-            return ids[:at], True
-    return ids, False
+    """Returns the ids before the first end of sequence, and whether there was one."""
+    ends = [index for index, token in enumerate(ids) if token in eos]
+    return (ids[: ends[0]], True) if ends else (ids, False)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "eos", "decoding"))
@@ -84,41 +90,41 @@ def _decode(
     prefix_C,
     tokens_BT,
     lengths_B,
-    numbers_B,
+    ids_B,
     seed,
     *,
     graph: nnx.GraphDef,
     eos: tuple[int, ...],
     decoding: Decoding,
-):
-    """New tokens [B, N] for prompts that begin with the prefix; a row of length 0 is padding and ends at once.
+) -> jax.Array:
+    """Generates tokens [B, max_new_tokens] behind left-padded prompts, which all begin with the prefix.
 
-    Slots of the cache: the prompts' own tokens padded on the left, the new tokens.
+    A row of length 0 is padding and ends at once. The cache holds a row's tokens as padded, then the new ones.
     """
-    decoder = nnx.merge(graph, base)
+    decoder = nnx.merge(graph, generation_layout(base, nnx.merge(graph, base).mesh))
     B, T = tokens_BT.shape
-    C, N = 0 if prefix_C is None else prefix_C.shape[0], decoding.max_new_tokens
-    slots_S = jnp.arange(T + N)
+    S, C = T + decoding.max_new_tokens, 0 if prefix_C is None else prefix_C.shape[0]
+    slots_S = jnp.arange(S)
     prefix = None if prefix_C is None else decoder.read_prefix(prefix_C, adapter)
 
-    def forward(tokens, padding_B, slots_T, cache):
-        """Logits behind the last of `tokens`, and the cache; token t sits at slot slots_T[t]."""
+    def forward(tokens_BT, padding_B, slots_T, cache):
+        """Returns the logits behind the last token, and the cache; the tokens are written to `slots_T`."""
         positions_BT = C + jnp.maximum(slots_T - padding_B[:, None], 0)
         real_BS = slots_S >= padding_B[:, None]
         causal_TS = slots_S <= slots_T[:, None]
         mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
-        out = decoder(tokens, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
+        out = decoder(tokens_BT, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
         return decoder.logits(out.final_BPD[:, -1:])[:, 0], out.cache
 
     padding_B, empty_B = T - lengths_B, lengths_B == 0
-    logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, T + N))
+    logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, S))
     if decoding.beams > 1:
         padding_B = jnp.repeat(padding_B, decoding.beams)
 
-    def follow(token_B, at, cache):
-        """Logits behind new token number `at`."""
-        return forward(token_B[:, None], padding_B, (T + at)[None], cache)
+    def advance(token_B, index, cache):
+        """Returns the logits behind new token number `index`."""
+        return forward(token_B[:, None], padding_B, (T + index)[None], cache)
 
     if decoding.beams > 1:
-        return beam_search(follow, logits_BV, cache, empty_B, eos, decoding)
-    return sample(follow, logits_BV, cache, empty_B, numbers_B, seed, eos, decoding)
+        return beam_search(advance, logits_BV, cache, empty_B, eos, decoding)
+    return sample(advance, logits_BV, cache, empty_B, ids_B, seed, eos, decoding)

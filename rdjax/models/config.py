@@ -1,25 +1,19 @@
-"""The shape of a decoder, read from a Hugging Face `config.json`."""
+"""Describes a decoder: its sizes, and the switches in which model families differ."""
 
 import dataclasses
-import json
-import pathlib
-from typing import Any
-
-from rdjax.errors import UserError
-
-SUPPORTED_MODEL_TYPES = ("llama",)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding; the scaling fields are those of Hugging Face's `rope_scaling`.
+    """Describes a rotary position embedding; the scaling fields are those of Hugging Face's `rope_parameters`.
 
     Attributes:
       theta: base of the geometric series of wavelengths.
-      kind: "default", "linear" or "llama3".
-      factor: how much longer than trained the context is ("linear", "llama3").
-      low_freq_factor, high_freq_factor, original_context: the band between scaled and kept
-        frequencies ("llama3").
+      kind: one of `rotary.FREQUENCIES`.
+      factor: context length divided by the length in training ("linear", "llama3").
+      low_freq_factor, high_freq_factor, original_context: limits between the frequencies that are divided by `factor`,
+        blended, and unchanged ("llama3").
+      fraction: part of each head that is rotated, from its first number on.
     """
 
     theta: float = 10000.0
@@ -28,11 +22,42 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    fraction: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """Describes what can differ between the layers of one decoder.
+
+    Attributes:
+      rope: rotary positions; None: queries and keys are not rotated.
+      window: number of tokens that a token attends to, the last of which is itself; None: all up to itself.
+    """
+
+    rope: RopeConfig | None = RopeConfig()
+    window: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and switches of a decoder (shape letters in `rdjax/__init__.py`)."""
+    """Describes a decoder (shape letters in `rdjax/__init__.py`). The defaults are Llama's.
+
+    Attributes:
+      vocab, width, layers, heads, kv_heads, head_width, feed_forward: sizes.
+      norm_epsilon: added to the mean square in norms.
+      max_positions: longest sequence that the model was trained for.
+      tied_embeddings: the output head is the embedding.
+      family: the key of `families.registry.FAMILIES` that reads its files.
+      pattern: the kinds of the layers, repeated from the first layer on.
+      qkv_bias, o_bias, mlp_bias: which projections have a bias.
+      activation: one of `block.ACTIVATIONS`, on the gate of the MLP.
+      norm: one of `norm.NORMS`.
+      norms: where a block normalises: "before" attention and MLP, "after" them (before the residual sum), or "both".
+      qk_norm: norms of queries and keys before they are rotated: "", of each "head", or of the "whole" projection.
+      score_scale: multiplies attention scores; None: head_width ** -0.5.
+      score_softcap, logit_softcap: c in c * tanh(x / c), of attention scores and of logits; None: no cap.
+      embedding_scale, residual_scale, logit_scale: multiply embeddings, the output of attention and MLP, and logits.
+    """
 
     vocab: int
     width: int
@@ -44,86 +69,27 @@ class DecoderConfig:
     norm_epsilon: float
     max_positions: int
     tied_embeddings: bool
-    attention_bias: bool = False
+    family: str = "llama"
+    pattern: tuple[LayerKind, ...] = (LayerKind(),)
+    qkv_bias: bool = False
+    o_bias: bool = False
     mlp_bias: bool = False
-    rope: RopeConfig = RopeConfig()
+    activation: str = "silu"
+    norm: str = "weight"
+    norms: str = "before"
+    qk_norm: str = ""
+    score_scale: float | None = None
+    score_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Returns the different kinds of layers, in order of appearance."""
+        return tuple(dict.fromkeys(self.kind_of(layer) for layer in range(self.layers)))
 
-def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:
-    """Reads `config.json` of a model folder.
-
-    Raises:
-      UserError: the file is missing or no JSON, the model type is not supported, or a field asks
-        for a computation that the decoder does not do.
-    """
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; a model folder holds config.json and *.safetensors") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: must hold a JSON object, as a Hugging Face config does")
-    return decoder_config_from_hf(fields, where=str(path))
-
-
-def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
-    """Translates the fields of a Hugging Face config; `where` names its source in errors."""
-    model_type = fields.get("model_type")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise UserError(
-            f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(SUPPORTED_MODEL_TYPES)}"
-        )
-    # Fields that would change the result, with the only value that the decoder computes.
-    required = {"hidden_act": "silu", "sliding_window": None, "quantization_config": None, "partial_rotary_factor": 1.0}
-    for name, accepted in required.items():
-        if fields.get(name, accepted) != accepted:
-            raise UserError(f"{where}: {name} = {fields[name]!r} is not supported; accepted: {accepted!r}")
-    try:
-        width, heads = fields["hidden_size"], fields["num_attention_heads"]
-        config = DecoderConfig(
-            vocab=fields["vocab_size"],
-            width=width,
-            layers=fields["num_hidden_layers"],
-            heads=heads,
-            kv_heads=fields.get("num_key_value_heads") or heads,
-            head_width=fields.get("head_dim") or width // heads,
-            feed_forward=fields["intermediate_size"],
-            norm_epsilon=fields.get("rms_norm_eps", 1e-6),
-            max_positions=fields.get("max_position_embeddings", 2048),
-            tied_embeddings=fields.get("tie_word_embeddings", False),
-            attention_bias=fields.get("attention_bias", False),
-            mlp_bias=fields.get("mlp_bias", False),
-            rope=_rope_config(fields, where),
-        )
-        uneven = config.heads % config.kv_heads
-    except KeyError as error:
-        raise UserError(f"{where}: the field {error.args[0]} is missing") from None
-    except TypeError as error:
-        raise UserError(f"{where}: a field has the wrong type ({error})") from None
-    if uneven:
-        counts = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}"
-        raise UserError(f"{where}: {counts}")
-    return config
-
-
-def _rope_config(fields: dict[str, Any], where: str) -> RopeConfig:
-    # transformers 5 writes `rope_parameters`; earlier versions `rope_theta` and `rope_scaling`.
-    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta", fields.get("rope_theta", 10000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind=kind, factor=scaling["factor"])
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            kind=kind,
-            factor=scaling["factor"],
-            low_freq_factor=scaling["low_freq_factor"],
-            high_freq_factor=scaling["high_freq_factor"],
-            original_context=scaling["original_max_position_embeddings"],
-        )
-    raise UserError(f"{where}: rope type {kind!r} is not supported; accepted: default, linear, llama3")
+    def kind_of(self, layer: int) -> LayerKind:
+        """Returns the kind of a layer."""
+        return self.pattern[layer % len(self.pattern)]

@@ -1,11 +1,11 @@
-"""The decoder: a Llama in Flax NNX, its layers scanned or looped over (`models.layers`).
+"""Defines the decoder in Flax NNX.
 
-Modules hold parameters only. `nnx.split` turns a decoder into (graphdef, tree of arrays) once, and all
+Modules hold parameters only. `nnx.split` turns a decoder into (graph definition, tree of arrays) once, and all
 transformations are JAX's own on the tree; `nnx.merge` joins the two inside a trace, where it costs nothing.
 """
 
 import functools
-import itertools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -14,31 +14,21 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rdjax.models.attention import (
-    Before,
-    Packing,
-    attention,
-    causal_attention,
-    heads_first,
-    rope_angles,
-    rotate,
-    rows_first,
+from rdjax.models.block import (
+    Block,
+    KindInputs,
+    LayerInputs,
+    PassInputs,
+    gather_positions,
+    on_mesh,
 )
 from rdjax.models.config import DecoderConfig
-from rdjax.models.layers import loop, loops_over_layers
-from rdjax.models.rows import scale_rows
-from rdjax.parallel.mesh import cache_sharding, device_of, rows_spec
-
-# The linear projections of a block, in the order that their dropout is drawn.
-PROJECTIONS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+from rdjax.models.layers import is_unstacked, loop
+from rdjax.models.linear import Dropout, Linear
+from rdjax.models.norm import RMSNorm
+from rdjax.models.packing import Packing
+from rdjax.models.rotary import rope_angles
+from rdjax.parallel.mesh import cache_sharding, rows_spec
 
 REMAT = {
     "none": lambda layer: layer,
@@ -47,24 +37,10 @@ REMAT = {
 }
 
 
-class Dropout(NamedTuple):
-    """Dropout on the inputs of adapted projections: one mask a token, projection and layer.
-
-    Attributes:
-      rate: the probability that a number is dropped.
-      key: of the step.
-      draws_BT: a number for each token; wherever the token stands, its mask follows from this and the key.
-    """
-
-    rate: float
-    key: jax.Array
-    dropout_ids_BT: jax.Array
-
-
 class Cache(NamedTuple):
-    """Keys and values of all layers. New tokens are written from slot `index` on, in every row alike.
+    """Holds keys and values of all layers. New tokens are written from slot `index` on, the same in every row.
 
-    Where layers are looped over, a list of arrays [K, B, S, H] stands for a stacked one.
+    Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
     """
 
     k_LKBSH: jax.Array | list[jax.Array]
@@ -73,9 +49,9 @@ class Cache(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """Keys and values of tokens that all sequences begin with, as `Decoder.read_prefix` makes them.
+    """Holds keys and values of tokens that all sequences begin with, from `Decoder.read_prefix`.
 
-    Where layers are looped over, a list of arrays [K, C, H] stands for a stacked one.
+    Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
     """
 
     k_LKCH: jax.Array | list[jax.Array]
@@ -83,12 +59,12 @@ class Prefix(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What `Decoder.__call__` returns; the last two are None unless asked for.
+    """Holds what `Decoder.__call__` returns.
 
     Attributes:
-      final_BPD: final-normed hidden states, of all tokens (P = T) unless some are asked for.
-      inputs_LBQD: the inputs of every block.
-      cache: the keys and values so far.
+      final_BPD: final-normed hidden states, of all tokens (P = T) unless the call names positions.
+      inputs_LBQD: the inputs of every block at the positions that the call names; else None.
+      cache: the keys and values so far, if the call has or wants a cache; else None.
     """
 
     final_BPD: jax.Array
@@ -96,154 +72,25 @@ class Output(NamedTuple):
     cache: Cache | None
 
 
-class Linear(nnx.Module):
-    """x @ kernel, plus a bias where the checkpoint has one, plus x @ a @ b where an adapter is given.
+class Head(NamedTuple):
+    """Holds what turns final-normed hidden states into logits (`logits`).
 
-    A kernel of int8 stands beside the scale of each of its columns (`weights.quantise`).
+    Attributes:
+      kernel_DV: the output embedding.
+      scale: multiplies the logits; None: 1.
+      softcap: c in c * tanh(logit / c); None: no cap.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype, *, bias: bool = False, int8: bool = False, rngs: nnx.Rngs):
-        if int8:
-            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
-            self.scale = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), jnp.float32))
-        else:
-            self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
-        if bias:
-            self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), dtype))
-
-    def __call__(self, x, adapter=None, kept=None):
-        # XLA's CPU backend multiplies 2-D operands twice as fast as 3-D ones in the backward pass.
-        rows = x.reshape(-1, x.shape[-1])
-        y = rows @ self.kernel[...].astype(x.dtype)
-        if hasattr(self, "scale"):
-            y = (y * self.scale[...]).astype(x.dtype)
-        if hasattr(self, "bias"):
-            y = y + self.bias[...]
-        if adapter is not None:
-            seen = rows if kept is None else rows * kept.reshape(rows.shape).astype(x.dtype)
-            y = y + seen @ adapter["a"].astype(x.dtype) @ adapter["b"].astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
-
-
-def _dropout_masks(dropout: Dropout | None, adapter: dict | None) -> dict[str, jax.Array]:
-    """What dropout multiplies the input of each adapted projection by, [B, T, in]: 0, or what keeps the mean.
-
-    16 bits decide on a number: the rate is met to 1 / 65,536. One draw serves all projections of a layer, for a draw
-    is a long program.
-    """
-    if dropout is None or adapter is None:
-        return {}
-    widths = {path: adapter[path]["a"].shape[0] for path in PROJECTIONS if path in adapter}
-    words = -(-sum(widths.values()) // 2)
-
-    def draw(number: jax.Array) -> jax.Array:
-        return jax.random.bits(jax.random.fold_in(dropout.key, number), (words,), jnp.uint32)
-
-    B, T = dropout.dropout_ids_BT.shape
-    bits_BTW = jax.lax.bitcast_convert_type(jax.vmap(draw)(dropout.dropout_ids_BT.reshape(-1)), jnp.uint16).reshape(
-        B, T, -1
-    )
-    ends = itertools.accumulate(widths.values())
-    kept = (bits_BTW >= round(dropout.rate * 2**16)) / (1 - dropout.rate)
-    return {path: kept[..., end - width : end] for (path, width), end in zip(widths.items(), ends, strict=True)}
-
-
-class RMSNorm(nnx.Module):
-    def __init__(self, shape: tuple[int, ...], dtype, epsilon: float):
-        self.weight = nnx.Param(jnp.ones(shape, dtype))
-        self.epsilon = epsilon
-
-    def __call__(self, x):
-        x32 = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return scale_rows(x32, scale).astype(x.dtype) * self.weight[...]
-
-
-class Attention(nnx.Module):
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
-        def linear(rows, columns):
-            return Linear((c.layers, rows, columns), dtype, bias=c.attention_bias, int8=int8, rngs=rngs)
-
-        self.q_proj = linear(c.width, c.heads * c.head_width)
-        self.k_proj = linear(c.width, c.kv_heads * c.head_width)
-        self.v_proj = linear(c.width, c.kv_heads * c.head_width)
-        self.o_proj = linear(c.heads * c.head_width, c.width)
-        self.head_width = c.head_width
-        self.mesh = mesh
-
-    def __call__(self, x_BTD, angles, mask_BTS, packing, adapted, prefix, kv, index):
-        def heads(name):
-            y_BTD = adapted(self, name, x_BTD)
-            if device_of(self.mesh).platform == "tpu":
-                # Or the compiler takes the kernels transposed, and holds a transposed copy of those of all layers.
-                y_BTD = jax.lax.optimization_barrier(y_BTD)
-            return y_BTD.reshape(*x_BTD.shape[:2], -1, self.head_width)
-
-        q_BTNH, k_BTKH, v_BTKH = rotate(heads("q_proj"), *angles), rotate(heads("k_proj"), *angles), heads("v_proj")
-        own = heads_first(k_BTKH)[:, :, :, 0], heads_first(v_BTKH)[:, :, :, 0]
-        if kv is not None:
-            own = tuple(
-                jax.lax.dynamic_update_slice_in_dim(held_KBSH, new_KBTH.astype(held_KBSH.dtype), index, axis=2)
-                for held_KBSH, new_KBTH in zip(kv, own, strict=True)
-            )
-        before = None if prefix is None else Before(*(read_KCH[:, None] for read_KCH in prefix))
-        if mask_BTS is None:
-            mixed_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, before, packing, self.mesh)
-        else:
-            mixed_BTNH = rows_first(attention(heads_first(q_BTNH, len(own[0])), *own, mask_BTS, before))
-        return mixed_BTNH.reshape(*x_BTD.shape[:2], -1), own
-
-
-class MLP(nnx.Module):
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
-        def linear(rows, columns):
-            return Linear((c.layers, rows, columns), dtype, bias=c.mlp_bias, int8=int8, rngs=rngs)
-
-        self.gate_proj = linear(c.width, c.feed_forward)
-        self.up_proj = linear(c.width, c.feed_forward)
-        self.down_proj = linear(c.feed_forward, c.width)
-
-    def __call__(self, x_BTD, adapted):
-        gated = jax.nn.silu(adapted(self, "gate_proj", x_BTD)) * adapted(self, "up_proj", x_BTD)
-        return adapted(self, "down_proj", gated)
-
-
-class Block(nnx.Module):
-    """One layer, or all of them stacked along the first axis: parameters are sliced before a call."""
-
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
-        self.self_attn = Attention(c, dtype, int8, mesh, rngs)
-        self.post_attention_layernorm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon)
-        self.mlp = MLP(c, dtype, int8, rngs)
-
-    def __call__(self, x_BTD, angles, mask_BTS, packing, adapter, dropout, prefix, kv, index, at_BP):
-        kept = _dropout_masks(dropout, adapter)
-
-        def adapted_in(room):
-            def adapted(module, name, x):
-                path = f"{room}.{name}"
-                return getattr(module, name)(x, (adapter or {}).get(path), kept.get(path))
-
-            return adapted
-
-        attended, passed = adapted_in("self_attn"), adapted_in("mlp")
-        mixed_BTD, kv = self.self_attn(
-            self.input_layernorm(x_BTD), angles, mask_BTS, packing, attended, prefix, kv, index
-        )
-        if at_BP is not None:  # nothing further reads the other tokens
-            # From whole rows: of mixed heads that lie over the tensor axis too, XLA's partitioner gathers wrong numbers
-            # on a mesh of 2 x 2 x 2 (tests/test_meshes.py).
-            wanted = (x_BTD, mixed_BTD, kept)
-            x_BTD, mixed_BTD, kept = jax.tree.map(
-                lambda x: gather_positions(on_mesh(x, self.self_attn.mesh), at_BP), wanted
-            )
-        x_BTD = x_BTD + attended(self.self_attn, "o_proj", mixed_BTD)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), passed), kv
+    kernel_DV: jax.Array
+    scale: float | None = None
+    softcap: float | None = None
 
 
 class Decoder(nnx.Module):
-    """Llama 1, 2 and 3. Parameter paths are Hugging Face's, less the layer number (layers are stacked)."""
+    """Maps tokens to hidden states, as its config says.
+
+    Paths of projections are Hugging Face's, without the layer number: layers are stacked.
+    """
 
     def __init__(
         self,
@@ -256,13 +103,13 @@ class Decoder(nnx.Module):
     ):
         """
         Args:
-          int8: the blocks' kernels are quantised; embedding, head, norms and activations stay `dtype`.
-          mesh: of the devices that compute; without one JAX's default device does.
+          int8: quantise the blocks' kernels; embedding, head, norms and activations have `dtype`.
+          mesh: the devices that compute; None: JAX's default device.
         """
         self.config, self.mesh = config, mesh
         self.embed_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.vocab, config.width), dtype))
         self.layers = Block(config, dtype, int8, mesh, rngs)
-        self.norm = RMSNorm((config.width,), dtype, config.norm_epsilon)
+        self.norm = RMSNorm((config.width,), dtype, config.norm_epsilon, config.norm)
         if not config.tied_embeddings:
             self.lm_head = Linear((config.width, config.vocab), dtype, rngs=rngs)
 
@@ -282,108 +129,168 @@ class Decoder(nnx.Module):
         remat: str = "none",
         keep_cache: bool = False,
     ) -> Output:
-        """One pass over tokens.
+        """Runs one forward pass.
 
         Args:
           tokens_BT: token ids.
-          positions_BT: rotary position of each token.
-          mask_BTS: True where a token may look at a key; S counts the cache's slots, or all tokens. None: every token
-            looks at its own past in its sequence; padding at a row's end is seen by nothing real.
+          positions_BT: position of each token in its sequence.
+          mask_BTS: which keys a token may attend to; S is the number of the cache's slots, or T. Windows narrow it; for
+            them, the slots of a row are consecutive tokens. None: every token attends to its past in its own sequence,
+            so padding at the end of a row reaches no real token.
           adapter: {projection: {"a": [L, in, R], "b": [L, R, out]}}, scaled (`lora.scaled_adapter`).
-          dropout: on the adapter's inputs.
+          dropout: on the inputs of the adapter.
           cache: keys and values so far; the new ones are written into it.
-          prefix: keys and values of what stands before every sequence; all tokens look at it.
+          prefix: keys and values of a prefix of all sequences.
           packing: of rows that hold several sequences.
-          inputs_at_BQ: the positions at which the inputs of every block are wanted.
-          final_at_BP: those at which the final states are; None: of all tokens.
-          remat: what the backward pass computes anew: "none"; "full": each block, of which only the input is kept;
-            "dots": each block but the products of its projections.
-          keep_cache: return the keys and values also where no cache came in.
+          inputs_at_BQ: positions at which to return the inputs of every block.
+          final_at_BP: positions at which to return the final states; None: all.
+          remat: what the backward pass recomputes: "none"; "full": every block, from its input; "dots": every block,
+            except the products of its projections.
+          keep_cache: return keys and values even if no cache is given.
         """
-        graph, layers = nnx.split(self.layers)
-        angles = rope_angles(self.config.rope, self.config.head_width, positions_BT)
-        x_BTD = on_mesh(self._embed(tokens_BT), self.mesh)
-        keys_L = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
-        index = None if cache is None else cache.index
-        keeps = keep_cache or cache is not None
+        graph, state = nnx.split(self.layers)
+        params = nnx.to_pure_dict(state)
+        shared = PassInputs(
+            self._kind_inputs(positions_BT, mask_BTS, prefix, cache),
+            packing,
+            None if cache is None else cache.index,
+            dropout,
+        )
+        keeps_cache = keep_cache or cache is not None
 
-        def layer(x_BTD, scanned, at_BP=None):
-            params, adapter, key, prefix, kv = scanned
-            drop = None if key is None else dropout._replace(key=key)
+        def run_block(x_BTD, layer: LayerInputs, kind: int | jax.Array, at_BP=None):
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
-            block = nnx.merge(graph, params)
-            x_BTD, kv = block(x_BTD, angles, mask_BTS, packing, adapter, drop, prefix, kv, index, at_BP)
-            return on_mesh(x_BTD, self.mesh), (inputs_BQD, kv if keeps else None)
+            x_BTD, keys_values = nnx.merge(graph, layer.params)(x_BTD, shared, layer, kind, at_BP)
+            return on_mesh(x_BTD, self.mesh), (inputs_BQD, keys_values if keeps_cache else None)
 
-        kvs = None if cache is None else (cache.k_LKBSH, cache.v_LKBSH)
-        scanned = (nnx.to_pure_dict(layers), adapter, keys_L, prefix, kvs)
-        body = REMAT[remat](layer)
-        if loops_over_layers(self.config, self.mesh):
-            last = body if final_at_BP is None else REMAT[remat](functools.partial(layer, at_BP=final_at_BP))
-            x_BPD, (inputs_L, kvs) = loop(body, last, x_BTD, scanned)
-            inputs_LBQD = None if inputs_at_BQ is None else jnp.stack(inputs_L)
+        layers = LayerInputs(
+            params,
+            None,
+            adapter,
+            None if dropout is None else jax.random.split(dropout.key, self.config.layers),
+            prefix,
+            None if cache is None else (cache.k_LKBSH, cache.v_LKBSH),
+        )
+        x_BTD = on_mesh(self._embed(tokens_BT), self.mesh)
+        if is_unstacked(params):
+            x_BPD, inputs_LBQD, keys_values = self._loop(run_block, x_BTD, layers, final_at_BP, remat)
         else:
-            # Written out beside the scan, a last layer of its own would be one more to compile, for little in a deep
-            # model.
-            x_BTD, (inputs_LBQD, kvs) = jax.lax.scan(body, x_BTD, scanned)
-            x_BPD = x_BTD if final_at_BP is None else gather_positions(x_BTD, final_at_BP)
-        if keeps:
-            cache = Cache(*kvs, (0 if index is None else index) + tokens_BT.shape[1])
+            x_BPD, inputs_LBQD, keys_values = self._scan(run_block, x_BTD, layers, final_at_BP, remat)
+        if keeps_cache:
+            cache = Cache(*keys_values, (0 if cache is None else cache.index) + tokens_BT.shape[1])
         return Output(self.norm(x_BPD), inputs_LBQD, cache)
 
+    def _kind_inputs(
+        self, positions_BT: jax.Array, mask_BTS: jax.Array | None, prefix: Prefix | None, cache: Cache | None
+    ) -> tuple[KindInputs, ...]:
+        """Returns rotation angles and masks for each kind of layer."""
+        c = self.config
+        all_kinds = []
+        for kind in c.kinds:
+            angles = None if kind.rope is None else rope_angles(kind.rope, c.head_width, positions_BT)
+            inputs = KindInputs(angles, mask_BTS, None)
+            if mask_BTS is not None and kind.window is not None:
+                keys_BS = _key_positions(positions_BT, mask_BTS.shape[-1], cache)
+                inputs = inputs._replace(mask_BTS=mask_BTS & _in_window(positions_BT, keys_BS, kind.window))
+                if prefix is not None:
+                    C = jax.tree.leaves(prefix)[0].shape[-2]
+                    inputs = inputs._replace(prefix_mask_BTC=_in_window(positions_BT, jnp.arange(C)[None], kind.window))
+            all_kinds.append(inputs)
+        return tuple(all_kinds)
+
+    def _loop(self, run_block, x_BTD: jax.Array, layers: LayerInputs, at_BP: jax.Array | None, remat: str):
+        """Runs unstacked layers; returns the last one's output, and inputs and keys and values of all."""
+        kinds = [self.config.kinds.index(self.config.kind_of(layer)) for layer in range(self.config.layers)]
+        runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
+        functions = [runs[kind] for kind in kinds]
+        if at_BP is not None:
+            functions[-1] = REMAT[remat](functools.partial(run_block, kind=kinds[-1], at_BP=at_BP))
+        x_BPD, results = loop(functions, x_BTD, layers)
+        inputs_L, keys_values = jax.tree.map(lambda *layers: [*layers], *results)
+        return x_BPD, None if inputs_L is None else jnp.stack(inputs_L), keys_values
+
+    def _scan(self, run_block, x_BTD: jax.Array, layers: LayerInputs, at_BP: jax.Array | None, remat: str):
+        """Runs stacked layers; returns what `_loop` returns."""
+        kinds = [self.config.kinds.index(self.config.kind_of(layer)) for layer in range(self.config.layers)]
+        if len(set(kinds)) == 1:
+            body = functools.partial(run_block, kind=0)
+        else:
+            layers = layers._replace(kind=jnp.array(kinds, jnp.int32))
+
+            def body(x_BTD, layer: LayerInputs):
+                return run_block(x_BTD, layer, layer.kind)
+
+        x_BTD, (inputs_LBQD, keys_values) = jax.lax.scan(REMAT[remat](body), x_BTD, layers)
+        # A last layer for some positions alone would have to be compiled beside the scan, and saves little.
+        return x_BTD if at_BP is None else gather_positions(x_BTD, at_BP), inputs_LBQD, keys_values
+
     def read_prefix(self, prefix_C: jax.Array, adapter: dict | None) -> Prefix:
-        """Reads tokens that many sequences begin with, once."""
-        read = self(prefix_C[None], jnp.arange(prefix_C.shape[0])[None], adapter=adapter, keep_cache=True).cache
-        # The row of these tokens, [.., K, 1, C, H].
-        return Prefix(*jax.tree.map(lambda x: jnp.squeeze(x, -3), (read.k_LKBSH, read.v_LKBSH)))
+        """Returns the keys and values of tokens that many sequences begin with."""
+        cache = self(prefix_C[None], jnp.arange(prefix_C.shape[0])[None], adapter=adapter, keep_cache=True).cache
+        # Without the axis of rows: [.., K, 1, C, H].
+        return Prefix(*jax.tree.map(lambda x: jnp.squeeze(x, -3), (cache.k_LKBSH, cache.v_LKBSH)))
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
-        """Room for the keys and values of so many tokens."""
+        """Returns a cache of zeros for `slots` tokens in each row."""
         c, dtype = self.config, self.embed_tokens[...].dtype
-        shape = c.kv_heads, rows, slots, c.head_width
+        unstacked = is_unstacked(nnx.to_pure_dict(nnx.split(self.layers)[1]))
 
         def zeros(*layers: int) -> jax.Array:
-            made = jnp.zeros((*layers, *shape), dtype)
+            x = jnp.zeros((*layers, c.kv_heads, rows, slots, c.head_width), dtype)
             if self.mesh is None:
-                return made
-            return jax.lax.with_sharding_constraint(made, cache_sharding(rows, self.mesh, len(layers)))
+                return x
+            return jax.lax.with_sharding_constraint(x, cache_sharding(rows, self.mesh, len(layers)))
 
-        def room() -> jax.Array | list[jax.Array]:
-            apart = loops_over_layers(c, self.mesh)
-            return [zeros() for _ in range(c.layers)] if apart else zeros(c.layers)
+        def buffer() -> jax.Array | list[jax.Array]:
+            return [zeros() for _ in range(c.layers)] if unstacked else zeros(c.layers)
 
-        return Cache(room(), room(), jnp.zeros((), jnp.int32))
+        return Cache(buffer(), buffer(), jnp.zeros((), jnp.int32))
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-        """The tokens' rows of the embedding, [B, T, D]."""
+        """Returns the tokens' scaled embeddings, [B, T, D]."""
         x_BTD = jnp.take(self.embed_tokens[...], tokens_BT, axis=0)
+        if self.config.embedding_scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(self.config.embedding_scale, x_BTD.dtype)
         if self.mesh is None or self.mesh.size == 1 or rows_spec(tokens_BT.shape[0], self.mesh) is None:
             return x_BTD
-        # First as the table has them, the width over fsdp: from there to whole rows is one exchange, which XLA does not
-        # find by itself on all meshes.
+        # First sharded as the table is, the width over fsdp: from there to whole rows is one exchange, which XLA does
+        # not find by itself on all meshes.
         return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(self.mesh, P("data", None, "fsdp")))
 
-    def head(self) -> jax.Array:
-        """What turns final-normed hidden states into logits, [D, V]."""
-        return self.embed_tokens[...].T if self.config.tied_embeddings else self.lm_head.kernel[...]
+    def head(self) -> Head:
+        """Returns what turns final-normed hidden states into logits."""
+        kernel_DV = self.embed_tokens[...].T if self.config.tied_embeddings else self.lm_head.kernel[...]
+        scale = None if self.config.logit_scale == 1.0 else self.config.logit_scale
+        return Head(kernel_DV, scale, self.config.logit_softcap)
 
     def logits(self, final_BPD: jax.Array) -> jax.Array:
-        """Next-token logits [B, P, V] in float32 from final-normed hidden states."""
+        """Returns next-token logits [B, P, V] in float32 from final-normed hidden states."""
         return logits(final_BPD, self.head())
 
 
-def logits(final_BPD: jax.Array, head_DV: jax.Array) -> jax.Array:
-    """Next-token logits [B, P, V] in float32 from final-normed hidden states and a `Decoder.head`."""
-    return jnp.matmul(final_BPD, head_DV, preferred_element_type=jnp.float32)
+def logits(final_BPD: jax.Array, head: Head) -> jax.Array:
+    """Returns next-token logits [B, P, V] in float32 from final-normed hidden states."""
+    logits_BPV = jnp.matmul(final_BPD, head.kernel_DV, preferred_element_type=jnp.float32)
+    if head.scale is not None:
+        logits_BPV = logits_BPV * head.scale
+    return logits_BPV if head.softcap is None else head.softcap * jnp.tanh(logits_BPV / head.softcap)
 
 
-def on_mesh(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Rows over the mesh, all else whole: then kernels are gathered layer by layer, and activations stay."""
-    if mesh is None or mesh.size == 1:
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(rows_spec(x_BTD.shape[0], mesh))))
+def _key_positions(positions_BT: jax.Array, S: int, cache: Cache | None) -> jax.Array:
+    """Returns the position of each key in its sequence, [B, S]: those of the tokens, or of the cache's slots."""
+    if cache is None:
+        return positions_BT
+    # From the last token, which is real: a row may begin with padding.
+    return positions_BT[:, -1:] + jnp.arange(S) - (cache.index + positions_BT.shape[1] - 1)
 
 
-def gather_positions(x_BTD: jax.Array, at_BP: jax.Array) -> jax.Array:
-    """Rows of `x_BTD` at the positions `at_BP` of each sequence, [B, P, D]."""
-    return jnp.take_along_axis(x_BTD, at_BP[..., None], axis=1)
+def _in_window(queries_BT: jax.Array, keys_BS: jax.Array, window: int) -> jax.Array:
+    """Tells which keys are among the last `window` tokens of each query, bool [B, T, S]."""
+    return queries_BT[:, :, None] - keys_BS[:, None, :] < window
+
+
+@functools.cache
+def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """Returns [in, out] of every projection of a block by its path ("self_attn.q_proj"), in the order of definition."""
+    block = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))).layers
+    return {path: operator.attrgetter(path)(block).kernel.shape[1:] for path in block.projections}

@@ -1,4 +1,4 @@
-"""A language model ready to run: decoder, weights on the mesh, tokenizer."""
+"""Loads a language model: decoder, weights on the mesh, tokenizer."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import huggingface_hub
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -14,9 +13,10 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rdjax.errors import UserError
-from rdjax.models.config import DecoderConfig, read_decoder_config
+from rdjax.models.config import DecoderConfig
+from rdjax.models.families.registry import read_decoder_config
 from rdjax.models.fingerprint import checkpoint_fingerprint
-from rdjax.models.layers import loops_over_layers, unstack_layers
+from rdjax.models.layers import training_layout
 from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params, load_params
 from rdjax.parallel.mesh import device_of
@@ -28,13 +28,13 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """What every command passes around; `base` is the only copy of the weights.
+    """Holds what every command needs of a model; `base` is the only copy of the weights.
 
     Attributes:
-      name: its folder, or its hub id: what an adapter's config names as its base.
+      name: its folder or hub id, which the config of an adapter names as its base.
       config: of the decoder.
-      graph: NNX graph definition; with `base` it makes a `Decoder`.
-      base: parameters on the mesh.
+      graph: NNX graph definition; merged with `base` it is a `Decoder`.
+      base: parameters on the mesh, in the layout of `layers.training_layout`.
       tokenizer: a fast Hugging Face tokenizer.
       eos_ids: the tokens at which generation ends.
       mesh: of devices.
@@ -52,14 +52,14 @@ class LanguageModel:
 
 
 def resolve_dtype(name: str, mesh: Mesh):
-    """float32, bfloat16, or for "auto" the one that suits the mesh's devices."""
+    """Returns a dtype by its name; "auto" is float32 on CPUs and bfloat16 on accelerators."""
     if name == "auto":
         return jnp.float32 if device_of(mesh).platform == "cpu" else jnp.bfloat16
     return jnp.dtype(name)
 
 
 def resolve_folder(path: str, what: str) -> pathlib.Path:
-    """The folder of a model or adapter: a local one, an embedded model's, or a download from the hub.
+    """Returns the folder of a model or adapter: a local one, an embedded model's, or a download from the hub.
 
     Raises:
       UserError: there is no such folder and no such repository.
@@ -81,7 +81,7 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     """Loads a Hugging Face checkpoint onto the mesh.
 
     Args:
-      int8: hold the blocks' kernels as int8; all else stays `dtype`.
+      int8: quantise the blocks' kernels; everything else has `dtype`.
 
     Raises:
       UserError: the folder, a file or a field of it does not fit.
@@ -92,8 +92,7 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     tokenizer = load_tokenizer(folder, config)
     graph, abstract = abstract_params(config, resolve_dtype(dtype, mesh), int8, mesh)
     base = load_params(folder, config, resolve_dtype(dtype, mesh), param_shardings(mesh, abstract), int8)
-    if loops_over_layers(config, mesh):
-        base = jax.jit(unstack_layers)(base)
+    base = training_layout(base, config.layers, mesh)
     local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
     eos_ids, fingerprint = _eos_ids(folder, tokenizer), checkpoint_fingerprint(folder)
@@ -101,7 +100,11 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
 
 
 def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, checked against the embedding."""
+    """Loads the folder's tokenizer and checks it against the embedding.
+
+    Raises:
+      UserError: it cannot be read, is not fast, does not fit the embedding, or has no end-of-sequence token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raises bare exceptions on unreadable files
@@ -116,6 +119,7 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
 
 
 def _eos_ids(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns the tokenizer's end-of-sequence token and those of `generation_config.json`."""
     path = folder / "generation_config.json"
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None

@@ -1,4 +1,4 @@
-"""LoRA adapters as a tree of their own, in and out of the PEFT format.
+"""Makes LoRA adapters, merges them, and reads and writes them in the PEFT format.
 
 An adapter is {projection: {"a": [L, in, R], "b": [L, R, out]}} in float32, e.g. {"self_attn.q_proj": ...};
 the change of a kernel is scale * a @ b (Hu et al. 2021, arXiv 2106.09685).
@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.decoder import PROJECTIONS
+from rdjax.models.decoder import projection_shapes
 from rdjax.parallel.processes import is_first
 
 Adapter = dict[str, dict[str, jax.Array]]
@@ -29,43 +30,42 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class LoraSpec:
-    """What an adapter's numbers mean: its rank, its scale alpha / rank, dropout on its input, its projections."""
+    """Describes an adapter.
+
+    Attributes:
+      rank: R.
+      alpha: the scale is alpha / R.
+      dropout: the rate, on the adapter's inputs.
+      targets: the adapted projections by PEFT's names ("q_proj").
+      rank_stabilised: the scale is alpha / sqrt(R) (Kalajdzievski 2023, arXiv 2312.03732).
+    """
 
     rank: int
     alpha: float
     dropout: float
-    targets: tuple[str, ...]  # PEFT's names: "q_proj"
-    rank_stabilised: bool = False  # scale by alpha / sqrt(rank)
+    targets: tuple[str, ...]
+    rank_stabilised: bool = False
 
     @property
     def scale(self) -> float:
+        """Returns what multiplies a @ b."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
-    @property
-    def projections(self) -> tuple[str, ...]:
-        """The adapted projections by module path, in the decoder's order."""
-        return tuple(path for path in PROJECTIONS if path.split(".")[1] in self.targets)
+
+def adapted_projections(config: DecoderConfig, spec: LoraSpec) -> dict[str, tuple[int, int]]:
+    """Returns [in, out] of the adapted projections by their paths, in the decoder's order."""
+    return {path: shape for path, shape in projection_shapes(config).items() if _target(path) in spec.targets}
 
 
-def projection_shape(config: DecoderConfig, projection: str) -> tuple[int, int]:
-    """[in, out] of a projection's kernel."""
-    queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-    return {
-        "self_attn.q_proj": (config.width, queries),
-        "self_attn.k_proj": (config.width, keys),
-        "self_attn.v_proj": (config.width, keys),
-        "self_attn.o_proj": (queries, config.width),
-        "mlp.gate_proj": (config.width, config.feed_forward),
-        "mlp.up_proj": (config.width, config.feed_forward),
-        "mlp.down_proj": (config.feed_forward, config.width),
-    }[projection]
+def _target(path: str) -> str:
+    """Returns PEFT's name of a projection."""
+    return path.split(".")[-1]
 
 
 def init_adapter(config: DecoderConfig, spec: LoraSpec, seed: int) -> Adapter:
-    """A fresh adapter: a uniform in +-1/sqrt(in) (PEFT's Kaiming with a = sqrt(5)), b zero: it changes nothing."""
+    """Returns a fresh adapter: a uniform in +-1/sqrt(in) (PEFT's Kaiming with a = sqrt(5)), b zero."""
     adapter = {}
-    for number, projection in enumerate(spec.projections):
-        rows, columns = projection_shape(config, projection)
+    for number, (projection, (rows, columns)) in enumerate(adapted_projections(config, spec).items()):
         key = jax.random.fold_in(jax.random.key(seed), number)
         bound = 1 / math.sqrt(rows)
         a = jax.random.uniform(key, (config.layers, rows, spec.rank), jnp.float32, -bound, bound)
@@ -74,29 +74,29 @@ def init_adapter(config: DecoderConfig, spec: LoraSpec, seed: int) -> Adapter:
 
 
 def scaled_adapter(adapter: Adapter | None, scale: float) -> Adapter | None:
-    """The adapter as `Decoder` wants it: with the scale folded into b."""
+    """Multiplies b by the scale; `Decoder` takes adapters in this form."""
     if adapter is None:
         return None
     return {name: {"a": ab["a"], "b": ab["b"] * scale} for name, ab in adapter.items()}
 
 
 def merge_adapter(params: dict[str, Any], adapter: Adapter, scale: float) -> dict[str, Any]:
-    """The base with the adapter added to its kernels, multiplied and added in float32, in float32."""
-    layers = {room: dict(rest) for room, rest in params["layers"].items()}
+    """Returns the base with the adapter added to its kernels, in float32; layers must be stacked."""
+    flat = flatten_dict(params, sep=".")
     for projection, ab in adapter.items():
-        room, name = projection.split(".")
+        path = f"layers.{projection}.kernel"
         change = jnp.matmul(ab["a"], ab["b"], precision="highest") * scale
-        kernel = layers[room][name]["kernel"].astype(jnp.float32) + change
-        layers[room] = {**layers[room], name: {**layers[room][name], "kernel": kernel}}
-    return {**params, "layers": layers}
+        flat[path] = flat[path].astype(jnp.float32) + change
+    return unflatten_dict(flat, sep=".")
 
 
 def _tensor_name(layer: int, projection: str, part: str) -> str:
+    """Returns PEFT's name of one matrix."""
     return f"base_model.model.model.layers.{layer}.{projection}.lora_{part.upper()}.weight"
 
 
 def save_adapter(folder: pathlib.Path, adapter: Adapter, spec: LoraSpec, base: str) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does (PEFT holds [R, in] and [out, R])."""
+    """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does: matrices [R, in] and [out, R]."""
     if not is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig) -> tuple[Adapter, 
     Raises:
       UserError: a file is missing or unreadable, it is no plain LoRA, or its tensors do not fit the decoder.
     """
-    spec = _read_spec(folder)
+    spec = _read_spec(folder, config)
     path = folder / WEIGHTS_FILE
     if not path.exists():
         raise UserError(f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
@@ -136,29 +136,42 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig) -> tuple[Adapter, 
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-    wanted = {}
-    for projection in spec.projections:
-        rows, columns = projection_shape(config, projection)
+    _check_tensors(tensors, config, spec, path)
+    adapter: Adapter = {}
+    for projection in adapted_projections(config, spec):
+        stacks = {
+            part: [tensors[_tensor_name(layer, projection, part)].T for layer in range(config.layers)] for part in "ab"
+        }
+        adapter[projection] = {part: jnp.asarray(np.stack(matrices), jnp.float32) for part, matrices in stacks.items()}
+    return adapter, spec
+
+
+def _check_tensors(tensors: dict[str, np.ndarray], config: DecoderConfig, spec: LoraSpec, path: pathlib.Path) -> None:
+    """Checks that an adapter has exactly the tensors that its config and the decoder call for.
+
+    Raises:
+      UserError: names the first faults.
+    """
+    expected = {}
+    for projection, (rows, columns) in adapted_projections(config, spec).items():
         for layer in range(config.layers):
-            wanted[_tensor_name(layer, projection, "a")] = (spec.rank, rows)
-            wanted[_tensor_name(layer, projection, "b")] = (columns, spec.rank)
-    faults = [f"{name} is missing" for name in wanted if name not in tensors]
-    faults += [f"{name} is not wanted" for name in tensors if name not in wanted]
-    for name, shape in wanted.items():
+            expected[_tensor_name(layer, projection, "a")] = (spec.rank, rows)
+            expected[_tensor_name(layer, projection, "b")] = (columns, spec.rank)
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    faults += [f"{name} is not wanted" for name in tensors if name not in expected]
+    for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
             faults.append(f"{name} has shape {list(tensors[name].shape)}, the model wants {list(shape)}")
     if faults:
         raise UserError(f"{path}: the adapter does not fit the model: " + "; ".join(faults[:8]))
-    adapter: Adapter = {}
-    for projection in spec.projections:
-        stack = {
-            part: [tensors[_tensor_name(layer, projection, part)].T for layer in range(config.layers)] for part in "ab"
-        }
-        adapter[projection] = {part: jnp.asarray(np.stack(parts), jnp.float32) for part, parts in stack.items()}
-    return adapter, spec
 
 
-def _read_spec(folder: pathlib.Path) -> LoraSpec:
+def _read_spec(folder: pathlib.Path, config: DecoderConfig) -> LoraSpec:
+    """Reads `adapter_config.json`.
+
+    Raises:
+      UserError: it is missing or invalid, or describes more than plain LoRA on the decoder's projections.
+    """
     path = folder / CONFIG_FILE
     try:
         fields = json.loads(path.read_text())
@@ -172,17 +185,16 @@ def _read_spec(folder: pathlib.Path) -> LoraSpec:
         if fields.get(name, accepted) not in (accepted, None, [], {}):
             raise UserError(f"{path}: {name} = {fields[name]!r} is not supported; accepted: {accepted!r}")
     targets = fields.get("target_modules")
-    known = {path.split(".")[1] for path in PROJECTIONS}
-    if not isinstance(targets, list) or not set(targets) <= known:
+    known = [_target(projection) for projection in projection_shapes(config)]
+    if not isinstance(targets, list) or not set(targets) <= set(known):
         raise UserError(f"{path}: target_modules = {targets!r}; accepted: a list of {', '.join(sorted(known))}")
     for name in ("r", "lora_alpha"):
         if not isinstance(fields.get(name), int | float):
             raise UserError(f"{path}: {name} is missing or no number")
-    order = tuple(path.split(".")[1] for path in PROJECTIONS)
     return LoraSpec(
         rank=fields["r"],
         alpha=fields["lora_alpha"],
         dropout=fields.get("lora_dropout", 0.0),
-        targets=tuple(sorted(targets, key=order.index)),
+        targets=tuple(sorted(targets, key=known.index)),
         rank_stabilised=fields.get("use_rslora", False),
     )

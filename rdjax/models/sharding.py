@@ -1,16 +1,16 @@
-"""Which axis of a parameter lies on which mesh axis."""
+"""Assigns the axes of parameters to the axes of the mesh."""
 
 import re
 from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.weights import flatten, unflatten
 
-# First match wins; a path without a match is an error. Leading axes of layer parameters are the layers.
+# First match wins; a path without a match is an error. The first axis of layer parameters is the layers.
 PARAM_RULES = (
     (r"embed_tokens", P("tensor", "fsdp")),
     (r"lm_head\.kernel", P("fsdp", "tensor")),
@@ -18,12 +18,16 @@ PARAM_RULES = (
     (r"layers\..*\.(o|down)_proj\.kernel", P(None, "tensor", "fsdp")),
     (r"layers\..*\.(q|k|v|gate|up)_proj\.(bias|scale)", P(None, "tensor")),
     (r"layers\..*\.(o|down)_proj\.(bias|scale)", P(None, None)),
-    (r"(.*\.)?(norm|input_layernorm|post_attention_layernorm)\.weight", P()),
+    (r"(.*[._])?norm\.weight", P()),
 )
 
 
 def check_mesh(mesh: Mesh, config: DecoderConfig) -> None:
-    """The tensor axis splits heads, the others split widths; each must divide what it splits."""
+    """Checks that the mesh divides what it splits: tensor splits heads and feed-forward, fsdp the width.
+
+    Raises:
+      UserError: an axis does not divide one of these sizes.
+    """
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     splits = {
         ("tensor", tensor): {
@@ -40,7 +44,7 @@ def check_mesh(mesh: Mesh, config: DecoderConfig) -> None:
 
 
 def param_shardings(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
-    """A sharding for every parameter (or its shape), by `PARAM_RULES`.
+    """Returns a sharding for every parameter (or its shape), by `PARAM_RULES`.
 
     Raises:
       ValueError: a parameter has no rule, or an axis of the mesh does not divide the dimension that it splits.
@@ -55,4 +59,5 @@ def param_shardings(mesh: Mesh, params: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"mesh axis {axis} = {mesh.shape[axis]} does not divide {number} of {path} {shape}")
         return NamedSharding(mesh, spec)
 
-    return unflatten({path: match(path, leaf.shape) for path, leaf in flatten(params).items()})
+    matched = {path: match(path, leaf.shape) for path, leaf in flatten_dict(params, sep=".").items()}
+    return unflatten_dict(matched, sep=".")

@@ -1,24 +1,24 @@
-"""What a step of distillation costs: FLOPs by count, and the least time that a chip's figures allow for it."""
+"""Counts the FLOPs of a distillation step, and bounds its time from below by the figures of a chip."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
 from rdjax.models.config import DecoderConfig
-from rdjax.models.decoder import PROJECTIONS
-from rdjax.models.lora import LoraSpec, projection_shape
+from rdjax.models.decoder import projection_shapes
+from rdjax.models.lora import LoraSpec, adapted_projections
 from rdjax.plan.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One update.
+    """Describes one update.
 
     Attributes:
-      lengths: tokens of each sequence that is read.
-      predicted: positions whose logits are computed, of all of them.
+      lengths: number of tokens of each sequence.
+      predicted: number of positions with logits, in all sequences together.
       remat: the setting `model.remat`.
-      accumulation: micro-batches; each goes through the layers by itself.
+      accumulation: number of micro-batches; each is a pass through the layers of its own.
     """
 
     lengths: Sequence[int]
@@ -28,63 +28,84 @@ class Work:
 
 
 def block_parameters(config: DecoderConfig) -> int:
-    """Of all blocks' projections: what multiplies every token."""
-    return config.layers * sum(math.prod(projection_shape(config, name)) for name in PROJECTIONS)
+    """Counts the parameters of all blocks' projections, which multiply every token."""
+    return config.layers * sum(math.prod(shape) for shape in projection_shapes(config).values())
 
 
-def parameters_again(config: DecoderConfig, remat: str) -> int:
-    """Those of `block_parameters` that the backward pass multiplies once more to have a layer's states anew: all but
-    each layer's last projection, whose product it has no use for.
+def recomputed_parameters(config: DecoderConfig, remat: str) -> int:
+    """Counts the block parameters that multiply every token once more in the backward pass.
+
+    Those of each layer's last projection do not: nothing in the backward pass reads its product.
     """
     if remat != "full":
         return 0
-    return block_parameters(config) - config.layers * math.prod(projection_shape(config, PROJECTIONS[-1]))
+    *_, last = projection_shapes(config).values()
+    return block_parameters(config) - config.layers * math.prod(last)
 
 
 def parameters(config: DecoderConfig) -> int:
-    """Of the whole model, norms and biases left out."""
+    """Counts the parameters of the whole model, without norms and biases."""
     tables = 1 if config.tied_embeddings else 2
     return block_parameters(config) + tables * config.vocab * config.width
 
 
 def adapter_parameters(config: DecoderConfig, spec: LoraSpec) -> int:
-    """Of an adapter."""
-    return config.layers * spec.rank * sum(sum(projection_shape(config, name)) for name in spec.projections)
+    """Counts the parameters of an adapter."""
+    return config.layers * spec.rank * sum(map(sum, adapted_projections(config, spec).values()))
 
 
 def attention_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
-    """Of one forward pass: two products over the half of all pairs of tokens that a causal mask leaves."""
-    return sum(2.0 * length**2 * config.heads * config.head_width * config.layers for length in lengths)
+    """Counts the FLOPs of attention in one forward pass: two products for every query and the keys it attends to."""
+    windows = [config.kind_of(layer).window for layer in range(config.layers)]
+    pairs = sum(_attended_pairs(length, window) for window in windows for length in lengths)
+    return 4.0 * config.heads * config.head_width * pairs
+
+
+def _attended_pairs(length: int, window: int | None) -> float:
+    """Counts the pairs of query and key under a causal mask as an area: half a square, less what no window covers."""
+    outside = 0 if window is None else max(length - window, 0)
+    return (length**2 - outside**2) / 2
 
 
 def teacher_flops(config: DecoderConfig, lengths: Sequence[int], prefix: int = 0) -> float:
-    """Of the teacher's pass over sequences, less what all begin with and is read once for all; its logits belong to the
-    step. Of scanned layers, as in `step_flops`: those that are looped over leave a little out (`models.layers`).
+    """Counts the FLOPs of the teacher's pass, without logits, which belong to the step.
+
+    Exact for stacked layers, as is `step_flops`; unstacked ones leave a little out (`models.layers`).
+
+    Args:
+      lengths: number of tokens of each sequence.
+      prefix: number of tokens at the start of all sequences that are read once for many batches, and not counted.
     """
-    own = sum(lengths) - prefix * len(lengths)
+    tokens = sum(lengths) - prefix * len(lengths)
     attention = attention_flops(config, lengths) - attention_flops(config, [prefix] * len(lengths))
-    return 2.0 * block_parameters(config) * own + attention
+    return 2.0 * block_parameters(config) * tokens + attention
 
 
 def step_flops(config: DecoderConfig, spec: LoraSpec, work: Work) -> float:
-    """Of one update of an adapter with the teacher's signals at hand.
+    """Counts the FLOPs of one update of an adapter, without the teacher's pass.
 
-    A parameter of the frozen base multiplies a token twice, forward and back to the activations, at 2 FLOPs each; one
-    of the adapter three times. The backward pass of attention is twice its forward pass. The head is applied to the
-    teacher's states too.
+    A parameter of the frozen base multiplies a token twice, forward and back to the activations, at 2 FLOPs each; a
+    parameter of the adapter three times. The backward pass of attention is twice its forward pass. The head is applied
+    to the teacher's states too.
     """
     tokens, head = sum(work.lengths), config.vocab * config.width
     attention = attention_flops(config, work.lengths)
     forward = 2.0 * block_parameters(config) * tokens + attention
     backward = forward + attention
-    again = 0.0 if work.remat == "none" else 2.0 * parameters_again(config, work.remat) * tokens + attention
+    recomputed = 0.0 if work.remat == "none" else 2.0 * recomputed_parameters(config, work.remat) * tokens + attention
     adapter = 6.0 * adapter_parameters(config, spec) * tokens
-    return forward + backward + again + adapter + 3 * 2.0 * head * work.predicted
+    return forward + backward + recomputed + adapter + 3 * 2.0 * head * work.predicted
 
 
 @dataclasses.dataclass(frozen=True)
 class Floor:
-    """The least seconds an update can take on a mesh, by what would hold it up; all three can go on at once."""
+    """Holds lower bounds on the seconds of an update; the three can overlap.
+
+    Attributes:
+      compute: by the FLOPs.
+      memory: by reading the weights.
+      network: by collectives between chips.
+    """
 
     compute: float
     memory: float
@@ -92,38 +113,38 @@ class Floor:
 
     @property
     def seconds(self) -> float:
+        """Returns the largest bound."""
         return max(self.compute, self.memory, self.network)
 
     @property
     def efficiency(self) -> float:
-        """Of the chips' peak: the share that is spent on the step's FLOPs."""
+        """Returns the utilisation of the chips' peak FLOPs at the largest bound."""
         return self.compute / self.seconds
 
 
 def step_floor(
     config: DecoderConfig, spec: LoraSpec, work: Work, chip: Chip, mesh: Sequence[int], weight_bytes: int
 ) -> Floor:
-    """A model of an update's time from published figures, not a measurement.
+    """Models the time of an update from published figures; it measures nothing.
 
-    Each micro-batch gathers a chip's share of the base on the tensor axis over the fsdp axis, once for the forward and
-    once for the backward pass, and reads it from memory for every product; the tensor axis sums activations twice a
-    layer and pass, and once where a layer is computed anew; the gradient is summed over all rows. What is summed has 16
-    bits, and a sum sends everything twice.
+    Each micro-batch gathers the base over the fsdp axis, once for the forward and once for the backward pass, and reads
+    it from memory for every product. The tensor axis sums activations twice a layer and pass, and once more where
+    layers are recomputed. The gradient is summed over all rows. Sums have 16 bits, and send everything twice.
 
     Args:
       mesh: sizes of data, fsdp and tensor.
       weight_bytes: of a number of the base.
     """
     data, fsdp, tensor = mesh
-    again = parameters_again(config, work.remat)
+    recomputed = recomputed_parameters(config, work.remat)
     share = weight_bytes * work.accumulation / tensor
     blocks, head = block_parameters(config), config.vocab * config.width
     tokens = sum(work.lengths) / (data * fsdp)
     gathers = share * (2 * blocks + head) * (fsdp - 1) / fsdp
-    sums = (5 if again else 4) * config.layers * 2 * tokens * config.width * (1 - 1 / tensor) * 2
+    sums = (5 if recomputed else 4) * config.layers * 2 * tokens * config.width * (1 - 1 / tensor) * 2
     gradient = 2 * adapter_parameters(config, spec) * (1 - 1 / (data * fsdp)) * 2
     return Floor(
         step_flops(config, spec, work) / (data * fsdp * tensor * chip.flops),
-        share * (2 * blocks + again + 2 * head) / chip.bandwidth,
+        share * (2 * blocks + recomputed + 2 * head) / chip.bandwidth,
         (gathers + sums + gradient) / chip.network,
     )

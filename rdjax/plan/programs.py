@@ -17,8 +17,8 @@ from rdjax.distill.optimizer import make_optimizer
 from rdjax.distill.step import StepSettings, TrainState, init_state, train_step
 from rdjax.distill.teacher import teacher_prefixes, teacher_signals
 from rdjax.distill.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
-from rdjax.models.config import decoder_config_from_hf, read_decoder_config
-from rdjax.models.layers import loops_over_layers, unstack_layers
+from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
+from rdjax.models.layers import training_layout
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.sharding import check_mesh, param_shardings
@@ -61,8 +61,7 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
     check_mesh(mesh, decoder)
     graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
     base = jax.tree.map(abstract_like, shapes, param_shardings(mesh, shapes))
-    if loops_over_layers(decoder, mesh):
-        base = unstack_layers(base, lambda leaf, layer: _layer_shape(leaf))
+    base = training_layout(base, decoder.layers, mesh)
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
 
 
@@ -105,12 +104,6 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
 def _heads(mesh: Mesh, rank: int) -> NamedSharding:
     """Returns the sharding that the compiler gives keys and values [.., K, C, H]: heads over the tensor axis."""
     return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
-
-
-def _layer_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Returns the shape of one layer of a stacked parameter."""
-    sharding = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 @dataclasses.dataclass(frozen=True)

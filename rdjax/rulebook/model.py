@@ -73,7 +73,7 @@ def write_model(
     fields = hugging_face_fields(config) | special
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
-    save_params(folder, params, np.float16)
+    save_params(folder, config, params, np.float16)
 
 
 def hugging_face_fields(config: DecoderConfig) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def hugging_face_fields(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_epsilon,
         "max_position_embeddings": config.max_positions,
-        "rope_theta": config.rope.theta,
+        "rope_theta": config.pattern[0].rope.theta,
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": False,
         "mlp_bias": False,

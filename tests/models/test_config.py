@@ -5,14 +5,15 @@ import json
 import pytest
 
 from rdjax.errors import UserError
-from rdjax.models.config import RopeConfig, decoder_config_from_hf, read_decoder_config
+from rdjax.models.config import RopeConfig
+from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
 from tests import tiny
 
 
 def test_llama3_fields():
     config = decoder_config_from_hf(tiny.LLAMA3, "here")
     assert (config.heads, config.kv_heads, config.head_width, config.tied_embeddings) == (4, 2, 16, True)
-    assert config.rope == RopeConfig(10000.0, "llama3", 8.0, 1.0, 4.0, 32)
+    assert config.pattern[0].rope == RopeConfig(10000.0, "llama3", 8.0, 1.0, 4.0, 32)
 
 
 @pytest.mark.parametrize("name", ["llama1", "llama3", "biased"])
@@ -22,14 +23,14 @@ def test_both_spellings_of_rope_mean_the_same(name):
     new["rope_parameters"] = {"rope_type": "default", **old.get("rope_scaling", {}), "rope_theta": 777.0}
     config = decoder_config_from_hf(new, "here")
     assert config == decoder_config_from_hf(old, "here")
-    assert config.rope.theta == 777.0
+    assert config.pattern[0].rope.theta == 777.0
 
 
 def test_null_means_default():
     """Hugging Face writes null for what a model does not set."""
     nulls = {"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "sliding_window": None}
     config = decoder_config_from_hf(tiny.LLAMA2 | nulls, "here")
-    assert (config.kv_heads, config.head_width, config.rope.kind) == (4, 8, "default")
+    assert (config.kv_heads, config.head_width, config.pattern[0].rope.kind) == (4, 8, "default")
 
 
 @pytest.mark.parametrize(

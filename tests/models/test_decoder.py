@@ -7,10 +7,14 @@ import pytest
 from flax import nnx
 
 from rdjax.config import TARGETS
-from rdjax.models import layers as layers_module
-from rdjax.models.attention import Packing, shared_prefix_mask
-from rdjax.models.decoder import Decoder, Dropout, RMSNorm, gather_positions
+from rdjax.models.attention import shared_prefix_mask
+from rdjax.models.block import gather_positions
+from rdjax.models.decoder import Decoder
+from rdjax.models.layers import unstack_layers
+from rdjax.models.linear import Dropout
 from rdjax.models.lora import LoraSpec, init_adapter
+from rdjax.models.norm import RMSNorm
+from rdjax.models.packing import Packing
 from tests import tiny
 
 TOLERANCE = 2e-5
@@ -137,25 +141,24 @@ def test_inputs_are_gathered_at_the_wanted_positions(decoder):
     np.testing.assert_array_equal(chosen[0, 1, 2], decoder.embed_tokens[...][tokens_BT[1, 7]])
 
 
-def loss_and_gradient(decoder, **options):
-    """A loss on final states and on block inputs, and its gradient for all parameters."""
+def loss_and_gradient(decoder, layout=dict, **options):
+    """A loss on final states and on block inputs, and its gradient for all (stacked) parameters."""
     graph, params = nnx.split(decoder)
     tokens_BT = tiny.random_tokens(2, 10)
 
     def loss(params):
-        out = tiny.apply(nnx.merge(graph, params), tokens_BT, [10, 6], **options)
+        out = tiny.apply(nnx.merge(graph, layout(params)), tokens_BT, [10, 6], **options)
         return (out.final_BPD**2).mean() + jnp.sin(out.inputs_LBQD).mean()
 
     return jax.jit(jax.value_and_grad(loss))(nnx.to_pure_dict(params))
 
 
-@pytest.mark.parametrize("looped_layers", [8, 0])
+@pytest.mark.parametrize("layout", [unstack_layers, dict])
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_final_states_at_the_wanted_positions_are_those_of_all(decoder, monkeypatch, looped_layers, remat):
+def test_final_states_at_the_wanted_positions_are_those_of_all(decoder, layout, remat):
     """Under an adapter with dropout, packed; and so is the gradient, where the last layer leaves the others out."""
-    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", looped_layers)
     graph, params = nnx.split(decoder)
-    params = nnx.to_pure_dict(params)
+    params = layout(nnx.to_pure_dict(params))
     tokens_BT, at_BP = tiny.random_tokens(2, 9), jnp.array([[8, 0, 3], [1, 1, 7]])
     positions_BT = jnp.array([[*range(5), *range(4)]] * 2)
     places_BT, places_BEU = jnp.array([[*range(9)]] * 2), jnp.array([[[0, 1, 2, 3, 4], [5, 6, 7, 8, -1]]] * 2)
@@ -195,11 +198,11 @@ def plain(decoder):
     return loss_and_gradient(decoder)
 
 
-@pytest.mark.parametrize(("remat", "looped_layers"), [("full", 8), ("none", 0), ("full", 0), ("dots", 0)])
-def test_remat_and_scan_change_neither_loss_nor_gradient(decoder, plain, monkeypatch, remat, looped_layers):
-    """Accelerators and deep models take the scan, which tiny models on CPU do not."""
-    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", looped_layers)
-    changed = loss_and_gradient(decoder, remat=remat)
+@pytest.mark.parametrize(
+    ("remat", "layout"), [("full", dict), ("dots", dict), ("none", unstack_layers), ("full", unstack_layers)]
+)
+def test_neither_remat_nor_layout_change_loss_or_gradient(decoder, plain, remat, layout):
+    changed = loss_and_gradient(decoder, layout, remat=remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), changed, plain)
 
 

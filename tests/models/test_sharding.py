@@ -3,15 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
 from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.config import decoder_config_from_hf
+from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.load import load_model
 from rdjax.models.sharding import check_mesh, param_shardings
-from rdjax.models.weights import abstract_params, flatten
+from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated, row_multiple, rows_sharding
 from tests import tiny
 from tests.distill.case import (
@@ -83,7 +84,7 @@ def test_parameters_are_really_split(folder):
 @pytest.mark.parametrize("fields", tiny.CONFIGS.values(), ids=tiny.CONFIGS)
 def test_every_parameter_is_covered_by_a_rule(fields):
     _, params = abstract_params(decoder_config_from_hf(fields, "test"), np.float32)
-    assert flatten(param_shardings(mesh(), params)).keys() == flatten(params).keys()
+    assert flatten_dict(param_shardings(mesh(), params)).keys() == flatten_dict(params).keys()
 
 
 def test_a_parameter_without_a_rule_is_an_error():

@@ -7,23 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from rdjax.errors import UserError
-from rdjax.models.config import decoder_config_from_hf, read_decoder_config
-from rdjax.models.weights import (
-    INDEX,
-    SINGLE,
-    TABLE,
-    abstract_params,
-    flatten,
-    load_params,
-    quantise,
-    save_params,
-    tensor_names,
-    unflatten,
-)
+from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
+from rdjax.models.linear import quantise
+from rdjax.models.tensor_files import INDEX, SINGLE
+from rdjax.models.weights import abstract_params, checkpoint_shapes, load_params, save_params
 from tests import tiny
 
 
@@ -40,26 +32,8 @@ def refusal(folder) -> str:
 
 
 @pytest.mark.parametrize("fields", tiny.CONFIGS.values(), ids=tiny.CONFIGS)
-def test_every_parameter_has_one_row(fields):
-    config = decoder_config_from_hf(fields, "here")
-    params = flatten(abstract_params(config, jnp.float32)[1])
-    rows = [row for row in TABLE if row.path in params]
-    assert sorted(row.path for row in rows) == sorted(params)
-    names = [name for row in rows for name in tensor_names(row, config.layers)]
-    assert sorted(names) == sorted(tiny.tensor_shapes(fields))
-
-
-def test_every_row_has_a_parameter():
-    configs = [decoder_config_from_hf(fields, "here") for fields in tiny.CONFIGS.values()]
-    paths = set().union(*(flatten(abstract_params(config, jnp.float32)[1]) for config in configs))
-    assert {row.path for row in TABLE} == paths
-
-
-def test_unflatten_is_the_inverse_of_flatten():
-    _, params = abstract_params(decoder_config_from_hf(tiny.BIASED, "here"), jnp.float32)
-    flat = flatten(params)
-    assert all(not isinstance(leaf, dict) for leaf in flat.values())
-    assert unflatten(flat) == params
+def test_the_table_gives_the_tensors_of_a_checkpoint(fields):
+    assert checkpoint_shapes(decoder_config_from_hf(fields, "here")) == tiny.tensor_shapes(fields)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -67,7 +41,7 @@ def test_unflatten_is_the_inverse_of_flatten():
 def test_saving_what_was_loaded_gives_the_same_tensors(tmp_path, fields, shards):
     params = load(tiny.write_random_checkpoint(tmp_path / "in", fields, shards=shards))
     (tmp_path / "out").mkdir()
-    save_params(tmp_path / "out", params, np.float32)
+    save_params(tmp_path / "out", decoder_config_from_hf(fields, "here"), params, np.float32)
     saved, expected = load_file(tmp_path / "out" / SINGLE), tiny.random_tensors(fields, 0)
     assert set(saved) == set(expected)
     for name, tensor in expected.items():
@@ -93,7 +67,7 @@ def test_half_precision_files(tmp_path, dtype):
     assert wide["embed_tokens"].dtype == jnp.float32
     assert kept["embed_tokens"].dtype == dtype
     np.testing.assert_array_equal(wide["embed_tokens"], tensors["model.embed_tokens.weight"].astype(np.float32))
-    save_params(tmp_path, wide, dtype)
+    save_params(tmp_path, read_decoder_config(tmp_path), wide, dtype)
     for name, tensor in load_file(tmp_path / SINGLE).items():
         assert tensor.dtype == dtype
         np.testing.assert_array_equal(tensor, tensors[name])
@@ -199,8 +173,13 @@ def quantised(tmp_path):
     return tiny.load_decoder(folder), nnx.merge(graph, loaded)
 
 
+def flatten(decoder):
+    """The decoder's parameters as {"a.b.c": array}."""
+    return flatten_dict(nnx.to_pure_dict(nnx.state(decoder)), sep=".")
+
+
 def test_int8_kernels_are_off_by_half_a_step_at_most(quantised):
-    exact, ours = (flatten(nnx.to_pure_dict(nnx.state(decoder))) for decoder in quantised)
+    exact, ours = (flatten(decoder) for decoder in quantised)
     kernels = [path for path in ours if ours[path].dtype == jnp.int8]
     assert len(kernels) == 7
     for path in kernels:
@@ -213,14 +192,13 @@ def test_int8_kernels_are_off_by_half_a_step_at_most(quantised):
 
 def test_an_int8_decoder_computes_with_its_rounded_weights(quantised):
     exact, ours = quantised
-    state = flatten(nnx.to_pure_dict(nnx.state(ours)))
-    graph, params = nnx.split(exact)
-    rounded = flatten(nnx.to_pure_dict(params))
+    state = flatten(ours)
+    graph, rounded = nnx.graphdef(exact), flatten(exact)
     for path in rounded:
         if state[path].dtype == jnp.int8:
             rounded[path] = state[path] * state[path.replace("kernel", "scale")][..., None, :]
     tokens = tiny.random_tokens(2, 9)
-    expected = tiny.forward(nnx.merge(graph, unflatten(rounded)), tokens).final_BPD
+    expected = tiny.forward(nnx.merge(graph, unflatten_dict(rounded, sep=".")), tokens).final_BPD
     np.testing.assert_allclose(tiny.forward(ours, tokens).final_BPD, expected, atol=2e-4)
     assert 1e-4 < np.abs(expected - tiny.forward(exact, tokens).final_BPD).mean() < 0.1
 

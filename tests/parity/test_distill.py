@@ -76,11 +76,11 @@ def torch_loss(model, pairs, slots, hidden_weight):
     return torch.cat(kls).mean() + hidden_weight * torch.cat(distances).mean()
 
 
-def adapter_gradient(model):
+def adapter_gradient(model, adapter):
     """peft's gradients as our adapter tree."""
     named = {name.replace(".default", ""): p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     tree = {}
-    for projection in SPEC.projections:
+    for projection in adapter:
         layers = model.config.num_hidden_layers
         stacks = {part: [named[_tensor_name(layer, projection, part)].T for layer in range(layers)] for part in "ab"}
         tree[projection] = {part: np.stack(stack) for part, stack in stacks.items()}
@@ -96,7 +96,7 @@ def test_distillation_loss_and_gradients(setting, slots):
     theirs = torch_loss(model, pairs, slots, hidden_weight=2.44)
     theirs.backward()
     np.testing.assert_allclose(loss, theirs.item(), rtol=1e-4)
-    assert_close(gradient, adapter_gradient(model), 1e-4)
+    assert_close(gradient, adapter_gradient(model, adapter), 1e-4)
 
 
 def assert_same_logits(case, adapter, theirs):
@@ -116,7 +116,7 @@ def test_exported_adapter_in_peft(setting):
 def test_merged_export_in_transformers(setting, tmp_path):
     case, adapter, _, folder = setting
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    save_params(tmp_path, merge_adapter(case.base, adapter, SPEC.scale), np.float32)
+    save_params(tmp_path, case.config, merge_adapter(case.base, adapter, SPEC.scale), np.float32)
     merged = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     assert_same_logits(case, adapter, merged)
 
@@ -125,7 +125,7 @@ def test_adapter_saved_by_peft_is_read(setting, tmp_path):
     case, adapter, model, _ = setting
     model.save_pretrained(tmp_path)
     read, spec = load_adapter(tmp_path, case.config)
-    assert (spec.rank, spec.alpha, spec.projections) == (SPEC.rank, SPEC.alpha, SPEC.projections)
+    assert (spec.rank, spec.alpha, spec.targets) == (SPEC.rank, SPEC.alpha, SPEC.targets)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
     jax.tree.map(np.testing.assert_array_equal, read, jax.tree.map(np.asarray, adapter))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rdjax.models.config import read_decoder_config
+from rdjax.models.families.registry import read_decoder_config
 from rdjax.models.weights import abstract_params, load_params, save_params
 from tests import tiny
 
@@ -53,7 +53,7 @@ def test_written_by_rdjax(tmp_path, fields):
     decoder = tiny.load_decoder(tiny.write_random_checkpoint(tmp_path / "in", fields, seed=2))
     (tmp_path / "out").mkdir()
     shutil.copy(tmp_path / "in" / "config.json", tmp_path / "out")
-    save_params(tmp_path / "out", nnx.to_pure_dict(nnx.state(decoder)), np.float32)
+    save_params(tmp_path / "out", decoder.config, nnx.to_pure_dict(nnx.state(decoder)), np.float32)
     assert_same_states(decoder, reference.load(tmp_path / "out"))
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.step import GroupUpdate, loss_and_gradient
 from rdjax.distill.teacher import teacher_signals
-from rdjax.models import layers as layers_module
-from rdjax.models.config import decoder_config_from_hf
+from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.lora import init_adapter
-from rdjax.models.weights import abstract_params, flatten
+from rdjax.models.weights import abstract_params
 from rdjax.plan.chips import CHIPS
 from rdjax.plan.flops import (
     Floor,
@@ -38,7 +38,7 @@ ROWS, PREDICTED = 2, RESPONSE + 1
 
 def sizes(fields, wanted) -> int:
     _, params = abstract_params(decoder_config_from_hf(fields, "test"), jnp.float32)
-    return sum(leaf.size for path, leaf in flatten(params).items() if wanted(path))
+    return sum(leaf.size for path, leaf in flatten_dict(params, sep=".").items() if wanted(path))
 
 
 @pytest.mark.parametrize("fields", tiny.CONFIGS.values(), ids=tiny.CONFIGS)
@@ -101,9 +101,8 @@ def problem():
     return case, random_adapter(case.config), make_update(pairs, OURS, rows=ROWS)
 
 
-def test_teacher_flops_are_the_products_of_the_teachers_pass(problem, monkeypatch):
+def test_teacher_flops_are_the_products_of_the_teachers_pass(problem):
     """Of scanned layers; of those that are looped over, the last one leaves out what nothing reads."""
-    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", 0)
     case, _, batch = problem
     made = jax.make_jaxpr(lambda *given: teacher_signals(case.graph, *given, None, 1.0))(
         case.base, None, stacked(batch)
@@ -118,11 +117,10 @@ def work(remat: str = "none", accumulation: int = 1) -> Work:
 
 
 @pytest.mark.parametrize(("remat", "attention_passes"), [("none", 3), ("dots", 4), ("full", 4)])
-def test_step_flops_are_the_products_of_loss_and_gradient(problem, monkeypatch, remat, attention_passes):
+def test_step_flops_are_the_products_of_loss_and_gradient(problem, remat, attention_passes):
     """Of scanned layers; of those that are looped over, the first one's input has no gradient, which saves a little,
     and the last one leaves out what nothing reads.
     """
-    monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", 0)
     case, adapter, batch = problem
     config, settings = case.config, settings_of(case, remat=remat)
     signals = jax.eval_shape(lambda: teacher_signals(case.graph, case.base, None, stacked(batch), None, 1.0))

@@ -1,0 +1,244 @@
+"""Defines a block of the decoder: attention and MLP, each with its norms and its residual sum."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rdjax.models.attention import RowPrefix, Scoring, attention, heads_first, rows_first
+from rdjax.models.config import DecoderConfig
+from rdjax.models.linear import Dropout, Linear, Lora, layer_loras
+from rdjax.models.norm import RMSNorm
+from rdjax.models.packing import Packing, causal_attention
+from rdjax.models.rotary import Angles, rotate
+from rdjax.parallel.mesh import device_of, rows_spec
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+class KindInputs(NamedTuple):
+    """Holds what the layers of one kind (`config.LayerKind`) share in a forward pass.
+
+    Attributes:
+      angles: the rotation of queries and keys; None: they are not rotated.
+      mask_BTS: which keys a token attends to; None: its own past in its sequence.
+      prefix_mask_BTC: which tokens of the prefix it attends to; None: all.
+    """
+
+    angles: Angles | None
+    mask_BTS: jax.Array | None
+    prefix_mask_BTC: jax.Array | None
+
+
+class PassInputs(NamedTuple):
+    """Holds what all layers share in a forward pass.
+
+    Attributes:
+      kinds: for each of `DecoderConfig.kinds`.
+      packing: of rows that hold several sequences.
+      cache_index: slot of the cache for the first new token; None: there is no cache.
+      dropout: its key is not read; each layer has its own.
+    """
+
+    kinds: tuple[KindInputs, ...]
+    packing: Packing | None
+    cache_index: jax.Array | None
+    dropout: Dropout | None
+
+
+class LayerInputs(NamedTuple):
+    """Holds what one layer reads; stacked along a first axis, or as lists, those of all layers.
+
+    Attributes:
+      params: of the block.
+      kind: index into `DecoderConfig.kinds`; None where there is only one, or where the caller knows it.
+      adapter: {projection: {"a": [in, R], "b": [R, out]}}.
+      dropout_key: of the layer.
+      prefix: keys and values of tokens before all rows, [K, C, H].
+      cache: keys and values so far, [K, B, S, H].
+    """
+
+    params: Any
+    kind: jax.Array | None
+    adapter: dict[str, dict[str, jax.Array]] | None
+    dropout_key: jax.Array | None
+    prefix: KeysValues | None
+    cache: KeysValues | None
+
+
+class Attention(nnx.Module):
+    """Computes attention; its kernels, like those of all parts of a block, are stacked over layers."""
+
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
+        def linear(rows: int, columns: int, bias: bool) -> Linear:
+            return Linear((c.layers, rows, columns), dtype, bias=bias, int8=int8, rngs=rngs)
+
+        def norm(heads: int) -> RMSNorm:
+            width = c.head_width * (heads if c.qk_norm == "whole" else 1)
+            return RMSNorm((c.layers, width), dtype, c.norm_epsilon, c.norm)
+
+        self.q_proj = linear(c.width, c.heads * c.head_width, c.qkv_bias)
+        self.k_proj = linear(c.width, c.kv_heads * c.head_width, c.qkv_bias)
+        self.v_proj = linear(c.width, c.kv_heads * c.head_width, c.qkv_bias)
+        self.o_proj = linear(c.heads * c.head_width, c.width, c.o_bias)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = norm(c.heads), norm(c.kv_heads)
+        self.config, self.mesh = c, mesh
+
+    def __call__(
+        self, x_BTD: jax.Array, loras: dict[str, Lora], shared: PassInputs, layer: LayerInputs, kind: int | jax.Array
+    ) -> tuple[jax.Array, KeysValues]:
+        """Returns the mixed values [B, T, N * H], and the layer's keys and values [K, B, S, H] with the new ones."""
+        q_BTNH = self._heads("q", x_BTD, loras)
+        k_BTKH = self._heads("k", x_BTD, loras)
+        v_BTKH = self._heads("v", x_BTD, loras)
+
+        def attend(kind: int, q_BTNH: jax.Array, k_BTKH: jax.Array) -> tuple[jax.Array, KeysValues]:
+            return self._attend(kind, q_BTNH, k_BTKH, v_BTKH, shared, layer)
+
+        if isinstance(kind, int):
+            mixed_BTNH, keys_values = attend(kind, q_BTNH, k_BTKH)
+        else:
+            branches = [functools.partial(attend, number) for number in range(len(shared.kinds))]
+            mixed_BTNH, keys_values = jax.lax.switch(kind, branches, q_BTNH, k_BTKH)
+        return mixed_BTNH.reshape(*x_BTD.shape[:2], -1), keys_values
+
+    def _heads(self, name: str, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
+        """Returns queries, keys or values by heads, normed where the config says so."""
+        y_BTD = getattr(self, f"{name}_proj")(x_BTD, loras.get(f"{name}_proj"))
+        if device_of(self.mesh).platform == "tpu":
+            # Otherwise the compiler transposes the kernels, and keeps a transposed copy of those of all layers.
+            y_BTD = jax.lax.optimization_barrier(y_BTD)
+        norm = getattr(self, f"{name}_norm", None)
+        if norm is not None and self.config.qk_norm == "whole":
+            y_BTD = norm(y_BTD)
+        y_BTNH = y_BTD.reshape(*x_BTD.shape[:2], -1, self.config.head_width)
+        return norm(y_BTNH) if norm is not None and self.config.qk_norm == "head" else y_BTNH
+
+    def _attend(
+        self,
+        kind: int,
+        q_BTNH: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        shared: PassInputs,
+        layer: LayerInputs,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Computes attention as one kind of layer does; returns [B, T, N, H] and all keys and values."""
+        c, inputs = self.config, shared.kinds[kind]
+        scale = c.head_width**-0.5 if c.score_scale is None else c.score_scale
+        scoring = Scoring(scale, c.score_softcap, c.kinds[kind].window)
+        if inputs.angles is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, inputs.angles), rotate(k_BTKH, inputs.angles)
+        keys_values = heads_first(k_BTKH)[:, :, :, 0], heads_first(v_BTKH)[:, :, :, 0]
+        if layer.cache is not None:
+            keys_values = tuple(
+                jax.lax.dynamic_update_slice_in_dim(x_KBSH, new_KBTH.astype(x_KBSH.dtype), shared.cache_index, axis=2)
+                for x_KBSH, new_KBTH in zip(layer.cache, keys_values, strict=True)
+            )
+        prefix = None if layer.prefix is None else RowPrefix(*(x_KCH[:, None] for x_KCH in layer.prefix))
+        if inputs.mask_BTS is None:
+            mixed_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, prefix, shared.packing, scoring, self.mesh)
+        else:
+            q_KBTGH = heads_first(q_BTNH, c.kv_heads)
+            mixed_KBTGH = attention(q_KBTGH, *keys_values, inputs.mask_BTS, scoring, prefix, inputs.prefix_mask_BTC)
+            mixed_BTNH = rows_first(mixed_KBTGH)
+        return mixed_BTNH, keys_values
+
+
+class MLP(nnx.Module):
+    """Computes a gated feed-forward layer (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
+        def linear(rows: int, columns: int) -> Linear:
+            return Linear((c.layers, rows, columns), dtype, bias=c.mlp_bias, int8=int8, rngs=rngs)
+
+        self.gate_proj = linear(c.width, c.feed_forward)
+        self.up_proj = linear(c.width, c.feed_forward)
+        self.down_proj = linear(c.feed_forward, c.width)
+        self.activation = c.activation
+
+    def __call__(self, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
+        gate_BTF = ACTIVATIONS[self.activation](self.gate_proj(x_BTD, loras.get("gate_proj")))
+        return self.down_proj(gate_BTF * self.up_proj(x_BTD, loras.get("up_proj")), loras.get("down_proj"))
+
+
+class Block(nnx.Module):
+    """Computes one layer. Holds the parameters of all, stacked; they are sliced before a call."""
+
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
+        def norm() -> RMSNorm:
+            return RMSNorm((c.layers, c.width), dtype, c.norm_epsilon, c.norm)
+
+        self.self_attn = Attention(c, dtype, int8, mesh, rngs)
+        self.mlp = MLP(c, dtype, int8, rngs)
+        if c.norms in ("before", "both"):
+            self.attention_norm, self.mlp_norm = norm(), norm()
+        if c.norms in ("after", "both"):
+            self.attention_out_norm, self.mlp_out_norm = norm(), norm()
+        # In the order of definition, on which random numbers depend; `nnx.merge` sorts attributes by name.
+        self.projections = tuple(
+            f"{part}.{name}"
+            for part in ("self_attn", "mlp")
+            for name, module in vars(getattr(self, part)).items()
+            if isinstance(module, Linear)
+        )
+        self.config, self.mesh = c, mesh
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        shared: PassInputs,
+        layer: LayerInputs,
+        kind: int | jax.Array,
+        at_BP: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Returns the output, of all tokens or of those at `at_BP`, and the layer's keys and values."""
+        dropout = None if shared.dropout is None else shared.dropout._replace(key=layer.dropout_key)
+        loras = layer_loras(layer.adapter, dropout, self.projections)
+        mixed_BTD, keys_values = self.self_attn(self._norm("attention_norm", x_BTD), loras, shared, layer, kind)
+        if at_BP is not None:  # no later layer reads the other tokens
+            x_BTD, mixed_BTD, loras = self._take(at_BP, x_BTD, mixed_BTD, loras)
+        attended_BTD = self.self_attn.o_proj(mixed_BTD, loras.get("o_proj"))
+        x_BTD = self._add(x_BTD, self._norm("attention_out_norm", attended_BTD))
+        fed_BTD = self.mlp(self._norm("mlp_norm", x_BTD), loras)
+        return self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD)), keys_values
+
+    def _norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
+        """Applies a norm if the block has it."""
+        return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
+
+    def _add(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        """Adds the output of attention or MLP."""
+        scale = self.config.residual_scale
+        return x_BTD + (y_BTD if scale == 1.0 else scale * y_BTD)
+
+    def _take(self, at_BP: jax.Array, x_BTD: jax.Array, mixed_BTD: jax.Array, loras: dict[str, Lora]):
+        """Returns everything that has an axis of tokens at some positions alone."""
+
+        def take(x: jax.Array) -> jax.Array:
+            # From whole rows: of arrays that are split over the tensor axis too, XLA's partitioner gathers wrong
+            # numbers on a mesh of 2 x 2 x 2 (tests/parallel/test_meshes.py).
+            return gather_positions(on_mesh(x, self.mesh), at_BP)
+
+        masked = {name: lora for name, lora in loras.items() if lora.mask is not None}
+        masked = {name: lora._replace(mask=take(lora.mask)) for name, lora in masked.items()}
+        return take(x_BTD), take(mixed_BTD), loras | masked
+
+
+def on_mesh(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Splits rows over the mesh and nothing else: kernels are then gathered layer by layer, not activations."""
+    if mesh is None or mesh.size == 1:
+        return x_BTD
+    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(rows_spec(x_BTD.shape[0], mesh))))
+
+
+def gather_positions(x_BTD: jax.Array, at_BP: jax.Array) -> jax.Array:
+    """Gathers the tokens at the positions `at_BP` of each row, [B, P, D]."""
+    return jnp.take_along_axis(x_BTD, at_BP[..., None], axis=1)

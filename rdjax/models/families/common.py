@@ -1,0 +1,93 @@
+"""Provides what the model families share: how fields of config.json are read, and the usual names of tensors."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rdjax.errors import UserError
+from rdjax.models.config import DecoderConfig, RopeConfig
+from rdjax.models.rotary import FREQUENCIES
+from rdjax.models.weight_table import Row
+
+Fields = dict[str, Any]
+
+
+class Family(NamedTuple):
+    """Describes how the files of a model type are read.
+
+    Attributes:
+      read_config: (fields of config.json, source for errors) -> the decoder's config. A missing field may raise
+        KeyError, a wrong type TypeError.
+      table: tensor names; the first row that holds a parameter counts.
+      ignored: patterns of tensors that follow from the config.
+    """
+
+    read_config: Callable[[Fields, str], DecoderConfig]
+    table: tuple[Row, ...]
+    ignored: tuple[str, ...] = ()
+
+
+BASE_ROWS = (
+    Row("model.embed_tokens.weight", ("embed_tokens",)),
+    Row("model.norm.weight", ("norm.weight",)),
+    Row("lm_head.weight", ("lm_head.kernel",), "transpose"),
+    Row("model.layers.{layer}.{projection}.weight", ("layers.{projection}.kernel",), "transpose"),
+    Row("model.layers.{layer}.{projection}.bias", ("layers.{projection}.bias",)),
+)
+
+NORMS_BEFORE = (
+    Row("model.layers.{layer}.input_layernorm.weight", ("layers.attention_norm.weight",)),
+    Row("model.layers.{layer}.post_attention_layernorm.weight", ("layers.mlp_norm.weight",)),
+)
+
+
+def read_sizes(fields: Fields) -> Fields:
+    """Returns the fields of a `DecoderConfig` that all families name alike."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    return {
+        "vocab": fields["vocab_size"],
+        "width": width,
+        "layers": fields["num_hidden_layers"],
+        "heads": heads,
+        "kv_heads": fields.get("num_key_value_heads") or heads,
+        "head_width": fields.get("head_dim") or width // heads,
+        "feed_forward": fields["intermediate_size"],
+        "norm_epsilon": fields.get("rms_norm_eps", 1e-6),
+        "max_positions": fields.get("max_position_embeddings", 2048),
+        "tied_embeddings": fields.get("tie_word_embeddings", False),
+    }
+
+
+def accept_only(fields: Fields, accepted: Fields, where: str) -> None:
+    """Refuses other values of fields that would change the result.
+
+    Raises:
+      UserError: a field has a value for which the decoder has no computation.
+    """
+    for name, value in accepted.items():
+        if fields.get(name, value) != value:
+            raise UserError(f"{where}: {name} = {fields[name]!r} is not supported; accepted: {value!r}")
+
+
+def read_rope(fields: Fields, where: str) -> RopeConfig:
+    """Reads rotary positions in either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`.
+
+    Raises:
+      UserError: the kind of scaling is not supported.
+    """
+    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    theta = scaling.get("rope_theta", fields.get("rope_theta", 10000.0))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind == "linear":
+        return RopeConfig(theta=theta, kind=kind, factor=scaling["factor"])
+    if kind == "llama3":
+        return RopeConfig(
+            theta=theta,
+            kind=kind,
+            factor=scaling["factor"],
+            low_freq_factor=scaling["low_freq_factor"],
+            high_freq_factor=scaling["high_freq_factor"],
+            original_context=scaling["original_max_position_embeddings"],
+        )
+    raise UserError(f"{where}: rope type {kind!r} is not supported; accepted: {', '.join(FREQUENCIES)}")

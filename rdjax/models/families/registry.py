@@ -1,0 +1,54 @@
+"""Lists the model families, and reads `config.json` by them."""
+
+import json
+import pathlib
+from typing import Any
+
+from rdjax.errors import UserError
+from rdjax.models.config import DecoderConfig
+from rdjax.models.families import llama
+from rdjax.models.families.common import Family
+
+# By the `model_type` of config.json.
+FAMILIES: dict[str, Family] = {"llama": llama.FAMILY}
+
+
+def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:
+    """Reads `config.json` of a model folder.
+
+    Raises:
+      UserError: the file is missing or no JSON, the model type is not supported, or a field asks
+        for a computation that the decoder does not have.
+    """
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; a model folder holds config.json and *.safetensors") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: must hold a JSON object, as a Hugging Face config does")
+    return decoder_config_from_hf(fields, where=str(path))
+
+
+def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
+    """Translates the fields of a Hugging Face config; `where` names its source in errors.
+
+    Raises:
+      UserError: as `read_decoder_config`.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in FAMILIES:
+        raise UserError(f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(FAMILIES)}")
+    try:
+        config = FAMILIES[model_type].read_config(fields, where)
+        uneven = config.heads % config.kv_heads
+    except KeyError as error:
+        raise UserError(f"{where}: the field {error.args[0]} is missing") from None
+    except TypeError as error:
+        raise UserError(f"{where}: a field has the wrong type ({error})") from None
+    if uneven:
+        counts = f"num_attention_heads {config.heads} is not a multiple of num_key_value_heads {config.kv_heads}"
+        raise UserError(f"{where}: {counts}")
+    return config
