@@ -1,5 +1,6 @@
 """Searches for the most probable response with beams."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,84 +10,108 @@ import jax.numpy as jnp
 from rdjax.generation.options import Decoding, is_end
 from rdjax.models.decoder import Cache
 
-NEVER = -1e9  # the score of a beam that is none; finite, as transformers has it, so that differences stay numbers
+NEVER = -1e9  # the score of an unused beam; finite, as in transformers, so that differences of scores stay numbers
 
 
 class Beams(NamedTuple):
-    """The K open beams of each row, and the K best finished responses so far.
+    """Holds the W open beams of each row, and its W best finished responses so far.
 
     Attributes:
-      open_BKN, open_scores_BK: new tokens, and the sum of their log-probabilities.
-      found_BKN, found_scores_BK, found_BK: likewise, the mean; which of them there are.
-      hope_B: whether a row's open beams may still beat its finished ones.
+      open_BWT, open_scores_BW: tokens, and the sum of their log-probabilities.
+      finished_BWT, finished_scores_BW: tokens, and the mean of their log-probabilities.
+      exists_BW: which of the finished responses exist.
+      improvable_B: rows whose open beams can still beat a finished response.
     """
 
-    open_BKN: jax.Array
-    open_scores_BK: jax.Array
-    found_BKN: jax.Array
-    found_scores_BK: jax.Array
-    found_BK: jax.Array
-    hope_B: jax.Array
+    open_BWT: jax.Array
+    open_scores_BW: jax.Array
+    finished_BWT: jax.Array
+    finished_scores_BW: jax.Array
+    exists_BW: jax.Array
+    improvable_B: jax.Array
 
 
-def beam_search(follow, logits_BV, cache, empty_B, eos, decoding: Decoding) -> jax.Array:
-    """Beam search, as transformers does it with early_stopping = False and length_penalty = 1."""
-    B, V = logits_BV.shape
-    K, N = decoding.beams, decoding.max_new_tokens
-    # Enough that K of them go on, even if every beam's best continuations are ends.
-    E = max(2, 1 + len(eos)) * K
-    blank_BKN = jnp.full((B, K, N), eos[0] if eos else 0, jnp.int32)
-    never_BK = jnp.full((B, K), NEVER)
-    beams = Beams(
-        blank_BKN, never_BK.at[:, 0].set(0.0), blank_BKN, never_BK, jnp.zeros((B, K), bool), jnp.logical_not(empty_B)
+def beam_search(advance, logits_BV, cache, empty_B, eos, decoding: Decoding) -> jax.Array:
+    """Generates responses [B, T] as transformers does with early_stopping = False and length_penalty = 1.
+
+    Args:
+      advance: (last tokens [B * W], their index in the response, cache) -> (next logits [B * W, V], cache).
+      logits_BV: of the first token.
+      cache: of the prompts, of one beam.
+      empty_B: rows that need no response.
+      eos: tokens that end a response.
+    """
+    (B, V), W = logits_BV.shape, decoding.beams
+    extend = functools.partial(_extend, eos=eos, last=decoding.max_new_tokens)
+
+    def unfinished(state):
+        index, beams, _ = state
+        return (index < decoding.max_new_tokens) & jnp.any(beams.improvable_B)
+
+    def add_token(state):
+        index, beams, cache = state
+        logits_XV, cache = advance(beams.open_BWT[:, :, index - 1].reshape(B * W), index - 1, cache)
+        beams, parents_BW = extend(beams, logits_XV.reshape(B, W, V), index)
+        return index + 1, beams, _reorder(cache, parents_BW)
+
+    first = jnp.broadcast_to(logits_BV[:, None], (B, W, V))
+    beams, parents_BW = extend(_first_beams(B, eos, empty_B, decoding), first, 0)
+    cache = _on_rows(lambda x, axis: jnp.repeat(x, W, axis), cache)
+    state = (jnp.ones((), jnp.int32), beams, _reorder(cache, parents_BW))
+    return jax.lax.while_loop(unfinished, add_token, state)[1].finished_BWT[:, 0]
+
+
+def _first_beams(B: int, eos: tuple[int, ...], empty_B: jax.Array, decoding: Decoding) -> Beams:
+    """Returns empty responses: one open beam in each row, none finished."""
+    W = decoding.beams
+    blank_BWT = jnp.full((B, W, decoding.max_new_tokens), eos[0] if eos else 0, jnp.int32)
+    never_BW = jnp.full((B, W), NEVER)
+    open_scores_BW = never_BW.at[:, 0].set(0.0)
+    return Beams(blank_BWT, open_scores_BW, blank_BWT, never_BW, jnp.zeros((B, W), bool), jnp.logical_not(empty_B))
+
+
+def _extend(
+    beams: Beams, logits_BWV: jax.Array, index: int | jax.Array, *, eos: tuple[int, ...], last: int
+) -> tuple[Beams, jax.Array]:
+    """Extends all beams by token number `index`; returns also which beam each of the open ones continues, [B, W]."""
+    B, W, V = logits_BWV.shape
+    # Enough candidates that W of them stay open, even if the best continuations of every beam are ends.
+    Y = max(2, 1 + len(eos)) * W
+    scores_BWV = jax.nn.log_softmax(logits_BWV) + beams.open_scores_BW[..., None]
+    scores_BY, candidates_BY = jax.lax.top_k(scores_BWV.reshape(B, W * V), Y)
+    parents_BY, tokens_BY = candidates_BY // V, candidates_BY % V
+    responses_BYT = jnp.take_along_axis(beams.open_BWT, parents_BY[..., None], axis=1).at[:, :, index].set(tokens_BY)
+    ends_BY = is_end(tokens_BY, eos) | (index + 1 == last)
+    open_scores_BW, open_BWT, parents_BW = _best(W, scores_BY + NEVER * ends_BY, responses_BYT, parents_BY)
+    # An end counts only if it is among the W best candidates, and only while the row can be improved.
+    finishes_BY = ends_BY & (jnp.arange(Y) < W)
+    means_BY = scores_BY / (index + 1) + NEVER * ~finishes_BY + NEVER * ~beams.improvable_B[:, None]
+    finished_scores_BW, finished_BWT, exists_BW = _best(
+        W,
+        jnp.concatenate([beams.finished_scores_BW, means_BY], axis=1),
+        jnp.concatenate([beams.finished_BWT, responses_BYT], axis=1),
+        jnp.concatenate([beams.exists_BW, finishes_BY], axis=1),
+    )
+    worst_BW = jnp.where(exists_BW, finished_scores_BW.min(axis=1, keepdims=True), NEVER)
+    improvable_B = beams.improvable_B & jnp.any(open_scores_BW[:, :1] / (index + 1) > worst_BW, axis=1)
+    return Beams(open_BWT, open_scores_BW, finished_BWT, finished_scores_BW, exists_BW, improvable_B), parents_BW
+
+
+def _best(count: int, scores_BY: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the best of each row's candidates: their scores and what belongs to them."""
+    scores_BW, at_BW = jax.lax.top_k(scores_BY, count)
+    return scores_BW, *(
+        jnp.take_along_axis(other, at_BW.reshape(*at_BW.shape, *(1,) * (other.ndim - 2)), axis=1) for other in others
     )
 
-    def best(scores_BE, *others):
-        """The K best along the second axis, and what belongs to them."""
-        scores_BK, at_BK = jax.lax.top_k(scores_BE, K)
-        return scores_BK, *(
-            jnp.take_along_axis(other, at_BK.reshape(*at_BK.shape, *(1,) * (other.ndim - 2)), axis=1)
-            for other in others
-        )
 
-    def extend(beams: Beams, logits_BKV, at):
-        """All beams with one token more; which beam each of the open ones comes from."""
-        scores_BKV = jax.nn.log_softmax(logits_BKV) + beams.open_scores_BK[..., None]
-        scores_BE, chosen_BE = jax.lax.top_k(scores_BKV.reshape(B, K * V), E)
-        from_BE, token_BE = chosen_BE // V, chosen_BE % V
-        tokens_BEN = jnp.take_along_axis(beams.open_BKN, from_BE[..., None], axis=1).at[:, :, at].set(token_BE)
-        ends_BE = is_end(token_BE, eos) | (at + 1 == N)
-        open_scores_BK, open_BKN, from_BK = best(scores_BE + NEVER * ends_BE, tokens_BEN, from_BE)
-        # Of those that end, only what is among the K best of all is a finding, and only where there was hope.
-        finds_BE = ends_BE & (jnp.arange(E) < K)
-        means_BE = scores_BE / (at + 1) + NEVER * ~finds_BE + NEVER * ~beams.hope_B[:, None]
-        found_scores_BK, found_BKN, found_BK = best(
-            jnp.concatenate([beams.found_scores_BK, means_BE], axis=1),
-            jnp.concatenate([beams.found_BKN, tokens_BEN], axis=1),
-            jnp.concatenate([beams.found_BK, finds_BE], axis=1),
-        )
-        worst_BK = jnp.where(found_BK, found_scores_BK.min(axis=1, keepdims=True), NEVER)
-        hope_B = beams.hope_B & jnp.any(open_scores_BK[:, :1] / (at + 1) > worst_BK, axis=1)
-        return Beams(open_BKN, open_scores_BK, found_BKN, found_scores_BK, found_BK, hope_B), from_BK
+def _reorder(cache: Cache, parents_BW: jax.Array) -> Cache:
+    """Gives each beam the keys and values of the beam that it continues."""
+    B, W = parents_BW.shape
+    rows_X = (jnp.arange(B)[:, None] * W + parents_BW).reshape(B * W)
+    return _on_rows(lambda x, axis: jnp.take(x, rows_X, axis), cache)
 
-    def on_rows(change: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
-        return Cache(*jax.tree.map(lambda x_KBSH: change(x_KBSH, -3), (cache.k_LKBSH, cache.v_LKBSH)), cache.index)
 
-    def reorder(cache: Cache, from_BK) -> Cache:
-        rows_R = (jnp.arange(B)[:, None] * K + from_BK).reshape(B * K)
-        return on_rows(lambda x, axis: jnp.take(x, rows_R, axis), cache)
-
-    def unfinished(carry):
-        at, beams, _ = carry
-        return (at < N) & jnp.any(beams.hope_B)
-
-    def one(carry):
-        at, beams, cache = carry
-        logits_RV, cache = follow(beams.open_BKN[:, :, at - 1].reshape(B * K), at - 1, cache)
-        beams, from_BK = extend(beams, logits_RV.reshape(B, K, V), at)
-        return at + 1, beams, reorder(cache, from_BK)
-
-    beams, from_BK = extend(beams, jnp.broadcast_to(logits_BV[:, None], (B, K, V)), 0)
-    cache = on_rows(lambda x, axis: jnp.repeat(x, K, axis), cache)
-    first = (jnp.ones((), jnp.int32), beams, reorder(cache, from_BK))
-    return jax.lax.while_loop(unfinished, one, first)[1].found_BKN[:, 0]
+def _on_rows(change: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
+    """Applies `change` (array, axis of rows) to all keys and values [.., K, B, S, H]."""
+    return Cache(*jax.tree.map(lambda x: change(x, -3), (cache.k_LKBSH, cache.v_LKBSH)), cache.index)

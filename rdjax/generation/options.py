@@ -1,4 +1,4 @@
-"""How tokens are chosen, and when a response ends."""
+"""Defines how tokens are chosen and when a response ends."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen; the terms are those of transformers' GenerationConfig.
+    """Describes how tokens are chosen, in the terms of transformers' GenerationConfig.
 
     Attributes:
-      max_new_tokens: after so many a response is cut.
-      beams: above 1 beam search: of the responses found, the one with the highest mean log-probability a token.
-      temperature: 0 takes the most likely token; else tokens are drawn from softmax(logits / temperature),
-      top_k: from the so many most likely ones (0: from all),
-      top_p: and of these from the fewest that have this probability together.
-      ignore_eos: go on past the end of sequence.
+      max_new_tokens: a response is cut at this length.
+      beams: above 1, beam search; the response with the highest mean log-probability per token is returned.
+      temperature: 0 takes the most likely token; else tokens are drawn from softmax(logits / temperature).
+      top_k: draws are from this many of the most likely tokens (0: from all).
+      top_p: draws are from the fewest of these tokens that together have at least this probability.
+      ignore_eos: continue behind the end of sequence.
     """
 
     max_new_tokens: int
@@ -28,4 +28,5 @@ class Decoding:
 
 
 def is_end(tokens: jax.Array, eos: tuple[int, ...]) -> jax.Array:
+    """Tells which tokens end a response."""
     return jnp.isin(tokens, jnp.array(eos, jnp.int32)) if eos else jnp.zeros(tokens.shape, bool)

@@ -6,37 +6,49 @@ import jax.numpy as jnp
 from rdjax.generation.options import Decoding, is_end
 
 
-def sample(follow, logits_BV, cache, done_B, numbers_B, seed, eos, decoding: Decoding) -> jax.Array:
-    """Token by token, greedily or drawn, until every row has ended."""
-    B, N = logits_BV.shape[0], decoding.max_new_tokens
+def sample(advance, logits_BV, cache, done_B, ids_B, seed, eos, decoding: Decoding) -> jax.Array:
+    """Generates the tokens [B, T] of responses until every row has ended; T is `max_new_tokens`.
 
-    def choose(logits_BV, at):
+    Args:
+      advance: (last tokens [B], their index in the response, cache) -> (next logits [B, V], cache).
+      logits_BV: of the first token.
+      cache: of the prompts.
+      done_B: rows that need no response.
+      ids_B: a number for each prompt; with `seed` it determines the prompt's draws.
+      eos: tokens that end a response.
+    """
+    B, T = logits_BV.shape[0], decoding.max_new_tokens
+
+    def choose(logits_BV, index):
         if not decoding.temperature:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        keys_B = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), at))(
-            numbers_B
-        )
-        left_BV = truncated(logits_BV / decoding.temperature, decoding.top_k, decoding.top_p)
-        return jax.vmap(jax.random.categorical)(keys_B, left_BV).astype(jnp.int32)
+        keys_B = jax.vmap(lambda number: _token_key(seed, number, index))(ids_B)
+        logits_BV = truncated(logits_BV / decoding.temperature, decoding.top_k, decoding.top_p)
+        return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
-    def unfinished(carry):
-        at, _, _, _, done_B = carry
-        return (at < N) & ~jnp.all(done_B)
+    def unfinished(state):
+        index, _, _, _, done_B = state
+        return (index < T) & ~jnp.all(done_B)
 
-    def one(carry):
-        at, token_B, cache, new_BN, done_B = carry
-        new_BN = new_BN.at[:, at].set(token_B)
-        done_B = done_B | is_end(token_B, eos)
-        logits_BV, cache = follow(token_B, at, cache)
-        return at + 1, choose(logits_BV, at + 1), cache, new_BN, done_B
+    def add_token(state):
+        index, tokens_B, cache, response_BT, done_B = state
+        response_BT = response_BT.at[:, index].set(tokens_B)
+        done_B = done_B | is_end(tokens_B, eos)
+        logits_BV, cache = advance(tokens_B, index, cache)
+        return index + 1, choose(logits_BV, index + 1), cache, response_BT, done_B
 
-    at = jnp.zeros((), jnp.int32)
-    first = (at, choose(logits_BV, at), cache, jnp.zeros((B, N), jnp.int32), done_B)
-    return jax.lax.while_loop(unfinished, one, first)[3]
+    index = jnp.zeros((), jnp.int32)
+    state = (index, choose(logits_BV, index), cache, jnp.zeros((B, T), jnp.int32), done_B)
+    return jax.lax.while_loop(unfinished, add_token, state)[3]
+
+
+def _token_key(seed, number, index) -> jax.Array:
+    """Returns the key for one token of one prompt's response."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), index)
 
 
 def truncated(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Logits with -inf for all but the `top_k` most likely tokens, and of these the fewest that reach `top_p`.
+    """Sets logits to -inf, except the `top_k` most likely ones, and of these the fewest that reach `top_p`.
 
     The most likely token always stays (Holtzman et al. 2020, arXiv 1904.09751; the order is transformers').
     """
@@ -47,8 +59,8 @@ def truncated(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     if top_p < 1:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
         probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
-        stays_BV = (before_BV < top_p) | (jnp.arange(V) == 0)
-        least_B1 = jnp.min(jnp.where(stays_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        more_likely_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV  # probability of the tokens before
+        kept_BV = (more_likely_BV < top_p) | (jnp.arange(V) == 0)
+        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
     return logits_BV
