@@ -24,7 +24,6 @@ from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
 from rdjax.run.pipeline import make_stage
 
-# Compiler options of a quick plan.
 QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
 
