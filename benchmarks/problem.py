@@ -8,17 +8,23 @@ import platform
 import statistics
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
+from tabulate import tabulate
 
 from configs import base
+from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
+from rdjax.distill.losses import TERMS
+from rdjax.distill.objective import Objective, Term
+from rdjax.distill.step import StepSettings
+from rdjax.distill.updates import GroupLoader, make_loader, sequential_batches, with_signals
 from rdjax.models.config import DecoderConfig
 from rdjax.models.layers import loops_over_layers, unstack_layers
 from rdjax.models.lora import LoraSpec, init_adapter
@@ -136,7 +142,27 @@ def train_config(**changes: Any) -> config_dict.ConfigDict:
     return train
 
 
-SLOTS = LossPositions("ours", "response", "token")
+POSITIONS = LossPositions("ours", "response", "token")
+OBJECTIVE = Objective("student", (Term("logit_loss", 1.0, TERMS["kl"]), Term("hidden_loss", 2.44, TERMS["hidden"])))
+
+
+def step_settings(problem: Problem, remat: str = "none") -> StepSettings:
+    """Returns the settings of a distillation step without dropout."""
+    return StepSettings(problem.model.graph, OBJECTIVE, problem.spec.scale, remat=remat)
+
+
+def teachers_of(problem: Problem) -> dict[str, dict[str, jax.Array]]:
+    """Returns the adapters of one member, [M, ...]."""
+    return jax.tree.map(lambda leaf: leaf[None], problem.adapter)
+
+
+def load_batches(problem: Problem, **train: Any) -> tuple[GroupLoader, list[list[Sequence[int]]]]:
+    """Returns a loader with signals of the problem's pairs, and the numbers of all batches in order."""
+    config = train_config(**train)
+    batches = sequential_batches(len(problem.pairs), config.batch_size, members=1)
+    group = make_group(problem.pairs, POSITIONS)
+    loader = make_loader([group], batches, POSITIONS, OBJECTIVE, problem.model, config)
+    return with_signals(loader, teachers_of(problem), problem.spec.scale, config, pathlib.Path("unused")), batches
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
@@ -166,10 +192,8 @@ def show_table(head: list[str], rows: list[list[Any]]) -> None:
             return "-"
         return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
-    lines = [head, *([text(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    cells = [[text(cell) for cell in row] for row in rows]
+    print(tabulate(cells, head, tablefmt="plain", disable_numparse=True, stralign="right"))
 
 
 def write_figures(path: str | None, figures: dict[str, Any]) -> None:

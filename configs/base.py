@@ -59,6 +59,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss.hidden_beta = config_dict.placeholder(float)  # the authors' beta instead: hidden_weight = beta / D
     config.loss.hidden_positions = "response"  # response, or shared: everything after the rule
     config.loss.reduction = "token"  # token: mean over the batch's tokens; sample: mean of each sample's mean
+    config.loss.terms = ()  # further terms, "<name>=<weight>", of those that rdjax/distill/losses.py registers
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
     config.optimizer = config_dict.ConfigDict()

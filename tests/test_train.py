@@ -21,7 +21,7 @@ from rdjax.distill import stage
 from rdjax.evaluation.answers import Answers
 from rdjax.evaluation.judges import Judge
 from rdjax.parallel.processes import EXIT_RERUN
-from rdjax.run import cli, prepare
+from rdjax.run import cli, pairs, prepare, start
 from tests import tiny
 
 FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
@@ -155,6 +155,7 @@ def test_scores_of_every_system(student):
         assert (workdir / "report.html").exists()
         lines = (workdir / "predictions" / f"test.{name}.jsonl").read_text().splitlines()
         assert len(lines) == scores["n"] == 5
+    assert json.loads((workdir / "eval.json").read_text())["metric"] == {"test": "exact_match"}
     assert systems["base"]["gap_closed"] == 0
     assert systems["base_with_rule"]["gap_closed"] == pytest.approx(1, abs=1e-5)
     assert systems["student"]["kl"] != systems["base"]["kl"]
@@ -202,10 +203,10 @@ def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_pat
         ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return Answers(ids, [True] * len(texts), texts)
 
-    monkeypatch.setattr(prepare, "answer", given)
+    monkeypatch.setattr(pairs, "answer", given)
     settings = ("--config.task.responses=teacher", "--config.task.only_confirmed=True", "--config.eval.systems=()")
     run(model, own_folder, tmp_path / "run", *settings)
-    assert "in 3 of 5 rows, which stay" in capfd.readouterr().out
+    assert "in 3 of 5 rows, which are kept" in capfd.readouterr().out
     written = [json.loads(line) for line in (tmp_path / "run/responses/train.jsonl").read_text().splitlines()]
     assert [line["response"] for line in written] == say and {line["gold"] for line in written} == {"yes"}
 
@@ -238,7 +239,7 @@ def test_a_failing_judge_keeps_the_predictions_and_says_how_to_go_on(model, own_
 
     monkeypatch.setattr("rdjax.evaluation.answers.generate", no_more)
     # The gap before training is measured anew, by answering: not what this is about.
-    monkeypatch.setattr(prepare, "gap_to_close", lambda *given: 1.0)
+    monkeypatch.setattr(start, "gap_to_close", lambda *given: 1.0)
     assert run(model, own_folder, tmp_path / "run")["test"]["student"]["n"] == 5
 
 

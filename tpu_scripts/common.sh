@@ -1,27 +1,28 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # several variables are for the scripts that source this file
-# What the scripts share: settings, arguments, errors, and the one place that runs or prints a command.
+# shellcheck disable=SC2034  # the scripts that source this file use several of its variables
+# Functions of all scripts: they read settings and arguments, report errors, and run or print every command.
 
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-exec 3>&1 # dry runs print here, also from within $(...)
+exec 3>&1 # a dry run prints its commands here, because inside $(...) standard output is captured
 
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
-# A user's mistake.
+# Ends with 2: a user's mistake.
 die() {
   echo "error: $*" >&2
   exit 2
 }
 
+# Ends with 1: a command failed.
 fail() {
   echo "error: $*" >&2
   exit 1
 }
 
-# parse "WHAT THE SCRIPT TAKES" "$@": its flags, "words" for other arguments, "--" for a command behind that.
-# Flags set their variable, the others go to `words` and `command`.
+# parse "ACCEPTED" "$@": reads the arguments and the settings. ACCEPTED lists flags, "words" if plain arguments are
+# accepted, and "--" if a command may follow it. Results: a variable for each flag, and the arrays `words` and `command`.
 parse() {
   local kind accepted=" --help --dry-run $1 "
   dry_run=0 spot=0 queued=0 worker=0 words=() command=()
@@ -67,7 +68,7 @@ needs() {
   [[ -z $missing ]] || die "not set:$missing; set it in the environment or in the file that TPU_SETTINGS names"
 }
 
-# The words as one line that a shell reads back as the same words.
+# Quotes words so that a shell reads the line back as the same words.
 quoted() {
   local word line="" tick="'" escaped="'\\''"
   for word; do
@@ -81,15 +82,15 @@ say() { if ((!dry_run)); then echo "$*"; fi; }
 
 run() { if ((dry_run)); then quoted "$@" >&3; else "$@" 3>&-; fi; }
 
-# ask SUPPOSED COMMAND...: what the command prints; a dry run supposes an answer.
+# ask ASSUMED COMMAND...: runs the command and prints its output; a dry run prints the assumed answer instead.
 ask() {
-  local supposed=$1
+  local assumed=$1
   shift
   run "$@" || return
-  if ((dry_run)); then echo "$supposed"; fi
+  if ((dry_run)); then echo "$assumed"; fi
 }
 
-# state_of KIND FIELD SUPPOSED: a state as the cloud names it, or GONE.
+# state_of KIND FIELD ASSUMED: prints the state of a resource as the cloud names it, or GONE; a dry run the assumed one.
 state_of() {
   local errors answer status=0
   errors=$(mktemp)
@@ -105,14 +106,15 @@ node_state() { state_of tpu-vm state "$1"; }
 
 request_state() { state_of queued-resources state.state "$1"; }
 
-# on_hosts WORKER COMMAND: runs a line of shell on one host, or on "all".
+# on_hosts WORKER COMMAND: runs a line of shell on the host with this number, or on "all".
 on_hosts() {
   local extra
   read -r -a extra <<<"${TPU_SSH_FLAGS:-}"
   run gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${place[@]}" "--worker=$1" ${extra[@]+"${extra[@]}"} "--command=$2"
 }
 
-# How the command stands on every host, a word a host: running, its exit status, lost (it was killed), or none.
+# host_states ASSUMED: prints the state of the command on each host, one word a host: running, its exit status, lost
+# (it was killed) or none.
 host_states() {
   local answers
   answers=$(on_hosts all "bash rdjax/tpu_scripts/host/status.sh") || return

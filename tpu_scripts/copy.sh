@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Copies a folder of worker 0 to a bucket. Files that are there already are not copied again.
+# Copies a folder of worker 0 to a bucket. Files that the bucket has already are not copied again.
 #
 #   copy.sh [--dry-run] FOLDER [gs://BUCKET/PATH]
 #
-# FOLDER is absolute, or starts from ~/rdjax as a workdir does. It goes to TPU_BUCKET/FOLDER's name by default.
+# FOLDER is absolute, or relative to ~/rdjax as a workdir is. The default target is TPU_BUCKET/<name of FOLDER>.
 # Settings: TPU_NAME TPU_ZONE TPU_PROJECT [TPU_BUCKET, such as gs://mine/runs] [TPU_SSH_FLAGS]
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

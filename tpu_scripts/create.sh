@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Creates the TPU slice and waits until it is ready. A slice that is READY is left as it is.
+# Creates the TPU slice and waits until it is ready. Does nothing if it is READY.
 #
 #   create.sh [--spot] [--queued] [--dry-run]
 #
-#   --spot     cheaper, and may be taken away at any time
-#   --queued   waits in the queue for capacity, for at most TPU_WAIT seconds, where the plain way fails at once
-#   --dry-run  prints the commands for a slice that is not there, and runs none
+#   --spot     a cheaper slice, which may be preempted at any time
+#   --queued   waits in the queue for capacity, at most TPU_WAIT seconds; without it a lack of capacity is an error
+#   --dry-run  prints the commands that create a slice, and runs none
 #
 # Settings: TPU_NAME TPU_ZONE TPU_PROJECT TPU_TYPE TPU_RUNTIME [TPU_CREATE_FLAGS] [TPU_WAIT] [TPU_POLL]
 
@@ -22,7 +22,7 @@ fi
 if ((queued)); then
   look=request_state wanted=ACTIVE
   state=$(request_state GONE)
-  # The request lapses when the wait ends: no slice that nobody waits for.
+  # The request expires when the wait ends, so that no slice is created that nobody waits for.
   create=(queued-resources create "$TPU_NAME" "--node-id=$TPU_NAME" "${place[@]}" "--accelerator-type=$TPU_TYPE"
     "--runtime-version=$TPU_RUNTIME" "--valid-until-duration=${TPU_WAIT}s")
 else

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Deletes the slice, and the queued request if there is one. What is gone already is fine.
+# Deletes the slice and its queued request, if they exist.
 #
 #   delete.sh [--dry-run]
 #
-# The hosts' disks go with it: see copy.sh.
+# The hosts' disks are deleted too: copy.sh saves a folder of theirs.
 # Settings: TPU_NAME TPU_ZONE TPU_PROJECT
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "" "$@"
 
-# The request first: --force deletes its slice too, and a slice alone would leave a request behind.
+# The request first: --force deletes its slice with it, while deleting the slice would keep the request.
 state=$(request_state ACTIVE)
 if [[ $state != GONE ]]; then
   run gcloud compute tpus queued-resources delete "$TPU_NAME" "${place[@]}" --force --quiet

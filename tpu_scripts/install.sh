@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs rdjax on all hosts: this checkout's last commit, or TPU_GIT_URL, in ~/rdjax, with its virtual environment in
-# ~/rdjax-venv. Running it again updates both; other files in ~/rdjax, such as runs, stay.
+# Installs rdjax on all hosts: the last commit of this checkout, or TPU_GIT_URL, into ~/rdjax, and a virtual environment
+# into ~/rdjax-venv. Running it again updates both and keeps other files in ~/rdjax, such as runs.
 #
 #   install.sh [--dry-run]
 #
@@ -10,12 +10,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "" "$@"
 
 if [[ -n ${TPU_GIT_URL:-} ]]; then
-  # A clone and not `pip install git+...`: the configs are in the repository, not in the package.
+  # Not `pip install git+...`, because the configs are in the repository and not in the package.
   unpack="git init -q rdjax && git -C rdjax fetch -q --depth 1 $(quoted "$TPU_GIT_URL" "$TPU_GIT_REF")"
   unpack+=" && git -C rdjax checkout -q --force --detach FETCH_HEAD"
 else
   checkout=$(git -C "$here" rev-parse --show-toplevel)
-  # In git's own folder: nobody else writes there, and `git status` does not show it.
+  # In the .git folder, where only this user writes and `git status` does not show it.
   archive=$(git -C "$here" rev-parse --absolute-git-dir)/rdjax.tar.gz
   if ! git -C "$checkout" diff --quiet HEAD; then echo "note: changes that are not committed are left out" >&2; fi
   read -r -a extra <<<"${TPU_SSH_FLAGS:-}"

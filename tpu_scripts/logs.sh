@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Follows the log of what launch.sh started, on worker 0 or another one, until interrupted.
+# Follows the log of the launched command on worker 0, or on worker N, until interrupted.
 #
 #   logs.sh [--worker=N] [--dry-run]
 #
@@ -9,6 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "--worker" "$@"
 [[ $worker =~ ^[0-9]+$ ]] || die "--worker=$worker: the number of one host is wanted"
 
-# With a terminal there, what is interrupted here ends there too.
+# With a terminal on the host, Ctrl-C ends the remote `tail` too.
 TPU_SSH_FLAGS="${TPU_SSH_FLAGS:-} --ssh-flag=-t"
 on_hosts "$worker" "tail -n 100 -F rdjax-run/log"

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Runs one command to its end: creates the slice, installs, launches and watches. Where the slice is taken away it is
-# deleted and created anew, and the command is launched again; so it is after status 75, with which rdjax ends when it
-# has saved a checkpoint on SIGTERM. Any other status of the command ends this script with the same status.
+# Runs one command to its end: creates the slice, installs, launches and watches. If the slice is preempted, it is
+# deleted and created again, and the command is launched again. It is also launched again after status 75, with which
+# rdjax ends after it saved a checkpoint on SIGTERM. Any other status of the command ends this script with that status.
 #
 #   resume.sh [--spot] [--queued] [--dry-run] -- COMMAND [ARGUMENT...]
 #
 #   --spot, --queued  as in create.sh
-#   --dry-run         prints the commands of one attempt that succeeds, and runs none
+#   --dry-run         prints the commands of one successful attempt, and runs none
 #
-# Gives up after TPU_ATTEMPTS attempts with status 75; the same command then goes on. A creation that fails is an
-# attempt too. The workdir has to outlive the slice. Where the command runs already, it is only watched.
+# Ends with status 75 after TPU_ATTEMPTS attempts; running it again continues. A failed creation counts as an attempt.
+# The workdir must be on storage that outlives the slice. A command that already runs is only watched.
 # Settings: those of create.sh and install.sh, [TPU_ATTEMPTS] [TPU_PATIENCE]
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "--spot --queued --" "$@"
 needs TPU_TYPE TPU_RUNTIME
 ((${#command[@]})) || die "a command is wanted behind --; see resume.sh --help"
-# Nobody answers a prompt, and a job in the background may not read from the terminal.
+# Nobody is there to answer a prompt, and a background job must not read from the terminal.
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
 exec </dev/null
 
@@ -27,7 +27,7 @@ if ((queued)); then flags+=(--queued); fi
 
 script() { "$here/$1.sh" ${common[@]+"${common[@]}"} "${@:2}"; }
 
-# The node's state, or its request's where there is no node.
+# slice_state ASSUMED: prints the state of the slice, or of its queued request if there is no slice.
 slice_state() {
   local state
   state=$(node_state "$1") || return
@@ -35,10 +35,10 @@ slice_state() {
   echo "$state"
 }
 
-# Deleting is the only way on. ACTIVE is a request whose node is gone.
+# True for states that can only be deleted. ACTIVE is that of a request whose slice is gone.
 is_lost() { [[ " PREEMPTED TERMINATED SUSPENDING SUSPENDED FAILED ACTIVE " == *" $1 "* ]]; }
 
-# One word for all hosts: a failure's status, running, again, 0, or unknown.
+# verdict STATE...: prints one word for all hosts: the status of a failure, running, again, 0 or unknown.
 verdict() {
   local state
   case " $* " in *" 2 "*) echo 2 && return ;; esac
@@ -53,12 +53,14 @@ verdict() {
   esac
 }
 
+# look ASSUMED: prints the verdict on the command, unknown if a host does not answer.
 look() {
   local states
-  # shellcheck disable=SC2086  # a word a host
+  # shellcheck disable=SC2086  # one word per host
   states=$(host_states "$1") && verdict $states || echo unknown
 }
 
+# Creates, installs and launches, unless the command already runs.
 start() {
   local state
   state=$(slice_state GONE) || return
@@ -70,7 +72,7 @@ start() {
   script create ${flags[@]+"${flags[@]}"} && script install && script launch -- "${command[@]}"
 }
 
-# Sets `outcome` to the command's status, or to "again" where it has to be launched anew.
+# Watches the command until it ends. Sets `outcome` to its status, or to "again" if it must be launched again.
 watch() {
   local state silent=0 failed=0
   while :; do
@@ -87,7 +89,7 @@ watch() {
         ((silent < TPU_PATIENCE)) || fail "$TPU_NAME is $state and its hosts have not answered $silent times"
         ;;
       *)
-        # One more look: a host that fails may be the first sign of a preemption.
+        # Look once more: a failing host may be the first sign of a preemption.
         if ((failed)); then return; fi
         failed=1
         ;;

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# Copy, change, and name the copy: export TPU_SETTINGS=~/my-tpu.sh
-# := leaves a variable that the environment has set.
+# Copy this file, edit the copy and name it: export TPU_SETTINGS=~/my-tpu.sh
+# := keeps the value of a variable that the environment sets.
 
 : "${TPU_NAME:=rdjax}"
 : "${TPU_ZONE:=us-west4-a}"

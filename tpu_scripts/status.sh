@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the slice's state and, where it is READY, how the command stands on every host.
+# Prints the state of the slice and, if it is READY, the state of the command on every host.
 #
 #   status.sh [--dry-run]
 #

@@ -8,9 +8,9 @@ import jax
 from ml_collections import config_dict
 from tabulate import tabulate
 
-from rdjax.data.positions import slot_begins
+from rdjax.data.positions import position_offsets
 from rdjax.distill.signals import signal_bytes
-from rdjax.distill.updates import Updates
+from rdjax.distill.updates import GroupLoader
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import LoraSpec
 from rdjax.parallel.mesh import AXES
@@ -39,22 +39,28 @@ class Workload:
     signal_bytes: int
 
 
-def describe_workload(config: config_dict.ConfigDict, model: LanguageModel, updates: Updates) -> Workload:
+def describe_workload(config: config_dict.ConfigDict, model: LanguageModel, loader: GroupLoader) -> Workload:
     """Reads the sizes of the first update."""
-    pairs = updates.pairs[0]
+    pairs = loader.pairs_M[0]
     batch = pairs[: config.train.batch_size]
     lengths = {
         side: [len(getattr(pair.prompts, f"{side}_ids")) + len(pair.response_ids) for pair in batch]
         for side in ("student", "teacher")
     }
-    predicted = int(slot_begins(batch, updates.slots).predict[-1])
+    offsets, shape = position_offsets(pairs, loader.positions), loader.shapes[-1]
+    work = Work(
+        lengths[loader.objective.trained],
+        int(offsets.predictions[len(batch)]),
+        config.model.remat,
+        loader.accumulation,
+    )
     return Workload(
         lengths["student"],
         lengths["teacher"],
-        updates.prefixes.teacher,
-        (updates.accumulation, updates.rows, updates.shapes[-1].student.tokens),
-        Work(lengths[updates.trained], predicted, config.model.remat, updates.accumulation),
-        signal_bytes(model, [slot_begins(pairs, updates.slots)]),
+        shape.teacher.prefix,
+        (loader.accumulation, loader.rows, shape.student.tokens),
+        work,
+        signal_bytes(model, [offsets]),
     )
 
 
@@ -80,12 +86,12 @@ def make_plan(
     model = abstract_model(config, devices)
     lora = config.lora
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
-    updates, programs = lower(config, model, spec)
+    loader, programs = lower(config, model, spec)
     distils = config.method.startswith("rule_distill")
     compiled = {"step": compile_program(programs.step, quick)}
     if distils:
         compiled["teacher"] = compile_program(programs.teacher, quick)
-    workload = describe_workload(config, model, updates)
+    workload = describe_workload(config, model, loader)
     return {
         **_model_figures(config, model, spec),
         "update": _update_figures(workload),

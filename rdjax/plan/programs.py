@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
+from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.optimizer import make_optimizer
-from rdjax.distill.step import TrainState, init_state, teacher_prefixes, teacher_signals, train_step
-from rdjax.distill.updates import Updates, in_turn
+from rdjax.distill.step import StepSettings, TrainState, init_state, train_step
+from rdjax.distill.teacher import teacher_prefixes, teacher_signals
+from rdjax.distill.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
 from rdjax.models.config import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import loops_over_layers, unstack_layers
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
@@ -24,7 +26,9 @@ from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
 from rdjax.run.pipeline import make_stage
 
-QUICK = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
+# Compiler options of a quick plan: XLA's effort level O0 by its number, the one spelling that all supported versions of
+# JAX accept.
+QUICK = {"optimization_level": 9, "memory_fitting_level": 9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,42 +78,28 @@ def made_up_pairs(config: config_dict.ConfigDict) -> list[Pair]:
     return pairs
 
 
-def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[Updates, Programs]:
-    """Lowers the programs of a run; returns its updates too, which hold the batch shapes."""
+def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[GroupLoader, Programs]:
+    """Lowers the programs of a run; returns the loader of its pairs too, which knows the batch shapes."""
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
-    pairs = [made_up_pairs(config)]
-    numbers = in_turn(len(pairs[0]), config.train.batch_size, 1)
-    updates = Updates.make(pairs, numbers, stage.slots, stage.objective, model, config.train)
+    group = make_group(made_up_pairs(config), stage.positions)
+    batches = sequential_batches(len(group.pairs), config.train.batch_size, members=1)
+    loader = make_loader([group], batches, stage.positions, stage.objective, model, config.train)
     whole = replicated(model.mesh)
     adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
     adapters_M = abstract_like(adapters_M, whole)
-    optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
-    state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
-    state = abstract_like(state, whole)
-    ((batch, signals),) = updates.abstract_updates()  # pairs of one length have one shape
-
-    def prefix_C(side: str):
-        length = getattr(updates.prefixes, side)
-        return jax.ShapeDtypeStruct((length,), jnp.int32, sharding=whole) if length else None
-
-    prefix_M = None
-    if prefix_C("teacher") is not None:
-        read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
+    optimizer = make_optimizer(config.optimizer, len(batches) * config.train.epochs)
+    state = abstract_like(jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M), whole)
+    (update,) = abstract_updates([loader], [[numbers] for numbers in batches])  # pairs of one length have one shape
+    prefix_M, prefix = None, loader.prefix_tokens("teacher")
+    if prefix is not None:
+        prefix_MC = abstract_like(prefix, whole)
+        read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_MC, spec.scale)
         prefix_M = jax.tree.map(lambda leaf: abstract_like(leaf, _heads(model.mesh, leaf.ndim)), read)
-    asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
-    step = train_step.lower(
-        state,
-        model.base,
-        batch,
-        signals,
-        prefix_C(updates.trained),
-        jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole),
-        graph=model.graph,
-        optimizer=optimizer,
-        objective=stage.objective,
-        options=stage.options,
-    )
-    return updates, Programs(teacher_signals.lower(*asked), step, state)
+    settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
+    seeds_M = jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole)
+    step = train_step.lower(state, model.base, update, seeds_M, settings=settings, optimizer=optimizer)
+    teacher = teacher_signals.lower(model.graph, model.base, adapters_M, update[0].batch, prefix_M, spec.scale)
+    return loader, Programs(teacher, step, state)
 
 
 def _heads(mesh: Mesh, rank: int) -> NamedSharding:

@@ -122,7 +122,7 @@ def test_a_prefix_that_prompts_share_changes_nothing(model, monkeypatch, options
     reused = generate(model, adapter, 1.0, prompts, decoding, batch_size)
     assert {prefix for prefix, _ in lengths} == {16}
     lengths.clear()
-    monkeypatch.setattr(prefix_module, "PREFIX_PAYS", 10**6)
+    monkeypatch.setattr(prefix_module, "SHORTEST_PREFIX", 10**6)
     assert generate(model, adapter, 1.0, prompts, decoding, batch_size) == reused
     assert {prefix for prefix, _ in lengths} == {0} and max(width for _, width in lengths) >= 61
 

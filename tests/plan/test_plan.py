@@ -15,9 +15,11 @@ from ml_collections import config_dict
 
 from configs import base, llama2_7b
 from rdjax.config import check_config
+from rdjax.data.groups import make_group
 from rdjax.distill.optimizer import make_optimizer
-from rdjax.distill.step import init_state, teacher_prefixes, teacher_signals, train_step
-from rdjax.distill.updates import Updates, in_turn
+from rdjax.distill.step import StepSettings, init_state, train_step
+from rdjax.distill.teacher import teacher_prefixes, teacher_signals
+from rdjax.distill.updates import make_loader, place_update, sequential_batches, with_signals
 from rdjax.errors import UserError
 from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter
@@ -118,6 +120,14 @@ def test_a_peak_above_the_memory_does_not_fit():
     assert "fits                  NO" in estimate.plan_text(planned)
 
 
+def test_the_compiler_knows_the_options_of_a_quick_plan():
+    """Options that it does not know are an error, for the devices of this machine as for described ones."""
+    double = jax.jit(lambda x: 2 * x).lower(np.ones(1000, np.float32))
+    assert programs.compile_program(double, quick=True).peak >= 4000
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        double.compile(compiler_options={**programs.QUICK, "no_such_option": 1})
+
+
 @pytest.fixture
 def answers(monkeypatch):
     """Replaces the compiler: the returned function sets its answers, in the order of compilation."""
@@ -171,36 +181,34 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     folder = tiny.write_tokenizer(tiny.write_random_checkpoint(tmp_path / "model", tiny.LLAMA2))
     model = load_model(str(folder), config.model.dtype, make_mesh(config.mesh))
     spec = LoraSpec(config.lora.rank, config.lora.alpha, config.lora.dropout, tuple(config.lora.targets))
-    updates_planned, lowered = programs.lower(config, programs.abstract_model(config, None), spec)
+    planned, lowered = programs.lower(config, programs.abstract_model(config, None), spec)
 
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
-    numbers = in_turn(PAIRS, PAIRS, 1)
+    numbers = sequential_batches(PAIRS, PAIRS, 1)
     adapters_M = jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0))
     whole = replicated(model.mesh)
     adapters_M = jax.device_put(adapters_M, whole)
     train = config.train.copy_and_resolve_references()
     train.teacher_signals = "online"
-    updates = Updates.make([programs.made_up_pairs(config)], numbers, stage.slots, stage.objective, model, train)
-    updates = updates.with_signals(adapters_M, spec.scale, train, tmp_path / "signals")
-    batch, signals = updates.place(updates.fetch(numbers[0]))
+    group = make_group(programs.made_up_pairs(config), stage.positions)
+    loader = make_loader([group], numbers, stage.positions, stage.objective, model, train)
+    loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals")
+    update = place_update([loader], [loader.fetch(numbers[0])])
     optimizer = make_optimizer(config.optimizer, config.train.epochs)
     step = train_step.lower(
         jax.device_put(init_state(adapters_M, optimizer), whole),
         model.base,
-        batch,
-        signals,
-        updates.trained_prefix_C,
+        update,
         jax.device_put(np.zeros(1, np.uint32), whole),
-        graph=model.graph,
+        settings=StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat),
         optimizer=optimizer,
-        objective=stage.objective,
-        options=stage.options,
     )
-    assert updates_planned.shapes == updates.shapes and updates_planned.prefixes == updates.prefixes
-    assert batch.student.tokens_BT.shape[1] == updates_planned.accumulation == accumulation
+    assert planned.shapes == loader.shapes and planned.prefixes_M == loader.prefixes_M
+    batch = update[0].batch
+    assert batch.student.tokens_BT.shape[1] == planned.accumulation == accumulation
     assert step.as_text() == lowered.step.as_text()
-    prefix_C = updates.prefix_C("teacher")
-    prefix_M = teacher_prefixes(model.graph, model.base, adapters_M, prefix_C, spec.scale)
+    prefix_MC = loader.prefix_MC("teacher")
+    prefix_M = teacher_prefixes(model.graph, model.base, adapters_M, prefix_MC, spec.scale)
     teacher = teacher_signals.lower(model.graph, model.base, adapters_M, batch, prefix_M, spec.scale)
     assert teacher.as_text() == lowered.teacher.as_text()
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# On a host, started by launch.sh: runs the command and writes its exit status.
+# Runs on a host, started by launch.sh: runs the command and writes its exit status.
 
 set -uo pipefail
 folder=$HOME/rdjax-run
-# SIGTERM goes to the whole group. The command acts on it, and this script waits for its status.
+# SIGTERM goes to the whole process group. The command handles it, and this script waits for its status.
 trap : TERM
 echo "== $(date -u +%Y-%m-%dT%H:%M:%SZ) $(cat "$folder/command")"
 "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a host: prints how the command stands: running, its exit status, lost (it was killed), or none.
+# Runs on a host: prints the state of the command: running, its exit status, lost (it was killed) or none.
 
 set -euo pipefail
 folder=$HOME/rdjax-run

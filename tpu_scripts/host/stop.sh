@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a host: sends SIGTERM to the command and its children, if one runs.
+# Runs on a host: sends SIGTERM to the command and its children, if one runs.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
