@@ -190,7 +190,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     adapters_M = jax.device_put(adapters_M, whole)
     train = config.train.copy_and_resolve_references()
     train.teacher_signals = "online"
-    group = make_group(programs.made_up_pairs(config), stage.positions)
+    group = make_group(programs.planned_pairs(config), stage.positions)
     loader = make_loader([group], numbers, stage.positions, stage.objective, model, train)
     loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals")
     update = place_update([loader], [loader.fetch(numbers[0])])
