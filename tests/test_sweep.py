@@ -46,9 +46,9 @@ def small_sweep(model, **changes):
     config = arithmetic.get_config()
     for path, value in (SMALL | changes).items():
         section = config
-        *rooms, name = path.split(".")
-        for room in rooms:
-            section = section[room]
+        *parents, name = path.split(".")
+        for parent in parents:
+            section = section[parent]
         if isinstance(value, dict):
             section[name].update(value)
         else:

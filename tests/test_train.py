@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -109,6 +110,37 @@ def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder,
     assert ours.read_bytes() == theirs.read_bytes()
     ours, theirs = ((run / "metrics.jsonl").read_text().splitlines() for run in (tmp_path / "run", student[0]))
     assert sorted(ours) == sorted(theirs)
+
+
+def test_a_finished_run_of_an_earlier_version_is_shown(model, own_folder, student, tmp_path, capfd):
+    """Its record has one hash for all inputs, and its eval.json names no metric."""
+    workdir = tmp_path / "run"
+    shutil.copytree(student[0], workdir)
+    (workdir / "report.html").unlink()
+    for name, change in (("config.json", {"fingerprint": "0123abcd"}), ("eval.json", {"metric": None})):
+        content = json.loads((workdir / name).read_text()) | change
+        content = {field: value for field, value in content.items() if value is not None}
+        (workdir / name).write_text(json.dumps(content))
+    assert run(model, own_folder, workdir) == student[1]
+    printed = capfd.readouterr().out
+    assert "from an earlier version of rdjax" in printed and "is finished" in printed
+    assert "test exact_match" in printed and (workdir / "report.html").exists()
+
+
+def test_a_model_that_was_replaced_in_place_is_refused(own_folder, tmp_path, capfd):
+    """Another base of the same shape, as merging an adapter makes it: embedding and head stay."""
+    base_model = tiny.write_tokenizer(tiny.write_random_checkpoint(tmp_path / "base", FIELDS))
+    settings = (base_model, own_folder, tmp_path / "run", "--config.eval.systems=()", "--config.train.epochs=1")
+    assert status_of(*settings) == 0
+    tensors = load_file(base_model / "model.safetensors")
+    merged = {name: tensor + 0.1 if "self_attn" in name else tensor for name, tensor in tensors.items()}
+    tiny.write_tensors(base_model, merged)
+    assert status_of(*settings) == 2
+    assert "changed since it began: the model's weights or config); take another folder" in capfd.readouterr().err
+    tiny.write_tensors(base_model, tensors)
+    tiny.write_tokenizer(base_model, chat_template="{{ messages }}")
+    assert status_of(*settings) == 2
+    assert "changed since it began: the tokenizer or its chat template); take" in capfd.readouterr().err
 
 
 def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_path):
