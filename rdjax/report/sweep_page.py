@@ -22,7 +22,7 @@ from rdjax.report.sweep_data import (
 from rdjax.report.sweep_table import sweep_table
 from rdjax.storage.files import read_json
 
-SHOWN_ROWS = 8  # outputs of each method that the page shows
+OUTPUT_ROWS = 8  # outputs of each method that the page shows
 
 # How systems other than the students are drawn.
 REFERENCE_LINES = {"base_with_rule": "--", "base": ":", "enhanced_with_rule": "-."}
@@ -157,7 +157,7 @@ def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[dict[str
         predictions = read_predictions(folder, {split: cell["splits"][split]})
         if any(predictions[split].values()):
             title = f"{label(method)}, k = {cell['k']}, seed {cell['seed']}"
-            parts += side_by_side(predictions, SHOWN_ROWS, title)
+            parts += side_by_side(predictions, OUTPUT_ROWS, title)
     return parts
 
 
