@@ -38,7 +38,7 @@ def sweep_figure(scores: pd.DataFrame, colours: Mapping[str, str]) -> str:
     judged = scores[scores["judged"]]
     metrics = judged.drop_duplicates("split").set_index("split")["metric"]
     # An enhanced teacher is always a method's own.
-    runs = merge_methods(judged, shared_systems(judged) - {"enhanced_with_rule"})
+    runs = merge_methods(judged, shared_systems(scores) - {"enhanced_with_rule"})
     over_seeds = runs.groupby(["split", "system", "method", "k"])["value"]
     summary = over_seeds.agg(["mean", "min", "max"]).dropna().reset_index()
     ks = sorted(scores["k"].unique())
