@@ -6,6 +6,8 @@ from configs import quickstart
 from rdjax.run.pipeline import evaluate_all, train_all
 from rdjax.run.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):

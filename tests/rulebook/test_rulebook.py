@@ -48,6 +48,7 @@ def small_recipe(**changes):
     return config
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_a_model_that_loads(tmp_path):
     folder = rulebook.train(small_recipe(), tmp_path / "run")
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == 2
@@ -64,6 +65,7 @@ def test_the_recipe_writes_a_model_that_loads(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model-2").eos_token == "</s>"
 
 
+@pytest.mark.slow
 def test_a_stopped_training_ends_in_the_same_weights(tmp_path, monkeypatch):
     whole = rulebook.train(small_recipe(), tmp_path / "whole")
     make_batch = rulebook.make_batch
