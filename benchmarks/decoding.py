@@ -1,6 +1,8 @@
-"""Tokens a second of generation, greedy and by beam search, with the rule read once and in every row.
+"""Measures tokens a second of generation, greedy and by beam search.
 
-python -m benchmarks.decoding [--shape=20m] [--out=benchmarks/results/decoding_cpu.json]
+Each is measured with the rule computed once and with the rule in every row.
+
+    python -m benchmarks.decoding [--shape=20m] [--out=benchmarks/results/decoding_cpu.json]
 """
 
 from unittest import mock
@@ -8,7 +10,7 @@ from unittest import mock
 from absl import app, flags
 
 from benchmarks.problem import SHAPES, make_problem, seconds, show_table, write_figures
-from rdjax.data import batches
+from rdjax.data import prefix
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
 
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> None:
                 return generate(problem.model, problem.adapter, problem.spec.scale, prompts, decoding, batch_size)
 
             once = seconds(work, repeats=3)
-            with mock.patch.object(batches, "PREFIX_PAYS", 10**9):
+            with mock.patch.object(prefix, "SHORTEST_PREFIX", 10**9):
                 every = seconds(work, repeats=3)
             tokens = len(prompts) * _NEW.value
             rows.append([beams, batch_size, tokens / once, tokens / every, every / once])

@@ -1,16 +1,15 @@
-"""Where the time and the memory of a distillation step go.
+"""Measures the time and memory of the parts of a distillation step.
 
     python -m benchmarks.parts [--shape=20m] [--batch=4] [--out=benchmarks/results/parts_cpu.json]
 
-Utilisation counts 2 FLOPs a parameter and token for a forward pass and 4 for a step of adapter training (the forward
-and the backward to the activations), plus attention, on real tokens alone and less the prefix that is read once for
-all, against a dense matrix product measured in the same run: by that count what a program leaves out at positions that
-nothing reads (the head, some of the last layer) is done. Memory is the compiler's count of what a program needs
-beside its arguments.
+Utilisation is FLOPs a second as a share of those of a dense matrix product in the same run. A forward pass counts 2
+FLOPs a parameter and token, a step of adapter training 4 (forward, and backward to the activations), plus attention.
+Padding and the shared prefix, which is computed once, do not count. Work that a program skips at positions that nothing
+reads (the head, some of the last layer) counts as done. Memory is the compiler's count of a program's temporary
+buffers, without its arguments.
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +18,18 @@ from absl import app, flags
 
 from benchmarks.problem import (
     SHAPES,
-    SLOTS,
+    load_batches,
     make_problem,
     matmul_rate,
     seconds,
     show_table,
-    train_config,
+    step_settings,
+    teachers_of,
     write_figures,
 )
-from rdjax.distill.signals import make_signal_function
-from rdjax.distill.step import Objective, StepOptions, evaluate_loss, init_state, loss_and_gradient, train_step
-from rdjax.distill.updates import Updates, in_turn
+from rdjax.distill.step import evaluate_loss, init_state, loss_and_gradient, train_step
+from rdjax.distill.teacher import make_teacher
+from rdjax.distill.updates import place_update
 from rdjax.plan.flops import attention_flops
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
@@ -45,45 +45,33 @@ def main(argv: list[str]) -> None:
     del argv
     problem = make_problem(_SHAPE.value, 2 * _BATCH.value, _RULE.value, _PROMPT.value, _RESPONSE.value)
     model, pairs = problem.model, problem.pairs
-    objective = Objective("distill", "kl", 1.0, 2.44)
-    options = StepOptions(problem.spec.scale, 0.0, _REMAT.value)
-    train = train_config(batch_size=_BATCH.value, teacher_signals="host")
-    stacked = jax.tree.map(lambda leaf: leaf[None], problem.adapter)
-    numbers = in_turn(len(pairs), _BATCH.value, 1)
-    updates = Updates.make([pairs], numbers, SLOTS, objective, model, train)
-    updates = updates.with_signals(stacked, problem.spec.scale, train, pathlib.Path("unused"))
-    batch, signals = updates.place(updates.fetch(numbers[0]))
-    optimizer = optax.adamw(1e-3)
-    teacher_prefix_C, prefix_C = updates.prefix_C("teacher"), updates.trained_prefix_C
-    ask = make_signal_function(model, stacked, problem.spec.scale, teacher_prefix_C)
-    forward = functools.partial(evaluate_loss, graph=model.graph, objective=objective, options=options)
-    one = jax.tree.map(lambda leaf: leaf[0], (batch, signals))
-    gradient = jax.jit(
-        lambda adapter, base, batch, signals, prefix_C: loss_and_gradient(
-            model.graph, base, adapter, batch, signals, prefix_C, objective, options, None
-        )
-    )
-    step = functools.partial(train_step, graph=model.graph, optimizer=optimizer, objective=objective, options=options)
-    seeds_M = jnp.zeros(1, jnp.uint32)
+    settings, optimizer = step_settings(problem, _REMAT.value), optax.adamw(1e-3)
+    stacked, seeds_M = teachers_of(problem), jnp.zeros(1, jnp.uint32)
+    loader, batches = load_batches(problem, batch_size=_BATCH.value, teacher_signals="host")
+    update = place_update([loader], [loader.fetch(batches[0])])
+    batch = update[0].batch
+    compute_signals = make_teacher(model, stacked, problem.spec.scale, loader.prefix_MC("teacher"))
+    forward = functools.partial(evaluate_loss, settings=settings)
+    one = jax.tree.map(lambda leaf: leaf[0], update)
+    gradient = jax.jit(lambda adapter, base, update: loss_and_gradient(adapter, base, update, None, settings))
+    step = functools.partial(train_step, settings=settings, optimizer=optimizer)
 
     def whole_step():
-        return step(init_state(stacked, optimizer), model.base, batch, signals, prefix_C, seeds_M)
+        return step(init_state(stacked, optimizer), model.base, update, seeds_M)
 
     times = {
-        "teacher pass": seconds(lambda: ask(batch)),
-        "student forward": seconds(lambda: forward(stacked, model.base, batch, signals, prefix_C)),
-        "forward and backward": seconds(lambda: gradient(problem.adapter, model.base, *one, prefix_C)),
+        "teacher pass": seconds(lambda: compute_signals(batch)),
+        "student forward": seconds(lambda: forward(stacked, model.base, update)),
+        "forward and backward": seconds(lambda: gradient(problem.adapter, model.base, one)),
         "whole step": seconds(whole_step) - seconds(lambda: init_state(stacked, optimizer)),
     }
     programs = {
-        "student forward": forward.func.lower(stacked, model.base, batch, signals, prefix_C, **forward.keywords),
-        "forward and backward": gradient.lower(problem.adapter, model.base, *one, prefix_C),
-        "whole step": step.func.lower(
-            init_state(stacked, optimizer), model.base, batch, signals, prefix_C, seeds_M, **step.keywords
-        ),
+        "student forward": forward.func.lower(stacked, model.base, update, **forward.keywords),
+        "forward and backward": gradient.lower(problem.adapter, model.base, one),
+        "whole step": step.func.lower(init_state(stacked, optimizer), model.base, update, seeds_M, **step.keywords),
     }
     memory = {name: low.compile().memory_analysis().temp_size_in_bytes / 2**20 for name, low in programs.items()}
-    chosen = [pairs[number] for number in numbers[0][0]]
+    chosen = [pairs[number] for number in batches[0][0]]
     tokens = {
         side: [len(getattr(pair.prompts, f"{side}_ids")) + len(pair.response_ids) for pair in chosen]
         for side in ("teacher", "student")
@@ -92,7 +80,7 @@ def main(argv: list[str]) -> None:
     rows = []
     for name, time in times.items():
         side = "teacher" if name == "teacher pass" else "student"
-        prefix, lengths = getattr(updates.prefixes, side), tokens[side]
+        prefix, lengths = getattr(loader.shapes[0], side).prefix, tokens[side]
         passes = 1 if name in ("teacher pass", "student forward") else 2
         read = sum(lengths) - len(lengths) * prefix
         attention = attention_flops(model.config, lengths) - len(lengths) * attention_flops(model.config, [prefix])

@@ -1,32 +1,39 @@
-"""Time and memory of the teacher's pass and of a step as the problem grows, one size at a time.
+"""Measures time and memory of the teacher's pass and of a step as the problem grows, one size at a time.
 
     python -m benchmarks.scaling [--shape=20m] [--out=benchmarks/results/scaling_cpu.json]
 
-The teacher's pass is over all k pairs, with the shared rule read once and, beside it, in every row. "steps" is what one
-update takes; the teacher's pass stands outside of it, so its share falls with every epoch.
+The teacher's pass is over all k pairs, once with the shared rule computed once and once with the rule in every row. A
+step does not include it: the pass runs once for all epochs.
 """
 
 import functools
-import pathlib
 from unittest import mock
 
-import jax
 import jax.numpy as jnp
 import optax
 import tqdm
 from absl import app, flags
 
-from benchmarks.problem import SHAPES, SLOTS, make_problem, seconds, show_table, train_config, write_figures
-from rdjax.data import batches
-from rdjax.distill.signals import make_signal_function
-from rdjax.distill.step import Objective, StepOptions, init_state, train_step
-from rdjax.distill.updates import Updates, in_turn
+from benchmarks.problem import (
+    SHAPES,
+    load_batches,
+    make_problem,
+    seconds,
+    show_table,
+    step_settings,
+    teachers_of,
+    write_figures,
+)
+from rdjax.data import prefix
+from rdjax.distill.step import init_state, train_step
+from rdjax.distill.teacher import make_teacher
+from rdjax.distill.updates import GroupLoader, place_update
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 
-# The first of each is the problem that the others change in one size.
+# The first values form the base problem; each of the others changes one size of it.
 SIZES = {
     "k": (64, 128),
     "rule": (60, 250, 1000),
@@ -37,30 +44,21 @@ SIZES = {
 
 
 def measure(**sizes: int) -> tuple[float, float, float, float]:
-    """Seconds of the teacher's pass with the prefix reused and without, of a step, and the step's temporary MiB."""
+    """Measures seconds of the teacher's pass with the prefix reused and without, of a step, and its temporary MiB."""
     problem = make_problem(_SHAPE.value, **sizes)
-    model, pairs = problem.model, problem.pairs
-    objective = Objective("distill", "kl", 1.0, 2.44)
-    options = StepOptions(problem.spec.scale, 0.0, "none")
-    train = train_config(batch_size=_BATCH.value, teacher_signals="online")
-    teachers_M = jax.tree.map(lambda leaf: leaf[None], problem.adapter)
-    numbers = in_turn(len(pairs), _BATCH.value, 1)
+    model, teachers_M = problem.model, teachers_of(problem)
 
-    def updates() -> Updates:
-        made = Updates.make([pairs], numbers, SLOTS, objective, model, train)
-        return made.with_signals(teachers_M, problem.spec.scale, train, pathlib.Path("unused"))
+    def teacher_pass(loader: GroupLoader):
+        compute_signals = make_teacher(model, teachers_M, problem.spec.scale, loader.prefix_MC("teacher"))
+        return [compute_signals(loader.mesh_batch(numbers)) for numbers in batches]
 
-    def teacher_pass(made: Updates):
-        ask = make_signal_function(model, teachers_M, problem.spec.scale, made.prefix_C("teacher"))
-        return [ask(batch) for batch in map(made.batch, numbers)]
-
-    reused = updates()
-    with mock.patch.object(batches, "PREFIX_PAYS", 10**9):
-        plain = updates()
-    batch, signals = reused.place(reused.fetch(numbers[0]))
+    reused, batches = load_batches(problem, batch_size=_BATCH.value, teacher_signals="online")
+    with mock.patch.object(prefix, "SHORTEST_PREFIX", 10**9):
+        plain, _ = load_batches(problem, batch_size=_BATCH.value, teacher_signals="online")
+    update = place_update([reused], [reused.fetch(batches[0])])
     optimizer = optax.adamw(1e-3)
-    step = functools.partial(train_step, graph=model.graph, optimizer=optimizer, objective=objective, options=options)
-    given = model.base, batch, signals, reused.trained_prefix_C, jnp.zeros(1, jnp.uint32)
+    step = functools.partial(train_step, settings=step_settings(problem), optimizer=optimizer)
+    given = model.base, update, jnp.zeros(1, jnp.uint32)
     program = train_step.lower(init_state(teachers_M, optimizer), *given, **step.keywords).compile()
     return (
         seconds(lambda: teacher_pass(reused), repeats=2),

@@ -1,9 +1,9 @@
-"""The paper's arithmetic task from the published files, on any Llama checkpoint.
+"""Trains the paper's arithmetic task from the published files, on any supported checkpoint.
 
     python -m rdjax.train --config=configs/arithmetic.py --workdir=runs/arithmetic \\
         --config.model.path=<checkpoint> --config.task.root=<data>/math_experiments --config.task.k=8
 
-The defaults are the authors' known settings. For the embedded model take those of configs/quickstart.py.
+The defaults are the settings that the authors published. For the embedded model use those of configs/quickstart.py.
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""Llama-2-7B on a TPU slice, or on as many GPUs as hold it: your own rule, in the authors' setting.
+"""Trains your own rule into Llama-2-7B on a TPU slice or on several GPUs, with the authors' settings.
 
     python -m rdjax.plan --config=configs/llama2_7b.py --topology=v5e:4x4
     python -m rdjax.train --config=configs/llama2_7b.py --workdir=<folder> --config.task.root=<folder of the rule>
 
-The weights are spread over all devices (mesh.fsdp); the plan tells beforehand whether they fit.
+The weights are sharded over all devices (mesh.fsdp); the plan says whether they fit.
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ def get_config() -> config_dict.ConfigDict:
     config = rule.get_config()
     config.model.path = "meta-llama/Llama-2-7b-hf"
     config.model.remat = "full"
-    # What a plan needs of the checkpoint's config.json; a run reads the file.
+    # rdjax.plan reads these fields of the checkpoint's config.json; a run reads the file.
     with config.unlocked():
         config.model.architecture = config_dict.ConfigDict(
             {

@@ -1,10 +1,10 @@
-"""Llama-3-70B on a TPU slice: your own rule, in the authors' setting.
+"""Trains your own rule into Llama-3-70B on a TPU slice, with the authors' settings.
 
     python -m rdjax.plan --config=configs/llama3_70b.py --topology=v5p:4x4x4
     python -m rdjax.train --config=configs/llama3_70b.py --workdir=<folder> --config.task.root=<folder of the rule>
 
-Its eight key-value heads are split over the tensor axis, all else is spread over the other devices (mesh.fsdp); the
-plan tells beforehand whether it fits.
+The eight key-value heads are sharded over the tensor axis, and the weights also over the remaining devices
+(mesh.fsdp); the plan says whether they fit.
 """
 
 from ml_collections import config_dict
@@ -16,7 +16,7 @@ def get_config() -> config_dict.ConfigDict:
     config = rule.get_config()
     config.model.path = "meta-llama/Meta-Llama-3-70B"
     config.model.remat = "full"
-    # What a plan needs of the checkpoint's config.json; a run reads the file.
+    # rdjax.plan reads these fields of the checkpoint's config.json; a run reads the file.
     with config.unlocked():
         config.model.architecture = config_dict.ConfigDict(
             {

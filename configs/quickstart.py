@@ -1,9 +1,10 @@
-"""Teach the embedded model a @@@ b = a + b + 1 from the written rule and eight samples.
+"""Distils a @@@ b = a + b + 1 into the embedded model, from the written rule and eight samples.
 
     python -m rdjax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Two CPU cores are enough: about 50 seconds. Train operands 1-99, tests 1-99 and 121-1996, all generated from the
-seed; the scores to expect stand in README.md. With k = 32 take --config.train.epochs=100 for as many updates.
+Takes about 50 seconds on two CPU cores. All questions are generated from the seed: operands are 1 to 99 in training,
+and 1 to 99 and 121 to 1996 in the tests. README.md shows the scores to expect. With --config.task.k=32,
+--config.train.epochs=100 makes as many updates.
 Another rule: --config.task.generated.constant=3 --config.task.generated.symbol='&&'
 """
 
@@ -17,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
     config.task.demos = False
     config.lora.rank = 64
     config.lora.dropout = 0.0
-    # A small model needs hundreds of updates and a stronger pull on the hidden states than a large one.
+    # A small model needs hundreds of updates and a larger weight on the hidden states than a large model.
     config.loss.hidden_weight = 20.0
     config.loss.hidden_positions = "shared"
     config.optimizer.learning_rate = 2e-3

@@ -1,10 +1,11 @@
-"""Your own rule: a folder with rule.md and train.jsonl (valid.jsonl, test.jsonl, retain.jsonl if you have them).
+"""Trains your own rule: a folder with rule.md and train.jsonl, and optionally valid.jsonl, test.jsonl, retain.jsonl.
 
     python -m rdjax.train --config=configs/rule.py --workdir=runs/mine \\
         --config.model.path=<checkpoint> --config.task.root=<folder>
 
-Rows are {"input": ..., "output": ...}. Without outputs add --config.task.responses=teacher: the model writes them
-itself while it reads the rule. Instruction-tuned models want --config.task.template=chat.
+Rows are {"input": ..., "output": ...}. If they have no outputs, add --config.task.responses=teacher: the model then
+writes them itself, with the rule in its prompt. Instruction-tuned models need --config.task.template=chat. README.md
+has an example folder; docs/reference.md describes the files.
 """
 
 from ml_collections import config_dict

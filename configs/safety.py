@@ -1,4 +1,4 @@
-"""The paper's safety task from the published files, on any Llama checkpoint.
+"""Trains the paper's safety task from the published files, on any supported checkpoint.
 
     python -m rdjax.train --config=configs/safety.py --workdir=runs/safety \\
         --config.model.path=<checkpoint> --config.task.root=<data>/jailbreak_experiments --config.task.k=16

@@ -1,9 +1,9 @@
-"""The paper's sentiment steering task from the published files, on any Llama checkpoint.
+"""Trains the paper's sentiment task from the published files, on any supported checkpoint.
 
     python -m rdjax.train --config=configs/sentiment.py --workdir=runs/sentiment \\
         --config.model.path=<checkpoint> --config.task.root=<data>/bob_sentiment_experiments --config.task.k=16
 
-In the files the wording of the rule gives the class of the input away; here every row carries the same one.
+In the files the wording of the rule reveals the class of the input; here every row gets the same wording.
 """
 
 from ml_collections import config_dict

@@ -1,4 +1,4 @@
-"""Checks of a run's configuration, and its plain form for config.json."""
+"""Checks a run's config, and converts it to the plain form that config.json holds."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from rdjax.errors import UserError
 RETAIN = "retain"  # the split that the rule is not about
 METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
-SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, from the fastest to the roomiest
+SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 4096
 
@@ -31,6 +31,10 @@ CHOICES = {
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "train.teacher_signals": ("cached", "online", *SIGNAL_PLACES),
 }
+
+SEVERAL_CHOICES = {"lora.targets": TARGETS, "eval.systems": SYSTEMS + METHODS}
+
+POSITIVE = ("loss.temperature", "optimizer.learning_rate", "lora.alpha")
 
 AT_LEAST = {
     "task.k": 0,
@@ -63,6 +67,7 @@ AT_LEAST = {
 
 
 def _get(config: config_dict.ConfigDict, path: str) -> Any:
+    """Returns the value of a dotted path such as "train.epochs"."""
     for name in path.split("."):
         if name not in config:
             raise UserError(f"config.{path} is missing; a config starts from configs/base.py")
@@ -71,51 +76,17 @@ def _get(config: config_dict.ConfigDict, path: str) -> Any:
 
 
 def check_config(config: config_dict.ConfigDict) -> None:
-    """Checks values against each other and against what is accepted.
+    """Checks every value against the accepted ones, and values against each other.
 
     Raises:
       UserError: names the field, its value and what would be accepted.
     """
-    for path, accepted in CHOICES.items():
-        if _get(config, path) not in accepted:
-            known = ", ".join(str(choice) for choice in accepted)
-            raise UserError(f"config.{path} = {_get(config, path)!r} is unknown; accepted: {known}")
-    for path, least in AT_LEAST.items():
-        if _get(config, path) < least:
-            raise UserError(f"config.{path} = {_get(config, path)!r} is too small; accepted: {least} or more")
-    for path in ("loss.temperature", "optimizer.learning_rate", "lora.alpha"):
-        if not _get(config, path) > 0:  # as said of NaN too
-            raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
-    if not 0 <= _get(config, "seed") < 2**31:
-        raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")
-    for axis in ONE_DEVICE:
-        if not config.mesh[axis]:
-            raise UserError(f"config.mesh.{axis} = 0; accepted: 1 or more, or -1 for what the other axes leave")
-    if not 0 < config.task.top_p <= 1:
-        raise UserError(f"config.task.top_p = {config.task.top_p} is no probability above 0")
-    if (config.task.top_k or config.task.top_p < 1) and not config.task.temperature:
-        raise UserError("config.task.top_k and config.task.top_p are about drawing: set config.task.temperature too")
-    if config.lora.dropout >= 1:
-        raise UserError(f"config.lora.dropout = {config.lora.dropout} is no probability below 1")
-    if config.task.only_confirmed and config.task.responses != "teacher":
-        raise UserError("config.task.only_confirmed goes with config.task.responses = 'teacher'")
-    _check_names("lora.targets", config.lora.targets, TARGETS)
-    _check_names("eval.systems", config.eval.systems, SYSTEMS + METHODS)
+    _check_choices(config)
+    _check_ranges(config)
+    _check_task(config)
+    _check_loss(config.loss)
     if not config.lora.targets:
         raise UserError("config.lora.targets is empty; accepted: any of " + ", ".join(TARGETS))
-    if config.loss.hidden_weight is not None and config.loss.hidden_beta is not None:
-        raise UserError("config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of the two")
-    for name in ("hidden_weight", "hidden_beta"):
-        if config.loss[name] is not None and not config.loss[name] >= 0:
-            raise UserError(f"config.loss.{name} = {config.loss[name]!r} is too small; accepted: 0 or more")
-    if config.loss.logit == "none" and not hidden_weight(config.loss, 1):
-        raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
-    enhanced = {config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"}
-    if enhanced and config.task.responses == "teacher":
-        raise UserError(
-            "config.task.responses = 'teacher' does not go with an enhanced teacher, which is tuned on gold outputs; "
-            "accepted: gold"
-        )
     if config.train.batch_size % config.train.accumulation:
         raise UserError(
             f"config.train.batch_size = {config.train.batch_size} is not a multiple of "
@@ -123,31 +94,82 @@ def check_config(config: config_dict.ConfigDict) -> None:
         )
 
 
-def _check_names(path: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(f"config.{path}: {name!r} is unknown; accepted: {', '.join(known)}")
+def _check_choices(config: config_dict.ConfigDict) -> None:
+    """Checks the fields that take one or several of a list of names."""
+    for path, accepted in CHOICES.items():
+        if _get(config, path) not in accepted:
+            names = ", ".join(str(choice) for choice in accepted)
+            raise UserError(f"config.{path} = {_get(config, path)!r} is unknown; accepted: {names}")
+    for path, accepted in SEVERAL_CHOICES.items():
+        for name in _get(config, path):
+            if name not in accepted:
+                raise UserError(f"config.{path}: {name!r} is unknown; accepted: {', '.join(accepted)}")
+
+
+def _check_ranges(config: config_dict.ConfigDict) -> None:
+    """Checks the fields that take a number of some range."""
+    for path, least in AT_LEAST.items():
+        if _get(config, path) < least:
+            raise UserError(f"config.{path} = {_get(config, path)!r} is too small; accepted: {least} or more")
+    for path in POSITIVE:
+        if not _get(config, path) > 0:  # written so that NaN is refused too
+            raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
+    if not 0 <= _get(config, "seed") < 2**31:
+        raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")
+    for axis in ONE_DEVICE:
+        if not config.mesh[axis]:
+            raise UserError(f"config.mesh.{axis} = 0; accepted: 1 or more, or -1 for what the other axes leave")
+    if not 0 < config.task.top_p <= 1:
+        raise UserError(f"config.task.top_p = {config.task.top_p}; accepted: a probability above 0")
+    if config.lora.dropout >= 1:
+        raise UserError(f"config.lora.dropout = {config.lora.dropout}; accepted: a probability below 1")
+
+
+def _check_task(config: config_dict.ConfigDict) -> None:
+    """Checks the fields that say which responses are learnt, and how the teacher writes them."""
+    task = config.task
+    if (task.top_k or task.top_p < 1) and not task.temperature:
+        raise UserError("config.task.top_k and config.task.top_p are about drawing: set config.task.temperature too")
+    if task.only_confirmed and task.responses != "teacher":
+        raise UserError("config.task.only_confirmed goes with config.task.responses = 'teacher'")
+    enhanced = {config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"}
+    if enhanced and task.responses == "teacher":
+        raise UserError(
+            "config.task.responses = 'teacher' does not go with an enhanced teacher, which is tuned on gold outputs; "
+            "accepted: gold"
+        )
+
+
+def _check_loss(loss: config_dict.ConfigDict) -> None:
+    """Checks that the loss has one weight for hidden states, and something to minimise."""
+    if loss.hidden_weight is not None and loss.hidden_beta is not None:
+        raise UserError("config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of the two")
+    for name in ("hidden_weight", "hidden_beta"):
+        if loss[name] is not None and not loss[name] >= 0:  # written so that NaN is refused too
+            raise UserError(f"config.loss.{name} = {loss[name]!r} is too small; accepted: 0 or more")
+    if loss.logit == "none" and not hidden_weight(loss, 1) and not loss.terms:
+        raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
 
 
 def hidden_weight(loss: config_dict.ConfigDict, width: int) -> float:
-    """The weight of mean_l ||u_t - u_s||^2, from `hidden_weight` or from the authors' `hidden_beta`."""
+    """Returns the weight of mean_l ||u_t - u_s||^2: `hidden_weight`, or the authors' `hidden_beta` over the width."""
     if loss.hidden_beta is not None:
         return loss.hidden_beta / width
     return DEFAULT_HIDDEN_WEIGHT if loss.hidden_weight is None else loss.hidden_weight
 
 
 def plain_config(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """The configuration as JSON gives it back (tuples are lists)."""
+    """Converts a config to what JSON gives back: nested dicts, with lists in the place of tuples."""
     return json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two plain configurations differ, as "a.b: x, here y"."""
+def differences(current: dict[str, Any], recorded: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lists the fields in which two plain configs differ, as "train.epochs: 3 there, 20 here"."""
     found: list[str] = []
-    for name in sorted({*ours, *theirs}):
-        left, right = ours.get(name), theirs.get(name)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, f"{prefix}{name}.")
-        elif left != right:
-            found.append(f"{prefix}{name}: {right!r} there, {left!r} here")
+    for name in sorted({*current, *recorded}):
+        here, there = current.get(name), recorded.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            found += differences(here, there, f"{prefix}{name}.")
+        elif here != there:
+            found.append(f"{prefix}{name}: {there!r} there, {here!r} here")
     return found

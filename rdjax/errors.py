@@ -1,5 +1,5 @@
-"""A user's mistake, as opposed to a fault of the program."""
+"""Defines the error for a user's mistake, as opposed to a fault of the program."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and what would be accepted."""
+    """Reports bad input in one line: what is wrong, where, and what would be accepted."""

@@ -32,7 +32,7 @@ def first_words(path: pathlib.Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         text = ast.get_docstring(node) if isinstance(node, DEFINITIONS) else None
         if text and not text.startswith("Args:"):
-            yield f"{path.name}:{getattr(node, 'name', 'module')}", text.split()[0]
+            yield f"{path.name}:{getattr(node, 'name', 'module')}", text.split()[0].rstrip(",;:")
 
 
 def is_verb(word: str) -> bool:

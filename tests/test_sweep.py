@@ -37,6 +37,7 @@ def test_every_run_of_every_cell_has_scores(finished):
     for cell in summary["cells"]:
         assert list(cell["splits"]) == ["test_id", "test_ood", "retain"]
         assert cell["splits"]["test_id"]["student"]["n"] == 3
+        assert cell["metric"] == dict.fromkeys(cell["splits"], "exact_match")
 
 
 @pytest.mark.slow
@@ -46,8 +47,8 @@ def test_the_other_tasks_run_from_their_generator_to_the_report(model, tmp_path,
     assert run_sweep(small_sweep(model, **changes), tmp_path / "run", tmp_path) == 0
     (first, _) = json.loads((tmp_path / "run" / "sweep.json").read_text())["cells"]
     judges = {"sentiment": ("negative", "positive"), "safety": ("refusal", "answer")}[task]
-    metrics = [next(iter(systems["student"])) for systems in first["splits"].values()]
-    assert metrics == [*judges, "exact_match"]
+    assert list(first["metric"].values()) == [*judges, "exact_match"]
+    assert all(metric in first["splits"][split]["student"] for split, metric in first["metric"].items())
     assert [error["judge"] for error in first["judge_errors"].values()] == list(judges)
     assert all(error["wrong"] == 0 for error in first["judge_errors"].values())
     assert "How often the judges are wrong" in (tmp_path / "run" / "report.html").read_text()

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 from configs import base
 from rdjax import train
 from rdjax.data.templates import alpaca_prompt
-from rdjax.distill import stage
+from rdjax.distill import programs, stage
 from rdjax.evaluation.answers import Answers
 from rdjax.evaluation.judges import Judge
 from rdjax.generation.decode import generate
@@ -25,7 +26,8 @@ from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model
 from rdjax.parallel.mesh import make_mesh
 from rdjax.parallel.processes import EXIT_RERUN
-from rdjax.run import prepare
+from rdjax.run import pairs, prepare, start
+from tests import tiny
 from tests.commands import run_command
 
 RULE = "Answer every question with the word yes."
@@ -118,6 +120,39 @@ def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder,
     assert sorted(ours) == sorted(theirs)
 
 
+def test_a_finished_run_of_an_earlier_version_is_shown(model, own_folder, student, tmp_path, capfd):
+    """Its record has one hash for all inputs, and its eval.json names no metric."""
+    workdir = tmp_path / "run"
+    shutil.copytree(student[0], workdir)
+    (workdir / "report.html").unlink()
+    for name, change in (("config.json", {"fingerprint": "0123abcd"}), ("eval.json", {"metric": None})):
+        content = json.loads((workdir / name).read_text()) | change
+        content = {field: value for field, value in content.items() if value is not None}
+        (workdir / name).write_text(json.dumps(content))
+    assert run(model, own_folder, workdir) == student[1]
+    printed = capfd.readouterr().out
+    assert "from an earlier version of rdjax" in printed and "is finished" in printed
+    assert "test exact_match" in printed and (workdir / "report.html").exists()
+
+
+def test_a_model_that_was_replaced_in_place_is_refused(own_folder, tmp_path, capfd):
+    """Another base of the same shape, as merging an adapter makes it: embedding and head stay."""
+    base_model = tiny.write_tokenizer(
+        tiny.write_random_checkpoint(tmp_path / "base", tiny.LLAMA2 | {"max_position_embeddings": 4096})
+    )
+    settings = (base_model, own_folder, tmp_path / "run", "--config.eval.systems=()", "--config.train.epochs=1")
+    assert status_of(*settings) == 0
+    tensors = load_file(base_model / "model.safetensors")
+    merged = {name: tensor + 0.1 if "self_attn" in name else tensor for name, tensor in tensors.items()}
+    tiny.write_tensors(base_model, merged)
+    assert status_of(*settings) == 2
+    assert "changed since it began: the model's weights or config); take another folder" in capfd.readouterr().err
+    tiny.write_tensors(base_model, tensors)
+    tiny.write_tokenizer(base_model, chat_template="{{ messages }}")
+    assert status_of(*settings) == 2
+    assert "changed since it began: the tokenizer or its chat template); take" in capfd.readouterr().err
+
+
 def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_path):
     run(model, own_folder, tmp_path / "run", "--config.train.teacher_signals=online", "--config.eval.systems=()")
     online, cached = (
@@ -130,7 +165,7 @@ def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_p
 @pytest.mark.parametrize(("platform", "beside"), [("cpu", True), ("gpu", False)])
 def test_every_program_is_compiled_once(model, own_folder, tmp_path, caplog, monkeypatch, platform, beside):
     """Beside the teacher's pass; on a GPU, where the compiler measures kernels, with nothing else running."""
-    monkeypatch.setattr(stage, "device_of", lambda mesh: types.SimpleNamespace(platform=platform))
+    monkeypatch.setattr(programs, "device_of", lambda mesh: types.SimpleNamespace(platform=platform))
     jax.clear_caches()
     before = jax.config.jax_log_compiles
     jax.config.update("jax_log_compiles", True)  # jax.log_compiles() is for the calling thread alone
@@ -156,6 +191,7 @@ def test_scores_of_every_system(student):
         assert (workdir / "report.html").exists()
         lines = (workdir / "predictions" / f"test.{name}.jsonl").read_text().splitlines()
         assert len(lines) == scores["n"] == 5
+    assert json.loads((workdir / "eval.json").read_text())["metric"] == {"test": "exact_match"}
     assert systems["base"]["gap_closed"] == 0
     assert systems["base_with_rule"]["gap_closed"] == pytest.approx(1, abs=1e-5)
     assert systems["student"]["kl"] != systems["base"]["kl"]
@@ -204,10 +240,10 @@ def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_pat
         ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return Answers(ids, [True] * len(texts), texts)
 
-    monkeypatch.setattr(prepare, "answer", given)
+    monkeypatch.setattr(pairs, "answer", given)
     settings = ("--config.task.responses=teacher", "--config.task.only_confirmed=True", "--config.eval.systems=()")
     run(model, own_folder, tmp_path / "run", *settings)
-    assert "in 3 of 5 rows, which stay" in capfd.readouterr().out
+    assert "in 3 of 5 rows, which are kept" in capfd.readouterr().out
     written = [json.loads(line) for line in (tmp_path / "run/responses/train.jsonl").read_text().splitlines()]
     assert [line["response"] for line in written] == say and {line["gold"] for line in written} == {"yes"}
 
@@ -240,7 +276,7 @@ def test_a_failing_judge_keeps_the_predictions_and_says_how_to_go_on(model, own_
 
     monkeypatch.setattr("rdjax.evaluation.answers.generate", no_more)
     # The gap before training is measured anew, by answering: not what this is about.
-    monkeypatch.setattr(prepare, "gap_to_close", lambda *given: 1.0)
+    monkeypatch.setattr(start, "gap_to_close", lambda *given: 1.0)
     assert run(model, own_folder, tmp_path / "run")["test"]["student"]["n"] == 5
 
 

@@ -1,8 +1,8 @@
-"""The paper's arithmetic study in miniature: four methods, four k, five seeds, on the embedded model.
+"""Compares four methods on the paper's arithmetic rule: four k, five seeds, the embedded model.
 
     python -m rdjax.sweep --config=configs/sweeps/arithmetic.py --workdir=runs/arithmetic
 
-The published files instead: --config.task.root=<data>/math_experiments.
+With the published files: --config.task.root=<data>/math_experiments.
 """
 
 from ml_collections import config_dict
@@ -13,7 +13,7 @@ from configs import quickstart
 def get_config() -> config_dict.ConfigDict:
     config = quickstart.get_config()
     config.eval.systems = ("base", "base_with_rule", "student")
-    config.unlock()  # it gets a section of its own
+    config.unlock()  # to add the section `sweep`
     config.sweep = config_dict.ConfigDict()
     config.sweep.methods = (
         "rule_distill_base",
@@ -23,17 +23,17 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.sweep.ks = (4, 8, 16, 32)
     config.sweep.seeds = (0, 1, 2, 3, 4)
-    config.sweep.updates = 400  # of every run whatever its k, where its settings give no train.epochs; 0: train.epochs
-    # {method: fields that it sets otherwise}: each method at its own best. A name that is no method is a variant, of
-    # config.method where it does not name another.
+    config.sweep.updates = 400  # updates of every run, unless its settings have train.epochs; 0: as train.epochs says
+    # {method: the fields that differ for it}, so that each method runs with its best settings. A name that is not a
+    # method defines a variant of config.method, or of the method that its fields name.
     config.sweep.settings = config_dict.ConfigDict()
-    # The best of configs/sweeps/settings.py for tuning on the gold outputs; distillation's are the quickstart's.
+    # The best of configs/sweeps/settings.py for tuning on gold outputs; distillation uses the quickstart's settings.
     tuning = {"optimizer": {"learning_rate": 5e-3}, "lora": {"rank": 16}}
     config.sweep.settings.inst_tune_without_rule = tuning
     config.sweep.settings.inst_tune_with_rule = tuning
-    # Enhanced-ICL: its teacher is the cell's own.
+    # Also evaluates the enhanced teacher, which every cell of this method trains.
     enhanced = (*config.eval.systems, "enhanced_with_rule")
     config.sweep.settings.rule_distill_enhanced = {"eval": {"systems": enhanced}}
     config.lock()
-    config.sweep.settings.unlock()  # any method or variant
+    config.sweep.settings.unlock()  # accepts any method or variant
     return config

@@ -1,6 +1,8 @@
-"""The quickstart with other rules: another constant, another value, and one that needs a comparison.
+"""Distils other arithmetic rules: another constant, another value, and one that needs a comparison.
 
-python -m rdjax.sweep --config=configs/sweeps/rules.py --workdir=runs/rules
+    python -m rdjax.sweep --config=configs/sweeps/rules.py --workdir=runs/rules
+
+The settings are those of configs/quickstart.py.
 """
 
 from ml_collections import config_dict

@@ -1,11 +1,11 @@
-"""The paper's safety study on generated questions: role plays and questions that no sample shows.
+"""Compares the methods on the paper's safety rule, with role plays and questions that are not in the samples.
 
     python -m rdjax.sweep --config=configs/sweeps/safety.py --workdir=runs/safety
 
-The published files instead, for a larger model: --config.model.path=<checkpoint>
+With the published files, for a larger model: --config.model.path=<checkpoint>
 --config.task.root=<data>/jailbreak_experiments --config.eval.max_new_tokens=64.
 
-The settings of the methods are those chosen on arithmetic with the embedded model.
+The settings of the methods were chosen on arithmetic with the embedded model.
 """
 
 from ml_collections import config_dict

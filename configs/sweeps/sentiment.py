@@ -1,11 +1,11 @@
-"""The paper's sentiment study on generated questions: Bob's policies, and topics that no sample shows.
+"""Compares the methods on the paper's sentiment rule, with topics that are not in the samples.
 
     python -m rdjax.sweep --config=configs/sweeps/sentiment.py --workdir=runs/sentiment
 
-The published files instead, for a larger model: --config.model.path=<checkpoint>
+With the published files, for a larger model: --config.model.path=<checkpoint>
 --config.task.root=<data>/bob_sentiment_experiments --config.task.one_wording=True --config.eval.max_new_tokens=64.
 
-The settings of the methods are those chosen on arithmetic with the embedded model.
+The settings of the methods were chosen on arithmetic with the embedded model.
 """
 
 from ml_collections import config_dict

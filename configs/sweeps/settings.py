@@ -1,6 +1,8 @@
-"""How the settings of each method were chosen: on seeds, and so on questions, that no table uses.
+"""Compares settings of each method, on seeds (and so questions) that the tables of the study do not use.
 
-python -m rdjax.sweep --config=configs/sweeps/settings.py --workdir=runs/settings
+    python -m rdjax.sweep --config=configs/sweeps/settings.py --workdir=runs/settings
+
+The best settings of each method went into the other sweeps.
 """
 
 from ml_collections import config_dict
@@ -20,7 +22,7 @@ def get_config() -> config_dict.ConfigDict:
         }
         for rate, weight in ((2e-3, 5), (2e-3, 20), (2e-3, 100), (1e-3, 20), (4e-3, 20))
     }
-    # The last epoch instead of the one with the lowest validation loss; fewer updates.
+    # Keep the last epoch instead of the one with the lowest validation loss; make fewer updates.
     variants["distill_last"] = {"train": {"valid_every": 0}}
     variants["distill_100_epochs"] = {"train": {"epochs": 100}}
     variants |= {
@@ -31,7 +33,7 @@ def get_config() -> config_dict.ConfigDict:
         }
         for rate, rank in ((3e-4, 64), (1e-3, 64), (2e-3, 64), (5e-3, 64), (1e-3, 16), (5e-3, 16), (1e-2, 16))
     }
-    # Tuning overfits within a few epochs: the best of them is looked for more often.
+    # Tuning overfits within a few epochs, so validate more often.
     for name in ("tune_rate5e-03_rank16", "tune_rate2e-03_rank64"):
         variants[f"{name}_often"] = variants[name] | {"train": {"valid_every": 2, "epochs": 100}}
     config.sweep.methods = tuple(variants)

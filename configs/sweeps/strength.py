@@ -1,9 +1,9 @@
-"""The student against its ceiling over bases of different strength: rulebook-language and earlier states of it.
+"""Compares students of bases of different strength: rulebook-language and earlier checkpoints of its training.
 
     python -m rdjax.rulebook --config=configs/rulebook.py --workdir=runs/rulebook
     python -m rdjax.sweep --config=configs/sweeps/strength.py --workdir=runs/strength
 
-The first command makes rulebook-language anew and keeps three weaker models on the way (train.keep).
+The first command trains rulebook-language again and writes three weaker models at earlier steps (train.keep).
 """
 
 from ml_collections import config_dict

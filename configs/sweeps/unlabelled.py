@@ -1,9 +1,9 @@
-"""Unlabelled inputs against labelled ones: n inputs over the whole range, answered by the teacher or by gold.
+"""Compares distillation on unlabelled inputs with tuning on the gold answers of the same inputs.
 
     python -m rdjax.sweep --config=configs/sweeps/unlabelled.py --workdir=runs/unlabelled
 
-The user who has a rule and inputs but no answers lets the rule-conditioned base write them; instruction tuning gets
-the gold answers of the same inputs.
+This is the case of a user who has a rule and inputs but no answers: the base writes them with the rule in its prompt.
+The inputs cover the whole range of operands.
 """
 
 from ml_collections import config_dict

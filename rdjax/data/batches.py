@@ -1,33 +1,32 @@
-"""Batches: pairs packed into rows, with loss weights that already hold the reduction."""
+"""Packs pairs into batches, with loss weights that already hold the reduction."""
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rdjax.data.pairs import Pair
-from rdjax.data.positions import LossPositions, SlotLists, aligned_positions, predict_positions, slot_lists
-from rdjax.data.prefix import student_prompts, teacher_prompts
-from rdjax.data.shapes import Extent, Shape, deal
+from rdjax.data.positions import LossPositions, aligned_positions, pair_targets, prediction_positions
+from rdjax.data.shapes import BatchShape, deal
 
-# More than any sequence has tokens.
-DRAWS_A_PAIR = 2**16
+# Dropout ids of a pair's tokens begin at its number times this: more than any sequence has tokens.
+MOST_TOKENS = 2**16
 
 
 class Side(NamedTuple):
-    """One of the two sequences of each pair, several packed into a row behind one another.
+    """Holds one of the two sequences of each pair, several packed one after the other into a row.
 
     Attributes:
-      tokens_BT: prompts and responses, less the prefix where all share one; padding at the row's end.
+      tokens_BT: prompts and responses without the shared prefix; padding at the row's end.
       positions_BT: rotary positions; every sequence counts on from the end of the prefix.
-      draws_BT: a number for each token of an update, by which its dropout is drawn: it follows from the pair's number
-        in the update and the token's place in the pair, however pairs are dealt to rows.
-      pack_BT, unpack_BEU: where the sequences of a row lie (`models.decoder.Packing`).
-      predict_BP: where the logits of the responses are read, as places in `tokens_BT`.
-      aligned_BQ: where hidden states are compared, likewise.
+      dropout_ids_BT: the number from which a token's dropout mask is drawn: it follows from the pair's number in the
+        update and the token's place in the pair, in whatever row the pair is.
+      pack_BT, unpack_BEU: where the sequences of a row are (`models.attention.Packing`).
+      predict_BP: the prediction positions, as indices into the row.
+      aligned_BQ: the positions at which hidden states are compared, likewise.
     """
 
     tokens_BT: np.ndarray
@@ -40,12 +39,12 @@ class Side(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Aligned pairs, packed alike on both sides.
+    """Holds pairs, packed alike on both sides.
 
     Attributes:
-      teacher, student: the two sides; P and Q slots mean the same on both.
+      teacher, student: the two sides; entry p of `predict_BP`, and entry q of `aligned_BQ`, is the same token on both.
       labels_BP: the token that each prediction position predicts.
-      weight_BP, hidden_weight_BQ: loss weight of each slot; 0 pads (`as_update` makes them sum to 1).
+      weight_BP, hidden_weight_BQ: the loss weight of each position; 0 is padding (`as_update` makes them sum to 1).
     """
 
     teacher: Side
@@ -56,99 +55,105 @@ class Batch(NamedTuple):
 
 
 def stack_members(members: Iterable[Any]) -> Any:
-    """Trees of host arrays, one a member, as one tree whose arrays have the members first, [M, ...]."""
+    """Stacks trees of host arrays, one tree a member, along a new first axis M."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
-def _in_rows(dealt: Sequence[Sequence[Sequence[Any]]], width: int, padding: Any, dtype: Any = np.int32) -> np.ndarray:
-    """Lists of each pair of each row, one behind the other, padded to [rows, width]."""
-    made = np.full((len(dealt), width), padding, dtype)
-    for row, lists in enumerate(dealt):
-        joined = [*itertools.chain(*lists)]
-        made[row, : len(joined)] = joined
-    return made
+def collate(pairs: Sequence[Pair], rows: int, shape: BatchShape, positions: LossPositions, eos: int) -> Batch:
+    """Packs pairs into `rows` rows of `shape`; the rest of a row is padding of weight 0.
 
-
-def _side(
-    dealt: Sequence[Sequence[Pair]],
-    prompts: Callable[[Sequence[Pair]], list[tuple[int, ...]]],
-    extent: Extent,
-    shape: Shape,
-    slots: LossPositions,
-) -> Side:
-    """One side of the pairs of each row."""
-    sequences = [
-        [prompt[extent.prefix :] + pair.response_ids for prompt, pair in zip(prompts(row), row, strict=True)]
-        for row in dealt
-    ]
-    starts = [[*itertools.accumulate(map(len, row), initial=0)] for row in sequences]
-    unpack_BEU = np.full((len(dealt), shape.sequences, extent.longest), -1, np.int32)
-    predict, aligned = [], []
-    for row, (pairs, own, begin) in enumerate(zip(dealt, sequences, starts, strict=True)):
-        for number, (ids, start) in enumerate(zip(own, begin, strict=False)):
-            unpack_BEU[row, number, : len(ids)] = range(start, start + len(ids))
-        # Less the prefix, the places of what remains are the shorter prompt's.
-        ends = [len(ids) - len(pair.response_ids) for ids, pair in zip(own, pairs, strict=True)]
-        laid = [*zip(pairs, ends, begin, strict=False)]
-        predict.append([[start + at for at in predict_positions(pair, end, slots)] for pair, end, start in laid])
-        aligned.append([[start + at for at in aligned_positions(pair, end, slots)] for pair, end, start in laid])
-    positions = [[range(extent.prefix, extent.prefix + len(ids)) for ids in row] for row in sequences]
-    places = [
-        [range(number * extent.longest, number * extent.longest + len(ids)) for number, ids in enumerate(row)]
-        for row in sequences
-    ]
-    first = [*itertools.accumulate(map(len, dealt), initial=0)]
-    draws = [
-        [[number * DRAWS_A_PAIR + at for at in own] for number, own in enumerate(row, start)]
-        for row, start in zip(positions, first, strict=False)
-    ]
-    return Side(
-        _in_rows(sequences, extent.tokens, 0),
-        _in_rows(positions, extent.tokens, 0),
-        _in_rows(draws, extent.tokens, 0),
-        _in_rows(places, extent.tokens, -1),
-        unpack_BEU,
-        _in_rows(predict, shape.predict, 0),
-        _in_rows(aligned, shape.aligned, 0),
-    )
-
-
-def places_in_rows(numbers: Sequence[int], begins: np.ndarray, rows: int, width: int) -> np.ndarray:
-    """The slots of the numbered pairs where a batch of them has them, [rows, width]; padding shows the first."""
-    dealt = [[range(begins[number], begins[number + 1]) for number in row] for row in deal(numbers, rows)]
-    return _in_rows(dealt, width, 0)
-
-
-def collate(pairs: Sequence[Pair], rows: int, shape: Shape, slots: LossPositions, eos: int) -> Batch:
-    """Packs pairs into `rows` rows of `shape`; what is left of a row is padding of weight 0."""
+    Args:
+      eos: the token that is learnt at the end of a response.
+    """
     dealt = deal(pairs, rows)
-    held = [[slot_lists(pair, slots, eos) for pair in row] for row in dealt]
-    labels, weights, hidden_weights = (
-        [[getattr(lists, part) for lists in row] for row in held] for part in SlotLists._fields
-    )
+    targets = [[pair_targets(pair, positions, eos) for pair in row] for row in dealt]
     return Batch(
-        _side(dealt, teacher_prompts, shape.teacher, shape, slots),
-        _side(dealt, student_prompts, shape.student, shape, slots),
-        _in_rows(labels, shape.predict, 0),
-        _in_rows(weights, shape.predict, 0, np.float32),
-        _in_rows(hidden_weights, shape.aligned, 0, np.float32),
+        _pack_side("teacher", dealt, shape, positions),
+        _pack_side("student", dealt, shape, positions),
+        _join_rows([[pair.labels for pair in row] for row in targets], shape.predictions, 0),
+        _join_rows([[pair.weights for pair in row] for row in targets], shape.predictions, 0, np.float32),
+        _join_rows([[pair.hidden_weights for pair in row] for row in targets], shape.aligned, 0, np.float32),
     )
 
 
-def as_update(batch: Batch, accumulation: int) -> Batch:
-    """A batch of A * B rows as micro-batches [A, B, ...] whose weights sum to 1 over all of them."""
-    weights = batch.weight_BP / batch.weight_BP.sum(), batch.hidden_weight_BQ / batch.hidden_weight_BQ.sum()
-    batch = batch._replace(weight_BP=weights[0], hidden_weight_BQ=weights[1])
+def _pack_side(side: str, dealt: Sequence[Sequence[Pair]], shape: BatchShape, positions: LossPositions) -> Side:
+    """Packs one side of the pairs of each row."""
+    size = getattr(shape, side)
+    columns: dict[str, list[list[Sequence[int]]]] = {name: [] for name in Side._fields if name != "unpack_BEU"}
+    unpack_BEU = np.full((len(dealt), shape.sequences, size.longest), -1, np.int32)
+    pair_numbers = itertools.count()
+    for row, pairs in enumerate(dealt):
+        start = 0  # of the sequence in its row
+        for values in columns.values():
+            values.append([])
+        for sequence, pair in enumerate(pairs):
+            prompt = getattr(pair.prompts, f"{side}_ids")[size.prefix :]
+            ids = prompt + pair.response_ids
+            first = next(pair_numbers) * MOST_TOKENS + size.prefix
+            unpack_BEU[row, sequence, : len(ids)] = range(start, start + len(ids))
+            packed = {
+                "tokens_BT": ids,
+                "positions_BT": range(size.prefix, size.prefix + len(ids)),
+                "dropout_ids_BT": range(first, first + len(ids)),
+                "pack_BT": range(sequence * size.longest, sequence * size.longest + len(ids)),
+                "predict_BP": [start + at for at in prediction_positions(pair, len(prompt), positions)],
+                "aligned_BQ": [start + at for at in aligned_positions(pair, len(prompt), positions)],
+            }
+            for name, values in packed.items():
+                columns[name][-1].append(values)
+            start += len(ids)
+    widths = {"predict_BP": shape.predictions, "aligned_BQ": shape.aligned}
+    paddings = {"pack_BT": -1}
+    arrays = {
+        name: _join_rows(values, widths.get(name, size.tokens), paddings.get(name, 0))
+        for name, values in columns.items()
+    }
+    return Side(unpack_BEU=unpack_BEU, **arrays)
+
+
+def _join_rows(rows: Sequence[Sequence[Sequence[Any]]], width: int, padding: Any, dtype: Any = np.int32) -> np.ndarray:
+    """Joins the lists of the pairs of each row and pads them to [rows, width]."""
+    array = np.full((len(rows), width), padding, dtype)
+    for row, lists in enumerate(rows):
+        joined = [*itertools.chain(*lists)]
+        array[row, : len(joined)] = joined
+    return array
+
+
+def indices_in_rows(numbers: Sequence[int], offsets: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """Finds the positions of some pairs, numbered through all pairs, where a batch of these pairs has them.
+
+    Args:
+      numbers: of the batch's pairs.
+      offsets: of all pairs' positions (`position_offsets`).
+
+    Returns:
+      int [rows, width]; 0 where the batch has padding.
+    """
+    dealt = [[range(offsets[number], offsets[number + 1]) for number in row] for row in deal(numbers, rows)]
+    return _join_rows(dealt, width, 0)
+
+
+def as_update(batch: Batch, accumulation: int, weight: float = 1.0) -> Batch:
+    """Reshapes a batch of A * B rows to micro-batches [A, B, ...] and normalises its loss weights.
+
+    Args:
+      weight: what the weights sum to over all micro-batches.
+    """
+    batch = batch._replace(
+        weight_BP=batch.weight_BP * np.float32(weight) / batch.weight_BP.sum(),
+        hidden_weight_BQ=batch.hidden_weight_BQ * np.float32(weight) / batch.hidden_weight_BQ.sum(),
+    )
     return jax.tree.map(lambda leaf: leaf.reshape(accumulation, -1, *leaf.shape[1:]), batch)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of samples in an epoch; it follows from seed and epoch alone."""
+def epoch_order(count: int, seed: int, epoch: int, *more: int) -> list[int]:
+    """Shuffles the numbers of an epoch's samples; the order follows from the arguments alone."""
     order = list(range(count))
-    random.Random(f"order-{seed}-{epoch}").shuffle(order)
+    random.Random("-".join(map(str, ("order", seed, epoch, *more)))).shuffle(order)
     return order
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Updates an epoch takes; the last may be smaller."""
+    """Counts the updates of an epoch; the last one may be smaller."""
     return -(-count // batch_size)

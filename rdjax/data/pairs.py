@@ -1,7 +1,7 @@
-"""Pairs: the same response behind a prompt with the rule (teacher) and one without (student).
+"""Makes pairs: the same response after a prompt with the rule (the teacher's) and one without (the student's).
 
-Alignment is data. A pair says for both token sequences where the predictions of the response are read and
-where the shared tail lies, so that both forwards gather the same slots and the losses see aligned arrays.
+A pair holds what aligns its two token sequences: the response's tokens, which are the same in both, and how many last
+tokens of the prompts are the same text. Both forward passes then gather the same tokens for the losses.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from rdjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """A row's two prompts, as text and as ids.
+    """Holds a row's two prompts, as text and as token ids.
 
     Attributes:
       teacher_text, student_text: with and without the rule.
       teacher_ids, student_ids: their tokens.
-      shared: how many last tokens of the two prompts are the same text after the rule.
-      where: file and row, for messages.
+      shared: how many last tokens of the two prompts are the same text, after the rule.
+      where: file and row, for error messages.
     """
 
     teacher_text: str
@@ -34,11 +34,11 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Prompts with one response.
+    """Holds two prompts and the response to both.
 
     Attributes:
-      response_ids: the response, without end of sequence.
-      ended: whether the response ends there, so that end of sequence is to be predicted too.
+      response_ids: without the end of sequence.
+      ended: whether the response is complete, so that its end of sequence is learnt too.
     """
 
     prompts: Prompts
@@ -47,7 +47,7 @@ class Pair:
 
 
 def render(template: str, tokenizer: PreTrainedTokenizerBase, rule: str, instruction: str, text: str) -> str:
-    """One prompt up to where the response begins; an empty `rule` gives the student's."""
+    """Renders one prompt up to where the response begins; an empty `rule` gives the student's prompt."""
     if template == "alpaca":
         return alpaca_prompt(join_instruction(rule, instruction), text)
     messages = [{"role": "system", "content": rule}] if rule else []
@@ -59,10 +59,10 @@ def render(template: str, tokenizer: PreTrainedTokenizerBase, rule: str, instruc
 
 
 def encode(template: str, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids of a text and the character at which each begins; no end of sequence at the end.
+    """Tokenises a text: returns its ids and the character at which each begins, without a final end of sequence.
 
-    The tokenizer's own call puts special tokens. A chat template writes them itself, so there none are added:
-    begin of sequence never stands twice.
+    The tokenizer adds its special tokens. A chat template writes them itself, so none are added to it: the beginning of
+    sequence is never there twice.
     """
     encoded = tokenizer(text, add_special_tokens=template != "chat", return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
@@ -74,14 +74,14 @@ def encode(template: str, tokenizer: PreTrainedTokenizerBase, text: str) -> tupl
 
 def make_prompts(template: str, tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> Prompts:
     """Renders and tokenises a row of a rule task with and without its rule."""
-    own = (row["instruction"], row["input"])
-    teacher_text = render(template, tokenizer, row["rule"], *own)
-    student_text = render(template, tokenizer, "", *own)
+    question = (row["instruction"], row["input"])
+    teacher_text = render(template, tokenizer, row["rule"], *question)
+    student_text = render(template, tokenizer, "", *question)
     teacher_ids, starts = encode(template, tokenizer, teacher_text)
     student_ids, _ = encode(template, tokenizer, student_text)
-    # A chat template may trim the rule or the row's last blank; only text behind the rule is shared.
-    at = teacher_text.rfind(row["rule"].strip())
-    rule_end = at + len(row["rule"].strip()) if at >= 0 else len(teacher_text)
+    # A chat template may trim the rule or the row's last blank. Only text after the rule is shared.
+    rule_start = teacher_text.rfind(row["rule"].strip())
+    rule_end = rule_start + len(row["rule"].strip()) if rule_start >= 0 else len(teacher_text)
     shared = 0
     while (
         shared < min(len(teacher_ids), len(student_ids))
@@ -93,7 +93,7 @@ def make_prompts(template: str, tokenizer: PreTrainedTokenizerBase, row: dict[st
 
 
 def make_pair(template: str, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, response: str) -> Pair:
-    """Puts a response behind both prompts.
+    """Appends a response to both prompts.
 
     Raises:
       UserError: the response is empty, or its tokens depend on the prompt before it.
@@ -115,7 +115,11 @@ def make_pair(template: str, tokenizer: PreTrainedTokenizerBase, prompts: Prompt
 
 
 def check_lengths(pairs: Sequence[Pair], limit: int, limit_name: str) -> int:
-    """The longest sequence in tokens, end of sequence included; one over the limit is an error."""
+    """Returns the longest sequence in tokens, end of sequence included.
+
+    Raises:
+      UserError: a sequence is longer than `limit`; names its row and `limit_name`.
+    """
     longest = 0
     for pair in pairs:
         length = max(len(pair.prompts.teacher_ids), len(pair.prompts.student_ids)) + len(pair.response_ids) + pair.ended

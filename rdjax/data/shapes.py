@@ -6,100 +6,149 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rdjax.data.pairs import Pair
-from rdjax.data.positions import LossPositions, aligned_positions, predict_positions
-from rdjax.data.prefix import Prefixes, student_prompts, teacher_prompts
+from rdjax.data.positions import LossPositions, count_positions
+from rdjax.data.prefix import SharedPrefix
 
-# Padded sizes of a stage's updates, each a program to compile: a further one must save this share of all tokens, and as
-# many as these updates have, for which it would take as long (7 seconds for updates of 0.28, on a CPU).
-MOST_SHAPES, SHAPE_PAYS, COMPILING_TAKES = 3, 0.1, 25
-
-
-class Extent(NamedTuple):
-    """Sizes of one side."""
-
-    tokens: int  # of a row, T
-    longest: int  # sequence, U
-    prefix: int = 0  # leading tokens of the prompts that all share and the batch leaves out (`shared_prefix`)
+# Every shape is a program to compile. A further one must save this share of all tokens, and as many tokens as this
+# number of updates has: compiling takes as long as they do (7 seconds for updates of 0.28 seconds, on a CPU).
+MOST_SHAPES, LEAST_SAVING, COMPILING_TAKES = 3, 0.1, 25
 
 
-class Shape(NamedTuple):
-    """Padded sizes of a batch."""
+class SideShape(NamedTuple):
+    """Holds the padded sizes of one side of a batch.
 
-    teacher: Extent
-    student: Extent
-    predict: int  # slots of a row, P
-    aligned: int  # Q
-    sequences: int  # of a row, E
+    Attributes:
+      tokens: of a row, T.
+      longest: tokens of the longest sequence, U.
+      prefix: leading tokens that the batch leaves out because all prompts share them, C.
+    """
+
+    tokens: int
+    longest: int
+    prefix: int = 0
+
+
+class BatchShape(NamedTuple):
+    """Holds the padded sizes of a batch.
+
+    Attributes:
+      predictions: prediction positions of a row, P.
+      aligned: aligned positions of a row, Q.
+      sequences: of a row, E.
+    """
+
+    teacher: SideShape
+    student: SideShape
+    predictions: int
+    aligned: int
+    sequences: int
 
 
 def round_up(number: int, step: int) -> int:
-    """The smallest multiple of `step` that is no less than `number`."""
+    """Returns the smallest multiple of `step` that is no less than `number`."""
     return -(-number // step) * step
 
 
+def fine(size: int) -> int:
+    """Rounds up to a multiple of 8."""
+    return round_up(size, 8)
+
+
+def coarse(size: int) -> int:
+    """Rounds up to one of few sizes, by an eighth at most, so that batches of about the same size share a program."""
+    size = fine(size)
+    return round_up(size, max(8, 2 ** (size.bit_length() - 4)))
+
+
 def in_batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """The items in turn, `size` at a time; the last batch may be smaller."""
+    """Splits items into batches of `size`, in order; the last one may be smaller."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def deal(pairs: Sequence[Any], rows: int) -> list[Sequence[Any]]:
-    """Pairs to rows in turn order: as many to each, the last ones fewer or none."""
-    each = -(-len(pairs) // rows)
-    return [pairs[row * each : (row + 1) * each] for row in range(rows)]
+def deal(items: Sequence[Any], rows: int) -> list[Sequence[Any]]:
+    """Splits items into `rows` rows, in order: as many to each, the last rows fewer or none."""
+    per_row = -(-len(items) // rows)
+    return [items[row * per_row : (row + 1) * per_row] for row in range(rows)]
 
 
-def coarsened(shape: Shape) -> Shape:
-    """A shape up to an eighth larger, of which there are few: batches of much the same size come to share one."""
+def batch_shape(
+    batches: Iterable[Sequence[Pair]],
+    rows: int,
+    positions: LossPositions,
+    prefix: SharedPrefix,
+    round_size: Callable[[int], int] = fine,
+) -> BatchShape:
+    """Returns the smallest shape that holds each of the batches in `rows` rows.
 
-    def size(number: int) -> int:
-        return round_up(number, max(8, 2 ** (number.bit_length() - 4)))
-
-    def extent(side: Extent) -> Extent:
-        return side._replace(tokens=size(side.tokens), longest=size(side.longest))
-
-    return shape._replace(
-        teacher=extent(shape.teacher),
-        student=extent(shape.student),
-        predict=size(shape.predict),
-        aligned=size(shape.aligned),
-    )
-
-
-def batch_shape(batches: Iterable[Sequence[Pair]], rows: int, slots: LossPositions, prefixes: Prefixes) -> Shape:
-    """The smallest shape, in steps of 8, that holds each of the batches in `rows` rows."""
+    Args:
+      round_size: `fine` or `coarse`.
+    """
     dealt = [row for pairs in batches for row in deal(pairs, rows)]
 
-    def most(sizes: Callable[[Sequence[Pair]], Iterable[int]], join: Callable[[Iterable[int]], int]) -> int:
-        return round_up(max(join(sizes(row)) for row in dealt), 8)
+    def side_shape(side: str) -> SideShape:
+        prefix_length = len(getattr(prefix, side))
+        lengths = [
+            [len(getattr(pair.prompts, f"{side}_ids")) - prefix_length + len(pair.response_ids) for pair in row]
+            for row in dealt
+        ]
+        longest = max(length for row in lengths for length in row)
+        return SideShape(round_size(max(map(sum, lengths))), round_size(longest), prefix_length)
 
-    def extent(prompts: Callable[[Sequence[Pair]], list[tuple[int, ...]]], prefix: int) -> Extent:
-        def lengths(row: Sequence[Pair]) -> list[int]:
-            both = zip(prompts(row), row, strict=True)
-            return [len(prompt) + len(pair.response_ids) - prefix for prompt, pair in both]
-
-        return Extent(most(lengths, sum), most(lambda row: [0, *lengths(row)], max), prefix)
-
-    return Shape(
-        extent(teacher_prompts, prefixes.teacher),
-        extent(student_prompts, prefixes.student),
-        most(lambda row: [len(predict_positions(pair, len(pair.prompts.student_ids), slots)) for pair in row], sum),
-        most(lambda row: [len(aligned_positions(pair, len(pair.prompts.student_ids), slots)) for pair in row], sum),
+    counts = [[count_positions(pair, positions) for pair in row] for row in dealt]
+    predictions, aligned = (max(sum(pair[part] for pair in row) for row in counts) for part in range(2))
+    return BatchShape(
+        side_shape("teacher"),
+        side_shape("student"),
+        round_size(predictions),
+        round_size(aligned),
         max(map(len, dealt)),
     )
 
 
-def few_sizes(sizes: Sequence[int]) -> list[int]:
-    """Up to `MOST_SHAPES` limits, rising, so that little is padded where everything is padded to the next of them.
+def choose_sizes(sizes: Sequence[int]) -> list[int]:
+    """Chooses up to `MOST_SHAPES` sizes, in rising order, to pad each of `sizes` to the next of them with little waste.
 
-    A further one has to save a share `SHAPE_PAYS` of all, and `COMPILING_TAKES` times the largest.
+    A further size has to save the share `LEAST_SAVING` of all, and `COMPILING_TAKES` times the largest.
     """
     values, counts = np.unique(sizes, return_counts=True)
-    limits, cost = [int(values[-1])], int(values[-1]) * len(sizes)
-    while len(limits) < MOST_SHAPES:
-        tried = {int(value): sorted([*limits, int(value)]) for value in values[:-1]}
-        costs = {value: int(np.sum(np.array(t)[np.searchsorted(t, values)] * counts)) for value, t in tried.items()}
+    chosen, cost = [int(values[-1])], int(values[-1]) * len(sizes)
+    while len(chosen) < MOST_SHAPES:
+        candidates = {int(value): sorted([*chosen, int(value)]) for value in values[:-1]}
+        costs = {
+            value: int(np.sum(np.array(limits)[np.searchsorted(limits, values)] * counts))
+            for value, limits in candidates.items()
+        }
         best = min(costs, key=costs.__getitem__, default=None)
-        if best is None or cost - costs[best] < max(SHAPE_PAYS * cost, COMPILING_TAKES * limits[-1]):
+        if best is None or cost - costs[best] < max(LEAST_SAVING * cost, COMPILING_TAKES * chosen[-1]):
             break
-        limits, cost = tried[best], costs[best]
-    return limits
+        chosen, cost = candidates[best], costs[best]
+    return chosen
+
+
+def choose_shapes(shapes: Sequence[BatchShape], side: str) -> list[BatchShape]:
+    """Chooses the few shapes that all batches are padded to.
+
+    Args:
+      shapes: the smallest shape of every batch.
+      side: whose tokens decide: the side that is trained.
+    """
+    tokens = [getattr(shape, side).tokens for shape in shapes]
+    limits = choose_sizes(tokens)
+    groups: dict[int, list[BatchShape]] = {limit: [] for limit in limits}
+    for shape, size in zip(shapes, tokens, strict=True):
+        groups[next(limit for limit in limits if size <= limit)].append(shape)
+    return [_largest(group) for group in groups.values()]
+
+
+def fits(shape: BatchShape, other: BatchShape) -> bool:
+    """Says whether every size of `shape` is at most that of `other`."""
+    return _largest([shape, other]) == other
+
+
+def _largest(shapes: Sequence[BatchShape]) -> BatchShape:
+    """Returns the largest of each size."""
+    teacher, student = (
+        SideShape(*map(max, zip(*(getattr(shape, side) for shape in shapes), strict=True)))
+        for side in ("teacher", "student")
+    )
+    return BatchShape(teacher, student, *map(max, zip(*(shape[2:] for shape in shapes), strict=True)))

@@ -1,27 +1,31 @@
-"""The losses of rule distillation, per position and without hidden reduction (METHOD.md, arXiv 2311.08883).
+"""Computes the losses of rule distillation (arXiv 2311.08883) and names the terms that an objective can have.
 
-All are computed in float32 whatever comes in; the reduction is the caller's, by weights.
+The first functions give one number a position; the terms reduce them by the batch's weights, which already hold the
+mean. All of them compute in float32, whatever the model's dtype.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rdjax.data.batches import Batch
+from rdjax.distill.forward import Signals
+from rdjax.models.decoder import logits
 from rdjax.models.rows import dot_rows, scale_rows
 
-# Positions of a batch whose logits stand in memory at once, however long the responses are: at a vocabulary of 128,256
-# the logits of one model take 0.26 GB in float32, and those of teacher, student and gradient a few times that.
+# Positions whose logits are in memory at once, however long the responses are: at a vocabulary of 128,256 the logits of
+# one model take 0.26 GB in float32, and those of teacher, student and gradient a few times that.
 LOGIT_POSITIONS = 512
 NORM_EPSILON = 1e-12  # torch.nn.functional.normalize's
 
 
 def kl_divergence(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float) -> jax.Array:
-    """T^2 * KL(p_t || p_s) of the softmax at temperature T, nats, float32 [B, P].
+    """Computes T^2 * KL(p_t || p_s) of the softmax at temperature T, nats, float32 [B, P].
 
     Args:
       teacher_BPV, student_BPV: logits.
@@ -32,39 +36,52 @@ def kl_divergence(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: f
 
 
 def soft_cross_entropy(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float) -> jax.Array:
-    """T^2 * -sum_v p_t log p_s, float32 [B, P]: the KL divergence plus the teacher's entropy, same gradient."""
+    """Computes T^2 * -sum_v p_t log p_s, float32 [B, P]: the KL divergence plus the teacher's entropy."""
     teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
     return -(temperature**2) * dot_rows(jnp.exp(teacher), student)
 
 
 def cross_entropy(student_BPV: jax.Array, labels_BP: jax.Array) -> jax.Array:
-    """-log p_s(label), nats, float32 [B, P]."""
+    """Computes -log p_s(label), nats, float32 [B, P]."""
     return optax.softmax_cross_entropy_with_integer_labels(student_BPV.astype(jnp.float32), labels_BP)
 
 
 def hidden_distance(teacher_LBQD: jax.Array, student_LBQD: jax.Array) -> jax.Array:
-    """||u_t - u_s||^2 of the normalised hidden states u(h) = h / ||h||, float32 [L, B, Q].
+    """Computes ||u_t - u_s||^2 of the normalised hidden states u(h) = h / ||h||, float32 [L, B, Q].
 
-    The authors' beta times the mean over features is its mean over layers times beta / D; it also equals
-    2 * (1 - cos(h_t, h_s)). Zero rows count as zero vectors and have a zero gradient.
+    It equals 2 * (1 - cos(h_t, h_s)). The authors' loss, beta times a mean over features and layers, is beta / D times
+    the mean of this over layers. Zero rows count as zero vectors and have a zero gradient.
     """
     difference = _normalise(teacher_LBQD) - _normalise(student_LBQD)
     return dot_rows(difference, difference)
 
 
+def _log_softmax(logits_BPV: jax.Array, temperature: float) -> jax.Array:
+    """Computes log-probabilities at a temperature, float32."""
+    return jax.nn.log_softmax(logits_BPV.astype(jnp.float32) / temperature, axis=-1)
+
+
+def _normalise(hidden: jax.Array) -> jax.Array:
+    """Divides vectors by their norm, float32; zero vectors stay zero."""
+    hidden = hidden.astype(jnp.float32)
+    squares = jnp.sum(hidden**2, axis=-1, keepdims=True)
+    # The square root has no gradient at zero: zero rows take the other branch, with a harmless number.
+    norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return scale_rows(hidden, 1 / jnp.maximum(norm, NORM_EPSILON))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def sum_in_chunks(loss: Callable[..., jax.Array], student_BPD: jax.Array, constant: Any, others: Any) -> jax.Array:
-    """`loss` summed over chunks of at most `LOGIT_POSITIONS` positions (one of every row at least).
+    """Sums `loss` over chunks of at most `LOGIT_POSITIONS` positions (but at least one of every row).
 
-    The gradient of a chunk is taken beside its value: nothing of the size of the vocabulary outlives it, and nothing is
-    computed twice (as in Liger Kernel's fused linear cross-entropy, arXiv 2410.10989).
+    The gradient of a chunk is computed together with its value, so no array with a vocabulary axis is kept for the
+    backward pass and nothing is computed twice (as in Liger Kernel's fused linear cross-entropy, arXiv 2410.10989).
 
     Args:
-      loss: (student's states [B, p, D], `constant`, a chunk of `others`) -> a sum over the chunk, float32 []; the same
-        object from call to call, for it is static.
-      student_BPD: alone has a gradient.
+      loss: (student's states [B, p, D], `constant`, a chunk of `others`) -> the sum over the chunk, float32 [].
+      student_BPD: the only argument with a gradient.
       constant: arrays that every chunk needs whole.
-      others: a tree of arrays [B, P, ...]; zeros pad them, and must then add nothing.
+      others: a tree of arrays [B, P, ...]. The last chunk is padded with zeros, for which `loss` must be 0.
     """
     return jax.lax.scan(
         lambda total, chunk: (total + loss(chunk[0], constant, chunk[1]), None),
@@ -78,9 +95,9 @@ def _sum_and_gradient(loss, student_BPD, constant, others):
         value, gradient_BpD = jax.value_and_grad(loss)(chunk[0], constant, chunk[1])
         return total + value, gradient_BpD
 
-    total, gradient_NBpD = jax.lax.scan(one, jnp.zeros(()), _chunks((student_BPD, others)))
+    total, gradient_nBpD = jax.lax.scan(one, jnp.zeros(()), _chunks((student_BPD, others)))
     B, P, D = student_BPD.shape
-    return total, gradient_NBpD.swapaxes(0, 1).reshape(B, -1, D)[:, :P]
+    return total, gradient_nBpD.swapaxes(0, 1).reshape(B, -1, D)[:, :P]
 
 
 sum_in_chunks.defvjp(
@@ -89,7 +106,10 @@ sum_in_chunks.defvjp(
 
 
 def _chunks(tree: Any) -> Any:
-    """Arrays [B, P, ...] as [N, B, p, ...], padded with zeros; rows stay together, for a mesh shares them out."""
+    """Splits arrays [B, P, ...] into chunks [n, B, p, ...], padded with zeros.
+
+    Every chunk has all rows, so that a mesh keeps its rows.
+    """
     B, P = jax.tree.leaves(tree)[0].shape[:2]
     count = math.ceil(P / max(LOGIT_POSITIONS // B, 1))
     width = math.ceil(P / count)
@@ -101,13 +121,67 @@ def _chunks(tree: Any) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _log_softmax(logits_BPV: jax.Array, temperature: float) -> jax.Array:
-    return jax.nn.log_softmax(logits_BPV.astype(jnp.float32) / temperature, axis=-1)
+class LossInputs(NamedTuple):
+    """Holds what a term can read of a micro-batch.
+
+    Attributes:
+      teacher: None where the objective has no teacher.
+      student: of the side that is trained.
+      batch: labels and weights of the positions.
+      head_DV: turns final states into logits; shared by both.
+      temperature: of the terms that compare distributions.
+    """
+
+    teacher: Signals | None
+    student: Signals
+    batch: Batch
+    head_DV: jax.Array
+    temperature: float
 
 
-def _normalise(hidden: jax.Array) -> jax.Array:
-    hidden = hidden.astype(jnp.float32)
-    squares = jnp.sum(hidden**2, axis=-1, keepdims=True)
-    # The square root has no gradient at zero: zero rows take the other branch, on a number that is safe.
-    norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-    return scale_rows(hidden, 1 / jnp.maximum(norm, NORM_EPSILON))
+def kl_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `kl_divergence` between the two distributions at the prediction positions."""
+    return _compare_logits(kl_divergence, inputs)
+
+
+def entropy_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `soft_cross_entropy` between the two distributions at the prediction positions."""
+    return _compare_logits(soft_cross_entropy, inputs)
+
+
+def hidden_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `hidden_distance` at the aligned positions, a mean over layers."""
+    distance_LBQ = hidden_distance(inputs.teacher.inputs_LBQD, inputs.student.inputs_LBQD)
+    return jnp.sum(jnp.mean(distance_LBQ, axis=0) * inputs.batch.hidden_weight_BQ)
+
+
+def cross_entropy_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `cross_entropy` on the response; needs no teacher."""
+
+    def loss(student_BpD: jax.Array, head_DV: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        labels_Bp, weight_Bp = chunk
+        return jnp.sum(cross_entropy(logits(student_BpD, head_DV), labels_Bp) * weight_Bp)
+
+    batch = inputs.batch
+    return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head_DV, (batch.labels_BP, batch.weight_BP))
+
+
+# What an objective can be made of, by the names that a config uses. A term maps `LossInputs` to one number.
+TERMS: dict[str, Callable[[LossInputs], jax.Array]] = {
+    "kl": kl_term,
+    "entropy": entropy_term,
+    "hidden": hidden_term,
+    "cross_entropy": cross_entropy_term,
+}
+
+
+def _compare_logits(compare: Callable[..., jax.Array], inputs: LossInputs) -> jax.Array:
+    """Sums a comparison of teacher and student logits over the prediction positions, by their weights."""
+
+    def loss(student_BpD: jax.Array, head_DV: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        teacher_BpD, weight_Bp = chunk
+        both = logits(teacher_BpD, head_DV), logits(student_BpD, head_DV)
+        return jnp.sum(compare(*both, inputs.temperature) * weight_Bp)
+
+    others = inputs.teacher.final_BPD, inputs.batch.weight_BP
+    return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head_DV, others)

@@ -1,90 +1,132 @@
-"""One stage: trains the adapters of one or more members, validates, keeps the best, and resumes where it stopped.
+"""Runs one stage: trains the adapters of its members, validates them, keeps the best, and resumes where it stopped.
 
-Members are runs that differ in their seed, and so in their data, its order, their adapter and its dropout. They
-train side by side over one copy of the base; each gets what it would get alone.
+Members are runs that differ in their seed, and so in their data, its order, their adapter and its dropout. They train
+side by side over one copy of the base; each gets what it would get alone.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import config_dict
 
-from rdjax.data.batches import epoch_order, steps_per_epoch
-from rdjax.data.pairs import Pair
+from rdjax.data.groups import PairGroup
 from rdjax.data.positions import LossPositions
-from rdjax.data.shapes import in_batches
+from rdjax.distill.objective import Objective
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
-from rdjax.distill.signals import Numbers
-from rdjax.distill.step import Objective, StepOptions, TrainState, evaluate_loss, init_state, train_step
-from rdjax.distill.updates import Updates, in_turn
+from rdjax.distill.programs import Program, compiling
+from rdjax.distill.signals import PairNumbers
+from rdjax.distill.step import StepSettings, TrainState, evaluate_loss, init_state, train_step
+from rdjax.distill.updates import (
+    GroupLoader,
+    UpdateNumbers,
+    abstract_updates,
+    fetch_ahead,
+    make_loader,
+    place_update,
+    plan_epoch,
+    sequential_batches,
+    with_signals,
+)
 from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.parallel.mesh import device_of, replicated
+from rdjax.parallel.mesh import replicated
 from rdjax.parallel.processes import EXIT_RERUN, deferred_sigterm, to_host
 from rdjax.storage.checkpoint import Checkpoints
 from rdjax.storage.metrics import MetricsLog, progress, show
 
-COMPILED_AT_ONCE = 2  # programs: a large one takes the host's memory, too
-
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage trains and how.
+    """Describes what a stage trains and how.
 
     Attributes:
-      name: names its checkpoints and metrics.
+      name: of its checkpoints and metrics.
       objective: what is minimised.
-      valid_objective: what chooses the best epoch.
-      options: of the step.
-      slots, valid_slots: which positions enter the losses.
+      positions: which positions enter it.
+      valid_objective, valid_positions: likewise, of the loss that chooses the best epoch.
+      scale, dropout: of the adapters.
+      remat: what the backward pass recomputes.
     """
 
     name: str
     objective: Objective
+    positions: LossPositions
     valid_objective: Objective
-    options: StepOptions
-    slots: LossPositions
-    valid_slots: LossPositions
+    valid_positions: LossPositions
+    scale: float
+    dropout: float
+    remat: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One of the runs that train side by side.
+    """Describes one of the runs that train side by side.
 
     Attributes:
       seed: of the order of samples and of dropout.
       initial: the adapter to start from.
       teacher: the teacher's frozen adapter on the shared base.
-      train, valid: pairs; all members have as many.
-      log: where its metrics go.
+      train: groups of pairs; every member has as many groups, and as many pairs in each.
+      valid: groups of pairs, or none.
+      log: where its metrics are written.
     """
 
     seed: int
     initial: Adapter
     teacher: Adapter
-    train: Sequence[Pair]
-    valid: Sequence[Pair]
+    train: Sequence[PairGroup]
+    valid: Sequence[PairGroup]
     log: MetricsLog
 
 
-class Standing(NamedTuple):
-    """Where a stage stands between two updates; what its checkpoints hold. Arrays are stacked over members."""
+class Progress(NamedTuple):
+    """Holds what a stage has reached; its checkpoints contain this. Arrays are stacked over members."""
 
     state: TrainState
     best: Adapter
     best_losses: list[float]
     updates: int  # done
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Holds everything that the loop over updates reads and does not change.
+
+    Attributes:
+      updates: the pairs of every update of all epochs.
+      per_epoch: updates of an epoch.
+      loaders: of each group.
+      valid_batches, valid_loaders: likewise of validation; no loaders where nothing is validated.
+      step: (state, base, update, seeds) -> (state, metrics [M]).
+      evaluate: (adapters, base, update) -> loss [M].
+    """
+
+    stage: Stage
+    model: LanguageModel
+    members: Sequence[Member]
+    config: config_dict.ConfigDict
+    updates: Sequence[UpdateNumbers]
+    per_epoch: int
+    loaders: Sequence[GroupLoader]
+    valid_batches: Sequence[Sequence[PairNumbers]]
+    valid_loaders: Sequence[GroupLoader]
+    step: functools.partial
+    evaluate: functools.partial
+
+    @property
+    def seeds_M(self) -> np.ndarray:
+        """Returns the members' seeds of dropout."""
+        return np.array([member.seed for member in self.members], np.uint32)
 
 
 def run_stage(
@@ -98,206 +140,223 @@ def run_stage(
 
     Args:
       config: the run's; its `train` and `optimizer` are read.
-      folder: of this stage's checkpoints; a stage found there goes on, or is done.
+      folder: of this stage's checkpoints; a stage that is found there resumes, or is done.
+
+    Raises:
+      UserError: a loss is not finite.
     """
-    per_epoch = steps_per_epoch(len(members[0].train), config.train.batch_size)
-    steps = per_epoch * config.train.epochs
-    optimizer = make_optimizer(config.optimizer, steps)
-    schedule = learning_rate_schedule(config.optimizer, steps)
-    teachers_M = _stack([member.teacher for member in members])
-    seeds_M = np.array([member.seed for member in members], np.uint32)
-    initial_M = _stack([member.initial for member in members])
-    state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(model.mesh))(initial_M, optimizer)
+    updates, per_epoch = plan_updates(members, config.train)
+    optimizer = make_optimizer(config.optimizer, len(updates))
     checkpoints = Checkpoints(folder)
-    now = _restore(checkpoints, Standing(state, _copy(state.adapter), [float("inf")] * len(members), 0))
+    reached = restore_progress(checkpoints, initial_progress(model, members, optimizer))
     for member in members:
-        member.log.truncate(stage.name, now.updates)
-    if now.updates == steps:
-        return _finish(checkpoints, now)
-    updates = _updates_of_epochs(members, config.train)
-    make = functools.partial(Updates.make, model=model, train=config.train)
-    # For all epochs, also where a run goes on: its programs are then those of a run that never stopped.
-    train = make([member.train for member in members], updates, stage.slots, stage.objective)
-    step = functools.partial(
-        train_step, graph=model.graph, optimizer=optimizer, objective=stage.objective, options=stage.options
-    )
-    programs = [
-        (step, (now.state, model.base, *like, train.trained_prefix_C, seeds_M)) for like in train.abstract_updates()
-    ]
-    validates = members[0].valid and config.train.valid_every
-    if validates:
-        in_order = in_turn(len(members[0].valid), config.train.batch_size, len(members))
-        valid = make([member.valid for member in members], in_order, stage.valid_slots, stage.valid_objective)
-        check = functools.partial(
-            evaluate_loss, graph=model.graph, objective=stage.valid_objective, options=stage.options
+        member.log.truncate(stage.name, reached.updates)
+    if reached.updates < len(updates):
+        job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
+        job = load_signals(job, reached.state, folder.parent / "signals")
+        reached = train(job, reached, checkpoints)
+    checkpoints.close()
+    return [take_member(reached.best, number) for number in range(len(members))]
+
+
+def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:
+    """Chooses the pairs of every update of all epochs.
+
+    Returns:
+      The pair numbers of each update, and the number of updates in an epoch.
+    """
+    counts, seeds = [len(group.pairs) for group in members[0].train], [member.seed for member in members]
+    epochs = [plan_epoch(counts, seeds, epoch, train.batch_size) for epoch in range(1, train.epochs + 1)]
+    return [update for epoch in epochs for update in epoch], len(epochs[0])
+
+
+def initial_progress(
+    model: LanguageModel, members: Sequence[Member], optimizer: optax.GradientTransformation
+) -> Progress:
+    """Returns what a stage starts from, on the mesh."""
+    initial_M = stack_adapters([member.initial for member in members])
+    state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(model.mesh))(initial_M, optimizer)
+    return Progress(state, copy_adapters(state.adapter), [math.inf] * len(members), 0)
+
+
+def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
+    """Returns the newest checkpoint of the stage, or the start."""
+    if checkpoints.latest() is None:
+        return initial
+    saved, record = checkpoints.restore({"state": initial.state, "best": initial.best})
+    return Progress(saved["state"], saved["best"], record["best_losses"], record["updates"])
+
+
+def save_progress(checkpoints: Checkpoints, reached: Progress) -> None:
+    """Writes a checkpoint."""
+    record = {"updates": reached.updates, "best_losses": reached.best_losses}
+    checkpoints.save(reached.updates, {"state": reached.state, "best": reached.best}, record)
+
+
+def make_job(
+    stage: Stage,
+    model: LanguageModel,
+    members: Sequence[Member],
+    config: config_dict.ConfigDict,
+    updates: Sequence[UpdateNumbers],
+    per_epoch: int,
+    optimizer: optax.GradientTransformation,
+) -> Job:
+    """Makes the loaders of all groups and binds the programs' static arguments."""
+    settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
+    valid_settings = dataclasses.replace(settings, objective=stage.valid_objective, dropout=0.0)
+    step = functools.partial(train_step, settings=settings, optimizer=optimizer)
+    evaluate = functools.partial(evaluate_loss, settings=valid_settings)
+
+    loaders = [
+        # For all epochs, even where a stage resumes: its programs are then those of one that never stopped.
+        make_loader(
+            group_M, [update[number] for update in updates], stage.positions, stage.objective, model, config.train
         )
-        programs += [
-            (check, (now.state.adapter, model.base, *like, valid.trained_prefix_C)) for like in valid.abstract_updates()
-        ]
-    print(train.describe())
-    with _compiling(programs, model):
-        asked = teachers_M, stage.options.scale, config.train, folder.parent / "signals"
-        train = train.with_signals(*asked)
-        if validates:
-            valid = valid.with_signals(*asked)
-    prefix_C = train.trained_prefix_C
-    upcoming = _ahead(map(train.fetch, updates[now.updates :]))
-
-    def save() -> None:
-        record = {"updates": now.updates, "best_losses": now.best_losses}
-        checkpoints.save(now.updates, {"state": now.state, "best": now.best}, record)
-
-    metrics = None
-    with deferred_sigterm() as told_to_end, progress(steps, now.updates, stage.name) as bar:
-        for done, fetched in enumerate(upcoming, start=now.updates + 1):
-            before, (state, metrics) = metrics, step(now.state, model.base, *train.place(fetched), prefix_C, seeds_M)
-            # The metrics of the step before: the device never waits for the log.
-            show(bar, before)
-            now, end = now._replace(state=state, updates=done), told_to_end()
-            if done % per_epoch:
-                if end:
-                    save()
-                    _end(stage, done, steps)
-                continue
-            epoch, last = done // per_epoch, done == steps
-            scalars = _by_member(metrics, members)
-            _check_finite(stage, members, scalars, epoch)
-            best, best_losses = now.best, now.best_losses
-            if not validates:
-                best = _copy(state.adapter)
-            elif _due(config.train.valid_every, epoch, last):
-                losses = _validate(check, model, valid, in_order, state.adapter)
-                better = [new < old for new, old in zip(losses, best_losses, strict=True)]
-                best = _choose(better, state.adapter, best)
-                # Not min(): a loss that is not a number is no better, and must not stay.
-                best_losses = [new if new < old else old for new, old in zip(losses, best_losses, strict=True)]
-                for mine, loss in zip(scalars, losses, strict=True):
-                    mine["valid_loss"] = loss
-            now = now._replace(best=best, best_losses=best_losses)
-            for member, mine in zip(members, scalars, strict=True):
-                rate = float(schedule(done - 1))
-                member.log.write(stage.name, done, {**mine, "epoch": epoch, "learning_rate": rate})
-            if end or _due(config.train.checkpoint_every, epoch, last):
-                save()
-            if end and not last:
-                _end(stage, done, steps)
-    return _finish(checkpoints, now)
+        for number, group_M in enumerate(groups_of([member.train for member in members]))
+    ]
+    valid_batches, valid_loaders = [], []
+    for group_M in groups_of([member.valid for member in members]) if config.train.valid_every else []:
+        batches = sequential_batches(len(group_M[0].pairs), config.train.batch_size, len(members))
+        valid_batches.append(batches)
+        valid_loaders.append(
+            make_loader(group_M, batches, stage.valid_positions, stage.valid_objective, model, config.train)
+        )
+    return Job(stage, model, members, config, updates, per_epoch, loaders, valid_batches, valid_loaders, step, evaluate)
 
 
-@contextlib.contextmanager
-def _compiling(programs: Sequence[tuple[functools.partial, tuple]], model: LanguageModel) -> Iterator[None]:
-    """Compiles in threads while something else is done; at the end they are ready, and calls find them by their shapes.
+def groups_of(groups: Sequence[Sequence[PairGroup]]) -> list[tuple[PairGroup, ...]]:
+    """Turns each member's groups into each group's members."""
+    return [*zip(*groups, strict=True)]
+
+
+def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
+    """Computes the teachers' signals, and compiles the job's programs meanwhile.
 
     Args:
-      programs: (a jitted function with its static arguments, its other ones, as arrays or as shapes).
+      folder: of signals that are cached on disk.
     """
-    if device_of(model.mesh).platform == "gpu":
-        yield  # its compiler times kernels, and nothing must disturb that: the first calls compile
-        return
-
-    def compile_one(program: functools.partial, given: tuple) -> None:
-        program.func.lower(*given, **program.keywords).compile()
-
-    pool = ThreadPoolExecutor(COMPILED_AT_ONCE)
-    try:
-        compiled = [pool.submit(compile_one, *each) for each in programs]
-        yield
-        for each in compiled:
-            each.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an error is told at once
-
-
-def _end(stage: Stage, done: int, steps: int) -> None:
-    """Ends the command after a SIGTERM; all is saved."""
-    print(f"told to end: {stage.name} is saved after update {done} of {steps}; the same command goes on from there")
-    sys.exit(EXIT_RERUN)
+    model, members = job.model, job.members
+    updates = abstract_updates(job.loaders, job.updates)
+    programs = [Program(job.step, (state, model.base, update, job.seeds_M)) for update in updates]
+    for loader, batches in zip(job.valid_loaders, job.valid_batches, strict=True):
+        updates = abstract_updates([loader], [[numbers] for numbers in batches])
+        programs += [Program(job.evaluate, (state.adapter, model.base, update)) for update in updates]
+    teachers_M = stack_adapters([member.teacher for member in members])
+    for loader in job.loaders:
+        print(loader.describe())
+    with compiling(programs, model.mesh):
+        loaders, valid_loaders = (
+            [with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder) for loader in own]
+            for own in (job.loaders, job.valid_loaders)
+        )
+    return dataclasses.replace(job, loaders=loaders, valid_loaders=valid_loaders)
 
 
-def _updates_of_epochs(members: Sequence[Member], train: config_dict.ConfigDict) -> list[Numbers]:
-    """The numbers of each member's pairs in every update."""
-    made = []
-    for epoch in range(1, train.epochs + 1):
-        orders = [epoch_order(len(member.train), member.seed, epoch) for member in members]
-        made += map(list, zip(*(in_batches(order, train.batch_size) for order in orders), strict=True))
-    return made
+def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
+    """Takes the updates that are left; saves, and ends the command, where a SIGTERM asks for it."""
+    steps, settings, metrics = len(job.updates), job.config.train, None
+    upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
+    with deferred_sigterm() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar:
+        for done, fetched in enumerate(upcoming, start=reached.updates + 1):
+            previous = metrics
+            update = place_update(job.loaders, fetched)
+            state, metrics = job.step(reached.state, job.model.base, update, job.seeds_M)
+            # The metrics of the step before: the device never waits for the log.
+            show(bar, previous)
+            reached, stop = reached._replace(state=state, updates=done), asked_to_stop()
+            epoch, rest = divmod(done, job.per_epoch)
+            if rest == 0:
+                reached = end_epoch(job, reached, metrics, epoch)
+            if stop or (rest == 0 and is_due(settings.checkpoint_every, epoch, done == steps)):
+                save_progress(checkpoints, reached)
+            if stop and done < steps:
+                print(
+                    f"told to end: {job.stage.name} is saved after update {done} of {steps}; "
+                    "the same command goes on from there"
+                )
+                sys.exit(EXIT_RERUN)
+    return reached
 
 
-def _ahead(made: Iterator[Any]) -> Iterator[Any]:
-    """The same things, each made in a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(next, made, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = pool.submit(next, made, None)
-            yield item
+def end_epoch(job: Job, reached: Progress, metrics: dict[str, jax.Array], epoch: int) -> Progress:
+    """Validates where it is time, keeps the best adapters, and writes the members' metrics."""
+    scalars_M = metrics_by_member(metrics, len(job.members))
+    check_finite(job, scalars_M, epoch)
+    if not job.valid_loaders:
+        reached = reached._replace(best=copy_adapters(reached.state.adapter))
+    elif is_due(job.config.train.valid_every, epoch, reached.updates == len(job.updates)):
+        losses = validate(job, reached.state.adapter)
+        better = [new < old for new, old in zip(losses, reached.best_losses, strict=True)]
+        reached = reached._replace(
+            best=choose_adapters(better, reached.state.adapter, reached.best),
+            # Not min(): a loss that is not a number is no better, and must not stay.
+            best_losses=[new if new < old else old for new, old in zip(losses, reached.best_losses, strict=True)],
+        )
+        for scalars, loss in zip(scalars_M, losses, strict=True):
+            scalars["valid_loss"] = loss
+    schedule = learning_rate_schedule(job.config.optimizer, len(job.updates))
+    rate = float(schedule(reached.updates - 1))
+    for member, scalars in zip(job.members, scalars_M, strict=True):
+        member.log.write(job.stage.name, reached.updates, {**scalars, "epoch": epoch, "learning_rate": rate})
+    return reached
 
 
-def _by_member(metrics: dict[str, jax.Array], members: Sequence[Member]) -> list[dict[str, float]]:
-    """Metrics [M] as each member's own numbers."""
+def validate(job: Job, adapters_M: Adapter) -> list[float]:
+    """Computes each member's validation loss: of each group the mean over its predictions, times its weight."""
+    losses_M = np.zeros(len(job.members))
+    for loader, batches in zip(job.valid_loaders, job.valid_batches, strict=True):
+        totals_M, weights_M = np.zeros((2, len(job.members)))
+        for numbers in batches:
+            update = place_update([loader], [loader.fetch(numbers)])
+            weight_M = loader.total_weights(numbers)
+            totals_M += np.asarray(job.evaluate(adapters_M, job.model.base, update)) * weight_M
+            weights_M += weight_M
+        losses_M += totals_M / weights_M
+    return losses_M.tolist()
+
+
+def is_due(every: int, epoch: int, last: bool) -> bool:
+    """Says whether something that happens in every so many epochs, and in the last one, happens now."""
+    return bool(every) and (epoch % every == 0 or last)
+
+
+def metrics_by_member(metrics: dict[str, jax.Array], members: int) -> list[dict[str, float]]:
+    """Splits metrics [M] into each member's numbers."""
     host = to_host(metrics)
-    return [{name: float(values[number]) for name, values in host.items()} for number in range(len(members))]
+    return [{name: float(values[number]) for name, values in host.items()} for number in range(members)]
 
 
-def _check_finite(stage: Stage, members: Sequence[Member], scalars: Sequence[dict[str, float]], epoch: int) -> None:
-    for member, mine in zip(members, scalars, strict=True):
-        if not math.isfinite(mine["loss"]):
+def check_finite(job: Job, scalars_M: Sequence[dict[str, float]], epoch: int) -> None:
+    """Raises a UserError where a member's loss is not finite."""
+    for member, scalars in zip(job.members, scalars_M, strict=True):
+        if not math.isfinite(scalars["loss"]):
             raise UserError(
-                f"{stage.name}, seed {member.seed}: the loss is {mine['loss']} in epoch {epoch}; "
+                f"{job.stage.name}, seed {member.seed}: the loss is {scalars['loss']} in epoch {epoch}; "
                 "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
             )
 
 
-def _finish(checkpoints: Checkpoints, now: Standing) -> list[Adapter]:
-    checkpoints.close()
-    return [_take(now.best, number) for number in range(len(now.best_losses))]
-
-
-def _stack(adapters: Sequence[Adapter]) -> Adapter:
+def stack_adapters(adapters: Sequence[Adapter]) -> Adapter:
+    """Stacks adapters along a new first axis M."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
 
 
-def _copy(adapters_M: Adapter) -> Adapter:
-    """A copy that outlives the next step, which donates the original."""
+def copy_adapters(adapters_M: Adapter) -> Adapter:
+    """Copies adapters, because the next step donates them."""
     return jax.tree.map(jnp.copy, adapters_M)
 
 
-def _choose(first: Sequence[bool], one: Adapter, other: Adapter) -> Adapter:
-    """Of each member `one` where `first` says so, else the other; new arrays."""
-    first_M = np.array(first)
-
-    def pick(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.where(first_M.reshape(-1, *(1,) * (left.ndim - 1)), left, right)
-
-    return jax.tree.map(pick, one, other)
-
-
-def _take(adapters_M: Adapter, number: int) -> Adapter:
+def take_member(adapters_M: Adapter, number: int) -> Adapter:
+    """Returns one member's adapter."""
     return jax.tree.map(lambda leaf: leaf[number], adapters_M)
 
 
-def _due(every: int, epoch: int, last: bool) -> bool:
-    return bool(every) and (epoch % every == 0 or last)
+def choose_adapters(first: Sequence[bool], one: Adapter, other: Adapter) -> Adapter:
+    """Returns, as new arrays, each member's adapter of `one` where `first` is true, else of `other`."""
+    first_M = np.array(first)
 
+    def choose(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jnp.where(first_M.reshape(-1, *(1,) * (left.ndim - 1)), left, right)
 
-def _restore(checkpoints: Checkpoints, fresh: Standing) -> Standing:
-    """The newest checkpoint of the stage, or a fresh start."""
-    if checkpoints.latest() is None:
-        return fresh
-    saved, record = checkpoints.restore({"state": fresh.state, "best": fresh.best})
-    return Standing(saved["state"], saved["best"], record["best_losses"], record["updates"])
-
-
-def _validate(
-    check: Callable[..., jax.Array],
-    model: LanguageModel,
-    valid: Updates,
-    updates: Sequence[Numbers],
-    adapters_M: Adapter,
-) -> list[float]:
-    """Each member's mean validation loss over all slots of its validation pairs. `check`: `evaluate_loss`."""
-    totals, slots = np.zeros((2, len(valid.pairs)))
-    for numbers in updates:
-        fetched = valid.fetch(numbers)
-        losses_M = check(adapters_M, model.base, *valid.place(fetched), valid.trained_prefix_C)
-        totals, slots = totals + np.asarray(losses_M) * fetched.weights, slots + fetched.weights
-    return (totals / slots).tolist()
+    return jax.tree.map(choose, one, other)

@@ -1,4 +1,4 @@
-"""The training step: a gradient for the adapter alone, over one shared base."""
+"""Takes a training step: the gradient of the adapter alone, over one shared base."""
 
 import dataclasses
 import functools
@@ -8,57 +8,64 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
-from rdjax.data.batches import Batch, Side
-from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy, sum_in_chunks
-from rdjax.distill.teacher import Signals, read_prefix, read_side
-from rdjax.models.decoder import Prefix, logits
+from rdjax.data.batches import Batch
+from rdjax.distill.forward import Signals, forward_side
+from rdjax.distill.losses import LossInputs
+from rdjax.distill.objective import Objective
 from rdjax.models.lora import Adapter, scaled_adapter
-from rdjax.parallel.mesh import replicated, rows_sharding
-
-LOGIT_LOSSES = {"kl": kl_divergence, "entropy": soft_cross_entropy}
+from rdjax.parallel.mesh import replicated
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """What a stage minimises.
+class StepSettings:
+    """Holds what a step is compiled for; equal settings share a program.
 
     Attributes:
-      kind: "distill", "tune_without_rule" or "tune_with_rule" (cross-entropy on the response).
-      logit: "kl", "entropy" or "none".
-      temperature: T of the logit loss.
-      hidden_weight: weight of mean_l ||u_t - u_s||^2.
+      graph: the decoder's graph definition.
+      objective: what is minimised.
+      scale: of the adapter, alpha / rank.
+      dropout: the rate of dropout on the adapter's inputs.
+      remat: what the backward pass recomputes (`Decoder.__call__`).
     """
 
-    kind: str
-    logit: str = "kl"
-    temperature: float = 1.0
-    hidden_weight: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class StepOptions:
-    """Static settings of the step: the adapters' scale, the student's dropout, rematerialisation."""
-
+    graph: nnx.GraphDef
+    objective: Objective
     scale: float
-    dropout: float
-    remat: str
+    dropout: float = 0.0
+    remat: str = "none"
+
+
+class GroupUpdate(NamedTuple):
+    """Holds one group's share of an update.
+
+    Attributes:
+      batch: micro-batches [M, A, B, ...].
+      signals: the teachers', [M, A, ...]; None where the objective has no teacher.
+      prefix_MC: tokens that the trained side of the batch leaves out, or None.
+    """
+
+    batch: Batch
+    signals: Signals | None
+    prefix_MC: jax.Array | None
+
+
+Update = tuple[GroupUpdate, ...]
 
 
 class TrainState(NamedTuple):
-    """What training changes: the adapter, the optimizer's moments, and the count of updates done.
+    """Holds what training changes, each with the members along the first axis M.
 
-    Members (runs that train side by side over one base) are stacked along the first axis, M.
+    Members are runs that train side by side over one base.
     """
 
     adapter: Adapter
-    moments: Any
-    step: jax.Array
+    moments: Any  # the optimizer's state
+    step: jax.Array  # updates done
 
 
 def init_state(adapters_M: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
-    """The start of every member; its own copy, since steps donate their state."""
+    """Returns the state before the first update; it copies the adapters, because steps donate their state."""
 
     def one(adapter: Adapter) -> TrainState:
         return TrainState(jax.tree.map(jnp.copy, adapter), optimizer.init(adapter), jnp.zeros((), jnp.int32))
@@ -67,156 +74,97 @@ def init_state(adapters_M: Adapter, optimizer: optax.GradientTransformation) -> 
 
 
 def batch_loss(
-    adapter: Adapter,
-    graph: nnx.GraphDef,
-    base: dict[str, Any],
-    batch: Batch,
-    signals: Signals | None,
-    prefix_C: jax.Array | None,
-    objective: Objective,
-    options: StepOptions,
-    dropout_key: jax.Array | None,
+    adapter: Adapter, base: dict[str, Any], group: GroupUpdate, key: jax.Array | None, settings: StepSettings
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a (micro-)batch and its parts; weights hold the reduction, so micro-batches add up.
+    """Computes the loss of one micro-batch and its terms; the weights hold the reduction, so micro-batches add up.
 
     Args:
-      signals: the teacher's; None when tuning on the response.
-      prefix_C: tokens that the trained side leaves out of its sequences: read once a row, with a gradient as the rest.
-      dropout_key: None switches the adapter's dropout off.
+      group: of one member and one micro-batch: the leading axes M and A are gone.
+      key: of dropout; None switches it off.
     """
-    side = batch.teacher if objective.kind == "tune_with_rule" else batch.student
-    drop = (options.dropout, dropout_key) if dropout_key is not None and options.dropout else None
-    scaled = scaled_adapter(adapter, options.scale)
-    student = read_side(graph, base, scaled, side, drop, options.remat, lead_C=prefix_C)
-    head_DV = nnx.merge(graph, base).head()
-    if objective.kind != "distill":
-        held = batch.labels_BP, batch.weight_BP
-        loss = sum_in_chunks(_tuning_loss, student.final_BPD, head_DV, held)
-        return loss, {"cross_entropy": loss}
-    parts = {}
-    if objective.logit != "none":
-        held = signals.final_BPD, batch.weight_BP
-        parts["logit_loss"] = sum_in_chunks(
-            logit_loss(objective.logit, objective.temperature), student.final_BPD, head_DV, held
-        )
-    if objective.hidden_weight:
-        distance_BQ = jnp.mean(hidden_distance(signals.inputs_LBQD, student.inputs_LBQD), axis=0)
-        parts["hidden_loss"] = objective.hidden_weight * jnp.sum(distance_BQ * batch.hidden_weight_BQ)
-    return sum(parts.values(), jnp.zeros(())), parts
+    objective = settings.objective
+    scaled = scaled_adapter(adapter, settings.scale)
+    side = getattr(group.batch, objective.trained)
+    dropout = None if key is None or not settings.dropout else (settings.dropout, key)
+    student = forward_side(settings.graph, base, scaled, side, dropout, settings.remat, prefix_C=group.prefix_MC)
+    head_DV = nnx.merge(settings.graph, base).head()
+    inputs = LossInputs(group.signals, student, group.batch, head_DV, objective.temperature)
+    terms = {term.name: term.weight * term.function(inputs) for term in objective.terms}
+    return sum(terms.values()), terms
 
 
-def _tuning_loss(student_BPD: jax.Array, head_DV: jax.Array, held: tuple[jax.Array, jax.Array]) -> jax.Array:
-    labels_BP, weight_BP = held
-    return jnp.sum(cross_entropy(logits(student_BPD, head_DV), labels_BP) * weight_BP)
+def loss_and_gradient(
+    adapter: Adapter, base: dict[str, Any], update: Update, key: jax.Array | None, settings: StepSettings
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Adapter]:
+    """Computes ((loss, terms), gradient) of one member's update: the sum over groups and micro-batches.
+
+    Args:
+      update: without the leading axis M.
+    """
+    gradient_of = jax.value_and_grad(batch_loss, has_aux=True)
+    zero_terms = {term.name: jnp.zeros(()) for term in settings.objective.terms}
+    total = (jnp.zeros(()), zero_terms), jax.tree.map(jnp.zeros_like, adapter)
+    for number, group in enumerate(update):
+        # Every group draws dropout masks of its own.
+        group_key = key if key is None or number == 0 else jax.random.fold_in(key, number)
+
+        def add_micro(total, micro, group=group, group_key=group_key):
+            batch, signals = micro
+            group = group._replace(batch=batch, signals=signals)
+            return jax.tree.map(jnp.add, total, gradient_of(adapter, base, group, group_key, settings)), None
+
+        total, _ = jax.lax.scan(add_micro, total, (group.batch, group.signals))
+    return total
 
 
-@functools.cache
-def logit_loss(name: str, temperature: float):
-    """A loss between the teacher's and the student's logits for `sum_in_chunks`, which asks for the same function."""
-
-    def loss(student_BPD: jax.Array, head_DV: jax.Array, held: tuple[jax.Array, jax.Array]) -> jax.Array:
-        teacher_BPD, weight_BP = held
-        both = logits(teacher_BPD, head_DV), logits(student_BPD, head_DV)
-        return jnp.sum(LOGIT_LOSSES[name](*both, temperature) * weight_BP)
-
-    return loss
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "scale"))
-def teacher_prefixes(graph, base, adapters_M: Adapter, prefix_C: jax.Array, scale: float) -> Prefix:
-    """What each member's teacher makes of the tokens that all prompts begin with, [M, L, C, K, H]."""
-    return jax.vmap(lambda adapter: read_prefix(graph, base, scaled_adapter(adapter, scale), prefix_C))(adapters_M)
-
-
-def signals_shardings(mesh: Mesh) -> Signals:
-    """Of signals [M, A, L, B, Q, D] and [M, A, B, P, D], which lie as the batch's rows do."""
-    return Signals(rows_sharding(mesh, leading=3), rows_sharding(mesh, leading=2))
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "scale"))
-def teacher_signals(
-    graph, base, adapters_M: Adapter | None, batch: Batch, prefix_M: Prefix | None, scale: float
-) -> Signals:
-    """What the teachers show for the micro-batches [M, A, B, ...] of an update, [M, A, ...]."""
-
-    def one(adapter: Adapter | None, side: Side, prefix: Prefix | None) -> Signals:
-        teacher = scaled_adapter(adapter, scale)
-        return jax.lax.map(lambda micro: read_side(graph, base, teacher, micro, prefix=prefix), side)
-
-    shown, mesh = jax.vmap(one)(adapters_M, batch.teacher, prefix_M), nnx.merge(graph, base).mesh
-    return shown if mesh is None else jax.lax.with_sharding_constraint(shown, signals_shardings(mesh))
-
-
-def loss_and_gradient(graph, base, adapter, batch: Batch, signals, prefix_C, objective, options, dropout_key):
-    """((loss, parts), gradient of the adapter) of one update: micro-batches [A, B, ...] added up in turn."""
-
-    @jax.jit  # traced once, though it is asked for its shapes first
-    def micro(batch, signals):
-        return jax.value_and_grad(batch_loss, has_aux=True)(
-            adapter, graph, base, batch, signals, prefix_C, objective, options, dropout_key
-        )
-
-    def add(total, scanned):
-        return jax.tree.map(jnp.add, total, micro(*scanned)), None
-
-    scanned = (batch, signals)
-    shapes = jax.eval_shape(micro, *jax.tree.map(lambda leaf: leaf[0], scanned))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zero, scanned)[0]
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "optimizer", "objective", "options"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("settings", "optimizer"), donate_argnames=("state",))
 def train_step(
     state: TrainState,
     base: dict[str, Any],
-    batch: Batch,
-    signals: Signals | None,
-    prefix_C: jax.Array | None,
+    update: Update,
     seeds_M: jax.Array,
     *,
-    graph: nnx.GraphDef,
+    settings: StepSettings,
     optimizer: optax.GradientTransformation,
-    objective: Objective,
-    options: StepOptions,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of every member's adapter, each on its own batch.
+    """Updates every member's adapter, each on its own batches.
 
     Args:
       state: of M members; donated.
       base: the weights that all teachers and students share; never written.
-      batch: micro-batches [M, A, B, ...].
-      signals: `teacher_signals` of the same batch, or None when tuning on the response.
-      prefix_C: tokens that the trained side of the batch leaves out, or None.
+      update: each group's share.
       seeds_M: of dropout; a member's masks follow from its seed and the step alone.
-      graph, optimizer, objective, options: static.
+      settings, optimizer: static.
 
     Returns:
-      The new state, and for each member [M] the loss, its parts and the gradient's global norm.
+      The new state, and for each member [M] the loss, its terms and the gradient's global norm.
     """
 
-    def one(state: TrainState, batch: Batch, signals: Signals | None, seed: jax.Array):
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if options.dropout else None
-        (loss, parts), gradient = loss_and_gradient(
-            graph, base, state.adapter, batch, signals, prefix_C, objective, options, key
-        )
-        updates, moments = optimizer.update(gradient, state.moments, state.adapter)
-        metrics = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(optax.apply_updates(state.adapter, updates), moments, state.step + 1), metrics
+    def one(state: TrainState, update: Update, seed: jax.Array):
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if settings.dropout else None
+        (loss, terms), gradient = loss_and_gradient(state.adapter, base, update, key, settings)
+        metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradient)}
+        changes, moments = optimizer.update(gradient, state.moments, state.adapter)
+        return TrainState(optax.apply_updates(state.adapter, changes), moments, state.step + 1), metrics
 
-    made, metrics = jax.vmap(one)(state, batch, signals, seeds_M)
-    mesh = nnx.merge(graph, base).mesh
-    # As the state came in: whole on every device.
-    return made if mesh is None else jax.lax.with_sharding_constraint(made, replicated(mesh)), metrics
+    new_state, metrics = jax.vmap(one)(state, update, seeds_M)
+    mesh = nnx.merge(settings.graph, base).mesh
+    # Replicated, as the state came in.
+    return new_state if mesh is None else jax.lax.with_sharding_constraint(new_state, replicated(mesh)), metrics
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "objective", "options"))
-def evaluate_loss(adapters_M, base, batch: Batch, signals, prefix_C, *, graph, objective, options) -> jax.Array:
-    """The loss [M] of micro-batches [M, A, B, ...] without dropout."""
+@functools.partial(jax.jit, static_argnames=("settings",))
+def evaluate_loss(adapters_M: Adapter, base: dict[str, Any], update: Update, *, settings: StepSettings) -> jax.Array:
+    """Computes the loss [M] of an update without dropout."""
 
-    def one(adapter, batch, signals):
-        def micro(scanned):
-            return batch_loss(adapter, graph, base, *scanned, prefix_C, objective, options, None)[0]
+    def one(adapter: Adapter, update: Update) -> jax.Array:
+        def micro_loss(group: GroupUpdate, micro: tuple[Batch, Signals | None]) -> jax.Array:
+            batch, signals = micro
+            return batch_loss(adapter, base, group._replace(batch=batch, signals=signals), None, settings)[0]
 
-        return jnp.sum(jax.lax.map(micro, (batch, signals)))
+        losses = [
+            jnp.sum(jax.lax.map(functools.partial(micro_loss, group), (group.batch, group.signals))) for group in update
+        ]
+        return sum(losses)
 
-    return jax.vmap(one)(adapters_M, batch, signals)
+    return jax.vmap(one)(adapters_M, update)

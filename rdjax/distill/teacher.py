@@ -1,90 +1,67 @@
-"""The teacher: the starting weights reading the rule, and what the losses read of it.
+"""Computes what the teachers give to the losses: the frozen base, with an adapter or none, reading the rule."""
 
-A teacher is just arguments: the base that the student shares, a frozen adapter or none, and the prompts
-with the rule.
-"""
-
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from rdjax.data.batches import Side
-from rdjax.models.attention import Packing
-from rdjax.models.decoder import Dropout, Prefix
-from rdjax.models.lora import Adapter
+from rdjax.data.batches import Batch, Side
+from rdjax.distill.forward import Signals, forward_side, read_prefix, signals_shardings
+from rdjax.models.decoder import Prefix
+from rdjax.models.load import LanguageModel
+from rdjax.models.lora import Adapter, scaled_adapter
+
+ComputeSignals = Callable[[Batch], Signals]
 
 
-class Signals(NamedTuple):
-    """What a forward gives to the losses.
-
-    Attributes:
-      inputs_LBQD: the inputs of all blocks at the aligned positions: embeddings and blocks 1 .. L-1.
-      final_BPD: final-normed hidden states at the prediction positions; the shared head turns them into
-        logits of the whole vocabulary, so nothing is lost by keeping these alone.
-    """
-
-    inputs_LBQD: jax.Array
-    final_BPD: jax.Array
-
-
-def read_prefix(graph: nnx.GraphDef, base: dict[str, Any], adapter: Adapter | None, prefix_C: jax.Array) -> Prefix:
-    """What stands before every sequence, read once for many batches. `adapter`: scaled."""
-    return nnx.merge(graph, base).read_prefix(prefix_C, adapter)
-
-
-def read_side(
-    graph: nnx.GraphDef,
-    base: dict[str, Any],
-    adapter: Adapter | None,
-    side: Side,
-    dropout: tuple[float, jax.Array] | None = None,
-    remat: str = "none",
-    prefix: Prefix | None = None,
-    lead_C: jax.Array | None = None,
-) -> Signals:
-    """One forward over one side of a batch.
-
-    The tokens that the side leaves out come from one of two places.
+@functools.partial(jax.jit, static_argnames=("graph", "scale"))
+def teacher_prefixes(
+    graph: nnx.GraphDef, base: dict[str, Any], adapters_M: Adapter | None, prefix_MC: jax.Array, scale: float
+) -> Prefix:
+    """Computes the keys and values of each member's shared prefix, [M, L, K, C, H].
 
     Args:
-      adapter: scaled (`lora.scaled_adapter`).
-      dropout: (rate, key) of the adapter.
-      prefix: what `read_prefix` made of them.
-      lead_C: the tokens themselves; they are read in front of each row, once for all of its sequences.
+      adapters_M: the teachers' adapters, stacked over members; None: the base alone.
+      prefix_MC: the tokens that each member's teacher prompts begin with.
+      scale: of the adapters.
     """
-    lead = 0
-    if lead_C is not None:
-        lead = lead_C.shape[0]
-        side = _led(side, lead_C)
-    out = nnx.merge(graph, base)(
-        side.tokens_BT,
-        side.positions_BT,
-        adapter=adapter,
-        dropout=None if dropout is None else Dropout(*dropout, side.dropout_ids_BT),
-        prefix=prefix,
-        packing=Packing(side.pack_BT, side.unpack_BEU, lead),
-        inputs_at_BQ=side.aligned_BQ,
-        final_at_BP=side.predict_BP,
-        remat=remat,
-    )
-    return Signals(out.inputs_LBQD, out.final_BPD)
+
+    def one(adapter: Adapter | None, prefix_C: jax.Array) -> Prefix:
+        return read_prefix(graph, base, scaled_adapter(adapter, scale), prefix_C)
+
+    return jax.vmap(one)(adapters_M, prefix_MC)
 
 
-def _led(side: Side, lead_C: jax.Array) -> Side:
-    """Rows that begin with the tokens that the side leaves out."""
-    B, C = side.tokens_BT.shape[0], lead_C.shape[0]
-    at_C = jnp.arange(C)
+@functools.partial(jax.jit, static_argnames=("graph", "scale"))
+def teacher_signals(
+    graph: nnx.GraphDef,
+    base: dict[str, Any],
+    adapters_M: Adapter | None,
+    batch: Batch,
+    prefix_M: Prefix | None,
+    scale: float,
+) -> Signals:
+    """Computes the teachers' signals [M, A, ...] for the micro-batches [M, A, B, ...] of a batch.
 
-    def behind(first_C: jax.Array, x_BT: jax.Array) -> jax.Array:
-        return jnp.concatenate([jnp.broadcast_to(first_C, (B, C)), x_BT], axis=1)
+    Args:
+      prefix_M: from `teacher_prefixes`, where the batch leaves a prefix out.
+    """
 
-    return side._replace(
-        tokens_BT=behind(lead_C, side.tokens_BT),
-        positions_BT=behind(at_C, side.positions_BT),
-        # The draws of the first pair's places, which are its own from C on: shared by all sequences, and by all rows.
-        dropout_ids_BT=behind(at_C, side.dropout_ids_BT),
-        predict_BP=side.predict_BP + C,
-        aligned_BQ=side.aligned_BQ + C,
-    )
+    def one(adapter: Adapter | None, side: Side, prefix: Prefix | None) -> Signals:
+        scaled = scaled_adapter(adapter, scale)
+        return jax.lax.map(lambda micro: forward_side(graph, base, scaled, micro, prefix=prefix), side)
+
+    signals, mesh = jax.vmap(one)(adapters_M, batch.teacher, prefix_M), nnx.merge(graph, base).mesh
+    return signals if mesh is None else jax.lax.with_sharding_constraint(signals, signals_shardings(mesh))
+
+
+def make_teacher(
+    model: LanguageModel, adapters_M: Adapter | None, scale: float, prefix_MC: jax.Array | None
+) -> ComputeSignals:
+    """Returns a function that computes the teachers' signals of a batch; the prefix is read here, once."""
+    prefix_M = None
+    if prefix_MC is not None:
+        prefix_M = teacher_prefixes(model.graph, model.base, adapters_M, prefix_MC, scale)
+    return lambda batch: teacher_signals(model.graph, model.base, adapters_M, batch, prefix_M, scale)

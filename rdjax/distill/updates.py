@@ -1,200 +1,268 @@
-"""Updates: the pairs of a stage's members as batches on the mesh, with the teachers' signals."""
+"""Loads updates: chosen pairs of every group as batches on the mesh, with the teachers' signals."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
-from rdjax.data.batches import Batch, as_update, collate, stack_members
+from rdjax.data.batches import Batch, as_update, collate, epoch_order, stack_members, steps_per_epoch
+from rdjax.data.groups import PairGroup
 from rdjax.data.pairs import Pair
-from rdjax.data.positions import LossPositions, slot_begins
-from rdjax.data.prefix import Prefixes, pair_prefixes
-from rdjax.data.shapes import Shape, batch_shape, few_sizes, in_batches
+from rdjax.data.positions import LossPositions, count_positions, pair_targets, position_offsets
+from rdjax.data.prefix import SharedPrefix, equal_lengths
+from rdjax.data.shapes import BatchShape, batch_shape, choose_shapes, fits, in_batches
+from rdjax.distill.objective import Objective
 from rdjax.distill.signals import (
-    Numbers,
+    PairNumbers,
     SignalSource,
     abstract_signals,
     cached_signals,
     choose_place,
-    make_signal_function,
     online_signals,
     signal_bytes,
     signals_fingerprint,
 )
-from rdjax.distill.step import Objective
-from rdjax.distill.teacher import Signals
+from rdjax.distill.step import GroupUpdate, Update
+from rdjax.distill.teacher import make_teacher
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.parallel.mesh import abstract_like, place_prefix, put, row_multiple, rows_sharding
+from rdjax.parallel.mesh import abstract_like, put, replicated, row_multiple, rows_sharding
+
+UpdateNumbers = Sequence[PairNumbers]  # for each group the numbers of each member's pairs
 
 
 class Fetched(NamedTuple):
-    """An update in host memory.
-
-    Attributes:
-      batch: micro-batches [M, A, B, ...].
-      held: what the signals' source fetched; None when tuning on the response.
-      weights: each member's slot weight before it was made 1.
-    """
+    """Holds one group's share of an update in host memory: the batch, and what is cached there of its signals."""
 
     batch: Batch
-    held: Any
-    weights: list[float]
-
-
-def in_turn(count: int, batch_size: int, members: int) -> list[Numbers]:
-    """All of `count` pairs in order, the same for every member."""
-    return [[numbers] * members for numbers in in_batches(list(range(count)), batch_size)]
+    signals: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Updates:
-    """Makes updates out of the members' training or validation pairs, with the teachers' signals.
+class GroupLoader:
+    """Loads one group's share of the updates.
 
     Attributes:
-      pairs: of each member, as many.
-      slots: which positions enter the losses.
-      prefixes: what both sides leave out.
-      rows, accumulation: rows of a micro-batch and micro-batches of an update, to suit the mesh.
-      model: on whose mesh the batches lie.
-      trained: "teacher" or "student": the side that is trained.
-      distils: whether it is trained on the teachers' signals, or on the response.
-      shapes: padded sizes, from the smallest; an update takes the first that holds it.
-      examples: an update of each shape.
-      source: of the teachers' signals, once there are some.
+      pairs_M: each member's pairs of the group, as many for each.
+      prefixes_M: each member's shared prefix, of the same lengths for all.
+      weight: of the group in the loss.
+      positions: which positions enter the loss.
+      objective: says which side is trained and whether there are signals.
+      model: its mesh holds the batches.
+      rows, accumulation: rows of a micro-batch, and micro-batches of an update.
+      shapes: padded sizes; an update takes the first that it fits into.
+      source: of the teachers' signals, once it is known.
     """
 
-    pairs: Sequence[Sequence[Pair]]
-    slots: LossPositions
-    prefixes: Prefixes
+    pairs_M: Sequence[Sequence[Pair]]
+    prefixes_M: Sequence[SharedPrefix]
+    weight: float
+    positions: LossPositions
+    objective: Objective
+    model: LanguageModel
     rows: int
     accumulation: int
-    model: LanguageModel
-    trained: str
-    distils: bool
-    shapes: Sequence[Shape] = ()
-    examples: Sequence[Numbers] = ()
+    shapes: Sequence[BatchShape] = ()
     source: SignalSource | None = None
 
-    @classmethod
-    def make(
-        cls,
-        pairs: Sequence[Sequence[Pair]],
-        updates: Sequence[Numbers],
-        slots: LossPositions,
-        objective: Objective,
-        model: LanguageModel,
-        train: config_dict.ConfigDict,
-    ) -> "Updates":
-        """Without signals.
+    def prefix_tokens(self, side: str) -> np.ndarray | None:
+        """Returns each member's shared prefix of one side, int [M, C]; None where there is none."""
+        tokens = np.array([getattr(prefix, side) for prefix in self.prefixes_M], np.int32)
+        return tokens if tokens.size else None
 
-        Args:
-          updates: all that will be taken; the shapes follow from them.
-        """
-        rows = row_multiple(model.mesh)
-        trained = "teacher" if objective.kind == "tune_with_rule" else "student"
-        prefixes = pair_prefixes([pair for own in pairs for pair in own], slots)
-        # A mesh whose rows hold the whole batch has nothing to accumulate.
-        accumulation = min(train.accumulation, -(-train.batch_size // rows))
-        distils = objective.kind == "distill"
-        return cls(pairs, slots, prefixes, rows, accumulation, model, trained, distils).shaped(updates)
-
-    def with_signals(
-        self, teachers_M: Adapter, scale: float, train: config_dict.ConfigDict, folder: pathlib.Path
-    ) -> "Updates":
-        """The same with the teachers' signals, where it distils: of all pairs made here, unless `train` says online.
-
-        Args:
-          scale: of the teachers' adapters.
-          folder: of signals that are kept on disk.
-        """
-        if not self.distils:
-            return self
-        pairs, slots, model = self.pairs, self.slots, self.model
-        ask = make_signal_function(model, teachers_M, scale, self.prefix_C("teacher"))
-        if train.teacher_signals == "online":
-            return dataclasses.replace(self, source=online_signals(ask, model.mesh))
-        begins_M = [slot_begins(own, slots) for own in pairs]
-        size = signal_bytes(model, begins_M)
-        place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
-        print(f"teacher signals of {len(pairs[0])} pairs: {size / 2**20:.1f} MiB, kept on the {place}")
-        if place == "disk":
-            texts = [[[p.prompts.teacher_ids, p.response_ids, p.ended, p.prompts.shared] for p in own] for own in pairs]
-            folder = folder / signals_fingerprint(model, teachers_M, scale, [texts, slots])[:16]
-            folder = folder / f"process-{jax.process_index()}"
-        in_order = in_turn(len(pairs[0]), train.batch_size, len(pairs))
-        once = self.shaped(in_order)
-        source = cached_signals(model, ask, begins_M, map(once.batch, in_order), place, folder)
-        return dataclasses.replace(self, source=source)
-
-    def prefix_C(self, side: str) -> jax.Array | None:
-        """The tokens that one side of all pairs leaves out, or None."""
-        prompt = getattr(self.pairs[0][0].prompts, f"{side}_ids")
-        return place_prefix(prompt, getattr(self.prefixes, side), self.model.mesh)
+    def prefix_MC(self, side: str) -> jax.Array | None:
+        """Returns `prefix_tokens` on the mesh."""
+        tokens = self.prefix_tokens(side)
+        return None if tokens is None else put(tokens, replicated(self.model.mesh))
 
     @functools.cached_property
-    def trained_prefix_C(self) -> jax.Array | None:
-        """What the trained side leaves out."""
-        return self.prefix_C(self.trained)
+    def trained_prefix_MC(self) -> jax.Array | None:
+        """Returns the shared prefix of the side that is trained, on the mesh."""
+        return self.prefix_MC(self.objective.trained)
+
+    def chosen_pairs(self, numbers: PairNumbers) -> list[list[Pair]]:
+        """Returns each member's pairs of these numbers."""
+        return [[pairs[number] for number in chosen] for pairs, chosen in zip(self.pairs_M, numbers, strict=True)]
+
+    def smallest_shape(self, numbers: PairNumbers) -> BatchShape:
+        """Returns the smallest shape that holds the numbered pairs of every member."""
+        chosen = self.chosen_pairs(numbers)
+        return batch_shape(chosen, self.rows * self.accumulation, self.positions, self.prefixes_M[0])
+
+    def shape_of(self, numbers: PairNumbers) -> BatchShape:
+        """Returns the shape that an update of the numbered pairs is padded to."""
+        smallest = self.smallest_shape(numbers)
+        return next(shape for shape in self.shapes if fits(smallest, shape))
+
+    def padded_to_few_shapes(self, batches: Sequence[PairNumbers]) -> "GroupLoader":
+        """Returns the same loader with the few shapes that these batches need."""
+        shapes = choose_shapes([self.smallest_shape(numbers) for numbers in batches], self.objective.trained)
+        return dataclasses.replace(self, shapes=shapes)
+
+    def host_batch(self, numbers: PairNumbers) -> Batch:
+        """Makes micro-batches [M, A, B, ...] of the numbered pairs in host memory."""
+        shape, rows = self.shape_of(numbers), self.rows * self.accumulation
+        eos = self.model.eos_ids[0]
+        batches = (collate(pairs, rows, shape, self.positions, eos) for pairs in self.chosen_pairs(numbers))
+        return stack_members(as_update(batch, self.accumulation, self.weight) for batch in batches)
+
+    def mesh_batch(self, numbers: PairNumbers) -> Batch:
+        """Makes micro-batches [M, A, B, ...] of the numbered pairs on the mesh."""
+        return put(self.host_batch(numbers), rows_sharding(self.model.mesh, leading=2))
+
+    def fetch(self, numbers: PairNumbers) -> Fetched:
+        """Prepares the numbered pairs in host memory, with numpy alone."""
+        batch = self.host_batch(numbers)
+        return Fetched(batch, None if self.source is None else self.source.fetch(numbers, batch))
+
+    def place(self, fetched: Fetched) -> GroupUpdate:
+        """Puts what was fetched on the mesh."""
+        batch = put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
+        signals = None if self.source is None else self.source.place(fetched.signals, batch)
+        return GroupUpdate(batch, signals, self.trained_prefix_MC)
+
+    def abstract(self, numbers: PairNumbers) -> GroupUpdate:
+        """Returns the shapes and shardings of what `place` returns, before there are signals."""
+        batch = abstract_like(self.host_batch(numbers), rows_sharding(self.model.mesh, leading=2))
+        signals = abstract_signals(self.model, batch) if self.objective.has_teacher else None
+        tokens = self.prefix_tokens(self.objective.trained)
+        prefix_MC = None if tokens is None else abstract_like(tokens, replicated(self.model.mesh))
+        return GroupUpdate(batch, signals, prefix_MC)
+
+    def total_weights(self, numbers: PairNumbers) -> list[float]:
+        """Sums the weights of each member's predictions before they are normalised: positions, or pairs."""
+        return [
+            sum(sum(pair_targets(pair, self.positions, eos=0).weights) for pair in pairs)
+            for pairs in self.chosen_pairs(numbers)
+        ]
 
     def describe(self) -> str:
-        """What an update's rows hold."""
-        sizes = ", ".join(str(getattr(shape, self.trained).tokens) for shape in self.shapes)
-        left = getattr(self.prefixes, self.trained)
-        return f"{len(self.pairs[0])} pairs in rows of {sizes} tokens, less {left} that all begin with"
+        """Says how many pairs the group has and how long the rows of its updates are."""
+        sizes = ", ".join(str(getattr(shape, self.objective.trained).tokens) for shape in self.shapes)
+        prefix = len(getattr(self.prefixes_M[0], self.objective.trained))
+        return f"{len(self.pairs_M[0])} pairs in rows of {sizes} tokens behind a shared prefix of {prefix}"
 
-    def shaped(self, updates: Sequence[Numbers]) -> "Updates":
-        """The same with the few shapes that these updates need."""
-        own = [self._smallest(self._chosen(numbers)) for numbers in updates]
-        sizes = [getattr(shape, self.trained).tokens for shape in own]
-        limits = few_sizes(sizes)
-        groups: dict[int, list[int]] = {limit: [] for limit in limits}
-        for number, size in enumerate(sizes):
-            groups[next(limit for limit in limits if size <= limit)].append(number)
-        shapes = [
-            jax.tree.map(lambda *sizes: max(sizes), *(own[number] for number in group)) for group in groups.values()
+
+def make_loader(
+    groups_M: Sequence[PairGroup],
+    batches: Sequence[PairNumbers],
+    positions: LossPositions,
+    objective: Objective,
+    model: LanguageModel,
+    train: config_dict.ConfigDict,
+) -> GroupLoader:
+    """Makes the loader of one group, without signals.
+
+    Args:
+      groups_M: each member's pairs of the group.
+      batches: all that will be loaded; the padded sizes follow from them.
+      train: the config's section.
+    """
+    rows = row_multiple(model.mesh)
+    # A mesh whose rows hold the whole batch has nothing to accumulate.
+    accumulation = min(train.accumulation, -(-train.batch_size // rows))
+    pairs_M = [group.pairs for group in groups_M]
+    prefixes_M = equal_lengths([group.prefix for group in groups_M])
+    loader = GroupLoader(pairs_M, prefixes_M, groups_M[0].weight, positions, objective, model, rows, accumulation)
+    return loader.padded_to_few_shapes(batches)
+
+
+def with_signals(
+    loader: GroupLoader, teachers_M: Adapter, scale: float, train: config_dict.ConfigDict, folder: pathlib.Path
+) -> GroupLoader:
+    """Returns the loader with the teachers' signals of all its pairs, where the objective has a teacher.
+
+    Args:
+      teachers_M: the teachers' adapters, with `scale`.
+      train: the config's section; says where signals are cached, or that they are computed in every step.
+      folder: of caches on disk.
+    """
+    if not loader.objective.has_teacher:
+        return loader
+    model, pairs_M, positions = loader.model, loader.pairs_M, loader.positions
+    compute_signals = make_teacher(model, teachers_M, scale, loader.prefix_MC("teacher"))
+    if train.teacher_signals == "online":
+        return dataclasses.replace(loader, source=online_signals(compute_signals, model.mesh))
+    offsets_M = [position_offsets(pairs, positions) for pairs in pairs_M]
+    size = signal_bytes(model, offsets_M)
+    place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
+    print(f"teacher signals of {len(pairs_M[0])} pairs: {size / 2**20:.1f} MiB, cached on the {place}")
+    if place == "disk":
+        texts = [
+            [[p.prompts.teacher_ids, p.response_ids, *count_positions(p, positions)] for p in pairs]
+            for pairs in pairs_M
         ]
-        examples = [updates[group[0]] for group in groups.values()]
-        return dataclasses.replace(self, shapes=shapes, examples=examples)
+        fingerprint = signals_fingerprint(model, teachers_M, scale, [texts, positions])
+        folder = folder / fingerprint[:16] / f"process-{jax.process_index()}"
+    batches = sequential_batches(len(pairs_M[0]), train.batch_size, len(pairs_M))
+    once = loader.padded_to_few_shapes(batches)
+    source = cached_signals(model, compute_signals, offsets_M, map(once.mesh_batch, batches), place, folder)
+    return dataclasses.replace(loader, source=source)
 
-    def _chosen(self, numbers: Numbers) -> list[list[Pair]]:
-        return [[own[number] for number in chosen] for own, chosen in zip(self.pairs, numbers, strict=True)]
 
-    def _smallest(self, chosen: Sequence[Sequence[Pair]]) -> Shape:
-        return batch_shape(chosen, self.rows * self.accumulation, self.slots, self.prefixes)
+def sequential_batches(count: int, batch_size: int, members: int) -> list[PairNumbers]:
+    """Returns the numbers of all `count` pairs in order, the same for every member."""
+    return [[numbers] * members for numbers in in_batches(list(range(count)), batch_size)]
 
-    def _collate(self, numbers: Numbers) -> list[Batch]:
-        chosen = self._chosen(numbers)
-        own = self._smallest(chosen)
-        shape = next(shape for shape in self.shapes if all(jax.tree.leaves(jax.tree.map(int.__le__, own, shape))))
-        eos = self.model.eos_ids[0]
-        return [collate(pairs, self.rows * self.accumulation, shape, self.slots, eos) for pairs in chosen]
 
-    def _together(self, made: Sequence[Batch]) -> Batch:
-        return stack_members(as_update(batch, self.accumulation) for batch in made)
+def plan_epoch(counts: Sequence[int], seeds: Sequence[int], epoch: int, batch_size: int) -> list[UpdateNumbers]:
+    """Chooses the pairs of every update of an epoch: a batch of each group.
 
-    def fetch(self, numbers: Numbers) -> Fetched:
-        """The numbered pairs of each member as an update, and what there is of their signals; numpy alone."""
-        made = self._collate(numbers)
-        batch = self._together(made)
-        held = None if self.source is None else self.source.fetch(numbers, batch)
-        return Fetched(batch, held, [float(member.weight_BP.sum()) for member in made])
+    The largest group is read once. Smaller ones start over, in a new order each time.
 
-    def abstract_updates(self) -> list[tuple[Batch, Signals | None]]:
-        """The shapes of what `place` gives, for each padded size: programs can be compiled before there are signals."""
-        rows = rows_sharding(self.model.mesh, leading=2)
-        batches = [abstract_like(self._together(self._collate(numbers)), rows) for numbers in self.examples]
-        return [(batch, abstract_signals(self.model, batch) if self.distils else None) for batch in batches]
+    Args:
+      counts: pairs of each group.
+      seeds: of the members; each has its own order.
+    """
+    steps = max(steps_per_epoch(count, batch_size) for count in counts)
 
-    def place(self, fetched: Fetched) -> tuple[Batch, Signals | None]:
-        """What was fetched, on the mesh: the batch and the teachers' signals, where there are some."""
-        batch = put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
-        return batch, None if self.source is None else self.source.show(fetched.held, batch)
+    def batches_of(group: int, seed: int) -> list[Sequence[int]]:
+        batches: list[Sequence[int]] = []
+        for again in range(steps):
+            if len(batches) >= steps:
+                break
+            order = epoch_order(counts[group], seed, epoch, *((group, again) if group or again else ()))
+            batches += in_batches(order, batch_size)
+        return batches[:steps]
 
-    def batch(self, numbers: Numbers) -> Batch:
-        """The numbered pairs of each member as an update's micro-batches [M, A, B, ...] on the mesh."""
-        return dataclasses.replace(self, source=None).place(self.fetch(numbers))[0]
+    groups = [zip(*(batches_of(group, seed) for seed in seeds), strict=True) for group in range(len(counts))]
+    return [list(map(list, update)) for update in zip(*groups, strict=True)]
+
+
+def fetch_ahead(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumbers]) -> Iterator[list[Fetched]]:
+    """Yields updates in host memory; a thread fetches the next one while the caller works with this one."""
+
+    def fetch(update: UpdateNumbers) -> list[Fetched]:
+        return [loader.fetch(numbers) for loader, numbers in zip(loaders, update, strict=True)]
+
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = None
+        for update in updates:
+            current, upcoming = upcoming, pool.submit(fetch, update)
+            if current is not None:
+                yield current.result()
+        if upcoming is not None:
+            yield upcoming.result()
+
+
+def place_update(loaders: Sequence[GroupLoader], fetched: Sequence[Fetched]) -> Update:
+    """Puts a fetched update on the mesh."""
+    return tuple(loader.place(group) for loader, group in zip(loaders, fetched, strict=True))
+
+
+def abstract_updates(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumbers]) -> list[Update]:
+    """Returns the shapes of the updates, each combination of padded sizes once: one program each."""
+    examples = {}
+    for update in updates:
+        shapes = tuple(loader.shape_of(numbers) for loader, numbers in zip(loaders, update, strict=True))
+        examples.setdefault(shapes, update)
+    return [
+        tuple(loader.abstract(numbers) for loader, numbers in zip(loaders, update, strict=True))
+        for update in examples.values()
+    ]

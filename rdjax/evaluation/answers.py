@@ -1,4 +1,4 @@
-"""Lets systems answer prompts: the base or an adapter, with the rule in the prompt or without."""
+"""Generates the answers of systems: the base or an adapter, with the rule in the prompt or without."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from rdjax.models.lora import Adapter
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A way to answer: the base with an adapter, prompted with the rule or without."""
+    """Describes a system to evaluate: the base with an adapter, prompted with the rule or without."""
 
     adapter: Adapter
     with_rule: bool
@@ -21,7 +21,15 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """How to answer: prompt template, length limit, choice of tokens, rows a batch, and the scale of all adapters."""
+    """Describes how systems answer.
+
+    Attributes:
+      template: of the prompts.
+      max_length: tokens of a prompt with its answer, at most.
+      decoding: how tokens are chosen.
+      batch_size: prompts that are answered at once.
+      scale: of all adapters.
+    """
 
     template: str
     max_length: int
@@ -32,7 +40,13 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The responses of one system to the rows of a split."""
+    """Holds the responses of one system to the rows of a split.
+
+    Attributes:
+      ids: the tokens of each response.
+      ended: whether each response reached an end of sequence.
+      texts: the responses, decoded.
+    """
 
     ids: list[list[int]]
     ended: list[bool]
@@ -40,23 +54,27 @@ class Answers:
 
 
 def length_limit(model: LanguageModel, max_length: int) -> tuple[int, str]:
-    """The tokens that a sequence may have, and what sets that limit."""
+    """Returns the most tokens that a sequence may have, and the name of the field that sets this limit."""
     limits = (max_length, "task.max_length"), (model.config.max_positions, "the model's max_position_embeddings")
     return min(limits)
 
 
 def prompts_of(model: LanguageModel, rows: Iterable[Mapping[str, str]], options: EvalOptions) -> list[Prompts]:
-    """Both prompts of every row; one that leaves no room for an answer is an error."""
-    made = [make_prompts(options.template, model.tokenizer, row) for row in rows]
+    """Renders every row with the rule and without.
+
+    Raises:
+      UserError: a prompt leaves too few tokens for an answer.
+    """
+    prompts = [make_prompts(options.template, model.tokenizer, row) for row in rows]
     limit, name = length_limit(model, options.max_length)
-    for prompts in made:
-        length = max(len(prompts.teacher_ids), len(prompts.student_ids)) + options.decoding.max_new_tokens
+    for prompt in prompts:
+        length = max(len(prompt.teacher_ids), len(prompt.student_ids)) + options.decoding.max_new_tokens
         if length > limit:
             raise UserError(
-                f"{prompts.where}: prompt and eval.max_new_tokens take {length} tokens, over {name} = {limit}; "
+                f"{prompt.where}: prompt and eval.max_new_tokens take {length} tokens, over {name} = {limit}; "
                 "nothing is cut: shorten the row or raise the limit"
             )
-    return made
+    return prompts
 
 
 def answer(
@@ -67,23 +85,28 @@ def answer(
     on_batch: Callable[[int], None] = lambda rows: None,
     seed: int = 0,
 ) -> Answers:
-    """What a system answers to each prompt."""
-    ids = [prompt.teacher_ids if system.with_rule else prompt.student_ids for prompt in prompts]
-    made = generate(
+    """Generates a system's response to each prompt.
+
+    Args:
+      on_batch: called with the number of prompts answered since its last call.
+      seed: of drawn tokens.
+    """
+    prompt_ids = [prompt.teacher_ids if system.with_rule else prompt.student_ids for prompt in prompts]
+    responses = generate(
         model,
         system.adapter,
         options.scale,
-        ids,
+        prompt_ids,
         options.decoding,
         options.batch_size,
         seed,
         on_batch,
     )
-    texts = model.tokenizer.batch_decode([new for new, _ in made], skip_special_tokens=True)
-    return Answers([new for new, _ in made], [ended for _, ended in made], texts)
+    ids, ended = [ids for ids, _ in responses], [ended for _, ended in responses]
+    return Answers(ids, ended, model.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
 
-def answered_pairs(prompts: Sequence[Prompts], responses: Answers) -> list[Pair]:
-    """Prompts with the responses given to them."""
-    triples = zip(prompts, responses.ids, responses.ended, strict=True)
+def answered_pairs(prompts: Sequence[Prompts], answers: Answers) -> list[Pair]:
+    """Combines each prompt with its response."""
+    triples = zip(prompts, answers.ids, answers.ended, strict=True)
     return [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]

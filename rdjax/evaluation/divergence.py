@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +12,23 @@ from flax import nnx
 from rdjax.data.batches import Batch, Side, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
-from rdjax.data.prefix import pair_prefixes
-from rdjax.data.shapes import Shape, batch_shape, coarsened, in_batches
-from rdjax.distill.losses import hidden_distance, sum_in_chunks
-from rdjax.distill.step import logit_loss
-from rdjax.distill.teacher import Signals, read_side
+from rdjax.data.prefix import shared_prefix
+from rdjax.data.shapes import BatchShape, batch_shape, coarse, in_batches
+from rdjax.distill.forward import Signals, forward_side
+from rdjax.distill.losses import LossInputs, hidden_distance, kl_term
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, scaled_adapter
 from rdjax.parallel.mesh import place_prefix, put, row_multiple, rows_sharding
 
-# Nats a token. Below this the rule in context changes next to nothing and there is nothing to distil.
+# Nats a token. Below this the rule in context changes next to nothing, and there is nothing to distil.
 GAP_NEAR_ZERO = 0.01
 
-
-GAP_SLOTS = LossPositions(variant="ours", hidden_positions="shared", reduction="token")
+GAP_POSITIONS = LossPositions(variant="ours", hidden_positions="shared", reduction="token")
 
 
 class Divergence(NamedTuple):
-    """How far a system is from a reference.
+    """Says how far a system is from a reference.
 
     Attributes:
       kl: E KL(reference || system), nats a token.
@@ -41,36 +39,21 @@ class Divergence(NamedTuple):
     hidden_L: list[float]
 
 
-@functools.partial(jax.jit, static_argnames=("graph",))
-def _read(base, adapter: Adapter, side: Side, prefix_C: jax.Array | None, *, graph) -> Signals:
-    return read_side(graph, base, adapter, side, lead_C=prefix_C)
+def gap_shapes(pairs: Mapping[str, Sequence[Pair]], options: EvalOptions, rows: int) -> dict[str, BatchShape]:
+    """Returns the shape in which the pairs of each split are compared.
 
-
-@functools.partial(jax.jit, static_argnames=("graph",))
-def _compare(base, reference: Signals, system: Signals, batch: Batch, *, graph) -> tuple[jax.Array, jax.Array]:
-    """Sums over the batch: of the KL divergence [], and of the hidden distance of every layer [L]."""
-    head_DV = nnx.merge(graph, base).head()
-    kl = sum_in_chunks(logit_loss("kl", 1.0), system.final_BPD, head_DV, (reference.final_BPD, batch.weight_BP))
-    distance_LBQ = hidden_distance(reference.inputs_LBQD, system.inputs_LBQD)
-    return kl, jnp.sum(distance_LBQ * batch.hidden_weight_BQ, axis=(1, 2))
-
-
-def gap_shapes(groups: Mapping[str, Sequence[Pair]], options: EvalOptions, rows: int) -> dict[str, Shape]:
-    """The shape in which each group of pairs is compared; groups with prefixes of the same lengths share it.
-
-    Shapes are coarse, so that the seeds of a sweep share programs.
+    Splits whose shared prefixes have the same lengths get the same shape, and all sizes are coarse, so that splits and
+    the seeds of a sweep share programs.
     """
-    prefixes = {name: pair_prefixes(pairs, GAP_SLOTS) for name, pairs in groups.items()}
+    prefixes = {split: shared_prefix(own, GAP_POSITIONS) for split, own in pairs.items()}
+    lengths = {split: tuple(map(len, prefix)) for split, prefix in prefixes.items()}
     shapes = {}
-    for prefix in set(prefixes.values()):
-        batches = [
-            batch
-            for name, pairs in groups.items()
-            if prefixes[name] == prefix
-            for batch in in_batches(pairs, options.batch_size)
-        ]
-        shapes[prefix] = coarsened(batch_shape(batches, rows, GAP_SLOTS, prefix))
-    return {name: shapes[prefix] for name, prefix in prefixes.items()}
+    for split, prefix in prefixes.items():
+        alike = [pairs[other] for other in pairs if lengths[other] == lengths[split]]
+        batches = [batch for own in alike for batch in in_batches(own, options.batch_size)]
+        if lengths[split] not in shapes:
+            shapes[lengths[split]] = batch_shape(batches, rows, GAP_POSITIONS, prefix, coarse)
+    return {split: shapes[lengths[split]] for split in pairs}
 
 
 def divergence(
@@ -78,44 +61,64 @@ def divergence(
     reference: System,
     systems: Mapping[str, System],
     pairs: Sequence[Pair],
-    shape: Shape,
+    shape: BatchShape,
     options: EvalOptions,
 ) -> dict[str, Divergence]:
-    """How far each system is from the reference, teacher-forced on the reference's responses.
+    """Measures how far each system is from the reference, teacher-forced on the reference's responses.
 
     Args:
       pairs: prompts with these responses.
-      shape: of `gap_shapes`.
+      shape: from `gap_shapes`.
     """
     rows = row_multiple(model.mesh)
-    first = pairs[0].prompts
-    sides = (first.student_ids, shape.student), (first.teacher_ids, shape.teacher)
-    prefixes = [place_prefix(ids, extent.prefix, model.mesh) for ids, extent in sides]
+    prompts = pairs[0].prompts
+    prefixes = {
+        "teacher": place_prefix(prompts.teacher_ids, shape.teacher.prefix, model.mesh),
+        "student": place_prefix(prompts.student_ids, shape.student.prefix, model.mesh),
+    }
     kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     tokens = positions = 0.0
+
+    def signals_of(system: System, batch: Batch) -> Signals:
+        side = "teacher" if system.with_rule else "student"
+        scaled = scaled_adapter(system.adapter, options.scale)
+        return _forward(model.base, scaled, getattr(batch, side), prefixes[side], graph=model.graph)
+
     for part in in_batches(pairs, options.batch_size):
-        batch = collate(part, rows, shape, GAP_SLOTS, model.eos_ids[0])
+        batch = collate(part, rows, shape, GAP_POSITIONS, model.eos_ids[0])
         tokens += float(batch.weight_BP.sum())
         positions += float(batch.hidden_weight_BQ.sum())
         batch = put(batch, rows_sharding(model.mesh))
-
-        def read(system: System, batch: Batch = batch) -> Signals:
-            side = batch.teacher if system.with_rule else batch.student
-            scaled = scaled_adapter(system.adapter, options.scale)
-            return _read(model.base, scaled, side, prefixes[system.with_rule], graph=model.graph)
-
-        wanted = read(reference)
+        expected = signals_of(reference, batch)
         for name, system in systems.items():
             same = system.adapter is reference.adapter and system.with_rule == reference.with_rule
-            shown = wanted if same else read(system)
-            kl, hidden_L = _compare(model.base, wanted, shown, batch, graph=model.graph)
+            signals = expected if same else signals_of(system, batch)
+            kl, hidden_L = _compare(model.base, expected, signals, batch, graph=model.graph)
             kls[name] += float(kl)
             hidden[name] += np.asarray(hidden_L, np.float64)
     return {name: Divergence(kls[name] / tokens, (hidden[name] / positions).tolist()) for name in systems}
 
 
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _forward(
+    base: dict[str, Any], adapter: Adapter, side: Side, prefix_C: jax.Array | None, *, graph: nnx.GraphDef
+) -> Signals:
+    """Runs one forward pass over one side of a batch."""
+    return forward_side(graph, base, adapter, side, prefix_C=prefix_C)
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _compare(
+    base: dict[str, Any], reference: Signals, system: Signals, batch: Batch, *, graph: nnx.GraphDef
+) -> tuple[jax.Array, jax.Array]:
+    """Sums the KL divergence [] and the hidden distance of every layer [L] over the batch."""
+    inputs = LossInputs(reference, system, batch, nnx.merge(graph, base).head(), temperature=1.0)
+    distance_LBQ = hidden_distance(reference.inputs_LBQD, system.inputs_LBQD)
+    return kl_term(inputs), jnp.sum(distance_LBQ * batch.hidden_weight_BQ, axis=(1, 2))
+
+
 def gap_to_close(model: LanguageModel, start: Adapter, prompts: Sequence[Prompts], options: EvalOptions) -> float:
-    """E KL(base with rule || base), nats a token: what the rule in context changes, before any training."""
+    """Measures E KL(base with rule || base), nats a token: what the rule in context changes, before any training."""
     reference = System(start, with_rule=True)
     pairs = answered_pairs(prompts, answer(model, reference, prompts, options))
     base = {"base": System(start, with_rule=False)}

@@ -10,19 +10,20 @@ import numpy as np
 from rdjax.config import RETAIN
 from rdjax.data.pairs import Prompts
 from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, answered_pairs, prompts_of
-from rdjax.evaluation.divergence import GAP_NEAR_ZERO, divergence, gap_shapes
+from rdjax.evaluation.divergence import GAP_NEAR_ZERO, Divergence, divergence, gap_shapes
 from rdjax.evaluation.judges import Judge
+from rdjax.evaluation.results import GAP_CLOSED
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
 from rdjax.parallel.processes import exists_on_first
 from rdjax.storage.files import read_lines, write_lines
 
-FORGOTTEN = "retain, answered by the base without the rule"
+PLAIN_RETAIN = "retain, answered by the base without the rule"  # a group of pairs, beside one for each split
 
 
 class JudgeError(Exception):
-    """A judge failed; the predictions are kept, so the same command goes on from there."""
+    """Reports that a judge failed; the predictions are on disk, so that the same command can resume."""
 
 
 def evaluate(
@@ -35,74 +36,146 @@ def evaluate(
     folder: pathlib.Path,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Scores every system on every split and writes `<folder>/<split>.<system>.jsonl`; those there are not made again.
+    """Scores every system on every split.
 
     Args:
       start: the adapter that teacher and student started from; "base" everywhere means the base with it.
       judges: of the splits that have one.
+      folder: gets the answers as `<split>.<system>.jsonl`; those that exist are read and not generated again.
+      on_batch: called with the number of rows answered since its last call.
 
     Returns:
       {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
-      "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from the rule-conditioned base in
-      nats a token, `gap_closed` 1 - kl / kl of the base, and on the retain split `kl_from_base` the divergence of what
-      reads no rule from the base without the rule: what was forgotten.
+      "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from
+      the rule-conditioned base in nats a token, `gap_closed` 1 - kl / kl of the base, and on the retain split
+      `kl_from_base` the divergence of a system without the rule from the base without it: what was forgotten.
 
     Raises:
       JudgeError: a judge failed; all predictions are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reference, base = System(start, with_rule=True), System(start, with_rule=False)
-    made: dict[str, dict[str, Answers]] = {}
     prompts = {split: prompts_of(model, rows, options) for split, rows in splits.items()}
-    for split, rows in splits.items():
-        made[split] = {}
-        for name, system in systems.items():
-            path = folder / f"{split}.{name}.jsonl"
-            if exists_on_first(path):
-                made[split][name] = _read_predictions(path)
-                on_batch(len(rows))
-                continue
-            made[split][name] = answer(model, system, prompts[split], options, on_batch)
-            _write_predictions(path, rows, prompts[split], system, made[split][name])
-    results: dict[str, Any] = {"splits": {}, "hidden_distance": {}}
+    answers = {
+        split: _answer_split(model, split, rows, prompts[split], systems, options, folder, on_batch)
+        for split, rows in splits.items()
+    }
+    # Judges come first: one that fails ends the evaluation, and the rest of it takes long.
+    scores = {
+        split: _judge_split(judges.get(split), split, rows, prompts[split], systems, answers[split], folder)
+        for split, rows in splits.items()
+    }
+    from_rule, from_base = _divergences(model, prompts, answers, systems, start, options)
+    _add_scores(scores, answers, from_rule, from_base)
+    hidden = {split: {name: measured.hidden_L for name, measured in part.items()} for split, part in from_rule.items()}
+    metrics = {split: judges[split].metric if split in judges else GAP_CLOSED for split in splits}
+    return {"splits": scores, "metric": metrics, "hidden_distance": hidden}
+
+
+def _answer_split(
+    model: LanguageModel,
+    split: str,
+    rows: datasets.Dataset,
+    prompts: Sequence[Prompts],
+    systems: Mapping[str, System],
+    options: EvalOptions,
+    folder: pathlib.Path,
+    on_batch: Callable[[int], None],
+) -> dict[str, Answers]:
+    """Generates and writes every system's answers to a split, or reads those that exist."""
+    answers = {}
+    for name, system in systems.items():
+        path = folder / f"{split}.{name}.jsonl"
+        if exists_on_first(path):
+            answers[name] = _read_predictions(path)
+            on_batch(len(rows))
+        else:
+            answers[name] = answer(model, system, prompts, options, on_batch)
+            _write_predictions(path, rows, prompts, system, answers[name])
+    return answers
+
+
+def _divergences(
+    model: LanguageModel,
+    prompts: Mapping[str, Sequence[Prompts]],
+    answers: Mapping[str, Mapping[str, Answers]],
+    systems: Mapping[str, System],
+    start: Adapter,
+    options: EvalOptions,
+) -> tuple[dict[str, dict[str, Divergence]], dict[str, Divergence]]:
+    """Measures how far the systems are from the base with the rule and, on retain, from the base without it.
+
+    Returns:
+      By split, of the base and of every system, from the base with the rule; and on retain, of every system without
+      the rule, from the base without it.
+    """
+    with_rule, plain = System(start, with_rule=True), System(start, with_rule=False)
     pairs = {}
-    for split in splits:
-        ruled = made[split].get("base_with_rule") or answer(model, reference, prompts[split], options)
-        pairs[split] = answered_pairs(prompts[split], ruled)
-    if RETAIN in splits:
-        plain = made[RETAIN].get("base") or answer(model, base, prompts[RETAIN], options)
-        pairs[FORGOTTEN] = answered_pairs(prompts[RETAIN], plain)
+    for split in prompts:
+        reference = answers[split].get("base_with_rule") or answer(model, with_rule, prompts[split], options)
+        pairs[split] = answered_pairs(prompts[split], reference)
+    if RETAIN in prompts:
+        reference = answers[RETAIN].get("base") or answer(model, plain, prompts[RETAIN], options)
+        pairs[PLAIN_RETAIN] = answered_pairs(prompts[RETAIN], reference)
     shapes = gap_shapes(pairs, options, row_multiple(model.mesh))
-    for split, rows in splits.items():
-        compared = {"base": base, **systems}
-        far = divergence(model, reference, compared, pairs[split], shapes[split], options)
-        scores = results["splits"][split] = {}
-        forgotten = {}
-        if split == RETAIN:
-            unruled = {name: system for name, system in systems.items() if not system.with_rule}
-            forgotten = divergence(model, base, unruled, pairs[FORGOTTEN], shapes[FORGOTTEN], options)
-        for name, answered in made[split].items():
-            scores[name] = {}
-            if split in judges:
-                verdicts = judge_all(judges[split], split, name, answered.texts, list(rows["output"]))
-                scores[name][judges[split].metric] = float(np.mean(verdicts))
-                path = folder / f"{split}.{name}.jsonl"
-                _write_predictions(path, rows, prompts[split], systems[name], answered, verdicts)
-            gap = far["base"].kl
-            scores[name] |= {
-                "gap_closed": 1 - far[name].kl / gap if gap > GAP_NEAR_ZERO else None,
-                "kl": far[name].kl,
-                "n": len(rows),
-                "mean_response_tokens": float(np.mean([len(ids) for ids in answered.ids])),
-            }
-            if name in forgotten:
-                scores[name]["kl_from_base"] = forgotten[name].kl
-        results["hidden_distance"][split] = {name: far[name].hidden_L for name in compared}
-    return results
+    compared = {"base": plain, **systems}
+    from_rule = {
+        split: divergence(model, with_rule, compared, pairs[split], shapes[split], options) for split in prompts
+    }
+    if RETAIN not in prompts:
+        return from_rule, {}
+    without_rule = {name: system for name, system in systems.items() if not system.with_rule}
+    return from_rule, divergence(model, plain, without_rule, pairs[PLAIN_RETAIN], shapes[PLAIN_RETAIN], options)
+
+
+def _judge_split(
+    judge: Judge | None,
+    split: str,
+    rows: datasets.Dataset,
+    prompts: Sequence[Prompts],
+    systems: Mapping[str, System],
+    answers: Mapping[str, Answers],
+    folder: pathlib.Path,
+) -> dict[str, dict[str, Any]]:
+    """Judges every system's answers to a split, and adds the verdicts to its file of predictions.
+
+    Returns:
+      {system: {metric: share of answers that count}}; without a judge, {system: {}}.
+    """
+    if judge is None:
+        return {name: {} for name in systems}
+    scores = {}
+    for name, system in systems.items():
+        verdicts = judge_all(judge, split, name, answers[name].texts, list(rows["output"]))
+        _write_predictions(folder / f"{split}.{name}.jsonl", rows, prompts, system, answers[name], verdicts)
+        scores[name] = {judge.metric: float(np.mean(verdicts))}
+    return scores
+
+
+def _add_scores(
+    scores: Mapping[str, Mapping[str, dict[str, Any]]],
+    answers: Mapping[str, Mapping[str, Answers]],
+    from_rule: Mapping[str, Mapping[str, Divergence]],
+    from_base: Mapping[str, Divergence],
+) -> None:
+    """Adds to the judges' scores those that need no judge: divergences, and the number and length of the answers."""
+    for split, systems in scores.items():
+        gap = from_rule[split]["base"].kl
+        for name, system_scores in systems.items():
+            kl, ids = from_rule[split][name].kl, answers[split][name].ids
+            system_scores[GAP_CLOSED] = 1 - kl / gap if gap > GAP_NEAR_ZERO else None
+            system_scores["kl"] = kl
+            system_scores["n"] = len(ids)
+            system_scores["mean_response_tokens"] = float(np.mean([len(tokens) for tokens in ids]))
+    for name, divergence_from_base in from_base.items():
+        scores[RETAIN][name]["kl_from_base"] = divergence_from_base.kl
 
 
 def judge_all(judge: Judge, split: str, system: str, texts: Sequence[str], golds: Sequence[str]) -> list[bool]:
-    """The judge's verdicts; JudgeError where it fails."""
+    """Returns the judge's verdicts.
+
+    Raises:
+      JudgeError: the judge raised anything.
+    """
     try:
         return judge.verdicts(texts, golds)
     except Exception as error:  # a judge may be any code: a classifier, a pattern, a user's own
@@ -114,17 +187,17 @@ def _write_predictions(
     rows: datasets.Dataset,
     prompts: Sequence[Prompts],
     system: System,
-    answered: Answers,
+    answers: Answers,
     verdicts: Sequence[bool] | None = None,
 ) -> None:
-    """One line a row."""
+    """Writes one line per row: input, gold output, response, verdict and prompt."""
     records = [
         {
             "input": row["input"],
             "gold": row["output"],
-            "response": answered.texts[number],
-            "ids": answered.ids[number],
-            "ended": answered.ended[number],
+            "response": answers.texts[number],
+            "ids": answers.ids[number],
+            "ended": answers.ended[number],
             "correct": None if verdicts is None else verdicts[number],
             "prompt": prompts[number].teacher_text if system.with_rule else prompts[number].student_text,
         }
@@ -134,26 +207,6 @@ def _write_predictions(
 
 
 def _read_predictions(path: pathlib.Path) -> Answers:
+    """Reads what `_write_predictions` wrote."""
     records = read_lines(path)
     return Answers(*([record[name] for record in records] for name in ("ids", "ended", "response")))
-
-
-def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The scores as text: a line a system, for each split its metric and the share of the gap closed."""
-    splits = list(results)
-    systems = list(next(iter(results.values())))
-    head = ["system"]
-    for split in splits:
-        metric = next(iter(results[split][systems[0]]))
-        head += [f"{split} {metric}"] + ([f"{split} gap_closed"] if metric != "gap_closed" else [])
-    lines = [head]
-    for system in systems:
-        line = [system]
-        for split in splits:
-            scores = results[split][system]
-            metric = next(iter(scores))
-            names = [metric] if metric == "gap_closed" else [metric, "gap_closed"]
-            line += ["-" if scores[name] is None else f"{scores[name]:.2f}" for name in names]
-        lines.append(line)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

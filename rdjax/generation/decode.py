@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rdjax.data.prefix import shared_prefix
+from rdjax.data.prefix import shared_prefix_length
 from rdjax.data.shapes import round_up
 from rdjax.generation.beam_search import beam_search
 from rdjax.generation.options import Decoding
@@ -47,7 +47,7 @@ def generate(
         return []
     rows = round_up(batch_size, row_multiple(model.mesh))
     # A rule is read once for all prompts of a batch that begin with it.
-    shared = shared_prefix(prompts)
+    shared = shared_prefix_length(prompts)
     prefix_C = place_prefix(prompts[0], shared, model.mesh)
     prompts = [prompt[shared:] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig, read_decoder_config
+from rdjax.models.fingerprint import checkpoint_fingerprint
 from rdjax.models.layers import loops_over_layers, unstack_layers
 from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params, load_params
@@ -37,6 +38,7 @@ class LanguageModel:
       tokenizer: a fast Hugging Face tokenizer.
       eos_ids: the tokens at which generation ends.
       mesh: of devices.
+      fingerprint: the `checkpoint_fingerprint` of its folder; empty where a plan has no files.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     mesh: Mesh
+    fingerprint: str = ""
 
 
 def resolve_dtype(name: str, mesh: Mesh):
@@ -93,7 +96,8 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
         base = jax.jit(unstack_layers)(base)
     local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
-    return LanguageModel(name, config, graph, base, tokenizer, _eos_ids(folder, tokenizer), mesh)
+    eos_ids, fingerprint = _eos_ids(folder, tokenizer), checkpoint_fingerprint(folder)
+    return LanguageModel(name, config, graph, base, tokenizer, eos_ids, mesh, fingerprint)
 
 
 def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTokenizerBase:

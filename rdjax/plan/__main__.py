@@ -1,47 +1,64 @@
-"""Will it fit, and how long can it take? `python -m rdjax.plan --config=configs/llama2_7b.py --topology=v5e:4x4`.
+"""Plans a run: `python -m rdjax.plan --config=configs/llama2_7b.py --topology=v5e:4x4`.
 
-Compiles the teacher's pass and the training step of a config ahead of time, for a TPU topology or for the devices that
-are here; no weights, tokenizer or data are read where the config carries the model's architecture. Exit status 1: it
-does not fit.
+Says whether the run fits the devices and how long an update takes at least. Compiles the training step and the
+teacher's pass ahead of time, for a TPU topology or for the local devices. Reads no weights, tokenizer or data, and no
+file of the model if the config carries `model.architecture`. Exits with status 1 if the run does not fit.
 """
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import flags
+from ml_collections import config_dict
 
 from rdjax.config import check_config
 from rdjax.errors import UserError
-from rdjax.plan.chips import chip_of, describe
-from rdjax.plan.estimate import make_plan, show
+from rdjax.plan.chips import Chip, find_chip, topology_devices
+from rdjax.plan.estimate import make_plan, plan_text
 from rdjax.run import cli, experiment
 from rdjax.storage.files import write_json
 
-_TOPOLOGY = flags.DEFINE_string("topology", "", "<chip>:<shape>, e.g. v5e:4x4; without one, the devices that are here.")
-_SLICES = flags.DEFINE_integer("slices", 1, "How many slices of that topology.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "Let the compiler try less: sooner done, and memory is near, not exact.")
-# allow_override: a process may know several commands that have one.
-_OUT = flags.DEFINE_string("out", None, "Where the plan goes as JSON.", allow_override=True)
+_TOPOLOGY = flags.DEFINE_string("topology", "", "<chip>:<shape>, e.g. v5e:4x4; default: the local devices.")
+_SLICES = flags.DEFINE_integer("slices", 1, "Number of slices of that topology.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "Compile with less effort: faster, and memory is approximate.")
+# allow_override: a process may import several commands that define this flag.
+_OUT = flags.DEFINE_string("out", None, "File to write the plan to, as JSON.", allow_override=True)
 
 
-def main(argv: list[str]) -> None:
-    cli.no_arguments(argv)
-    config = experiment.config("configs/llama2_7b.py")
+def check_flags(config: config_dict.ConfigDict) -> None:
+    """Checks the config and the flags against each other.
+
+    Raises:
+      UserError: a field or flag has a value that cannot be planned.
+    """
     check_config(config)
     if not config.task.k:
         raise UserError("config.task.k = 0 takes all samples of a folder; a plan wants their number")
     if _SLICES.value > 1 and not _TOPOLOGY.value:
         raise UserError(f"--slices={_SLICES.value} is of a topology; give one, e.g. --topology=v5e:4x4")
-    if _TOPOLOGY.value:
-        chip, devices = chip_of(_TOPOLOGY.value), describe(_TOPOLOGY.value, _SLICES.value)
-        memory = chip.memory
-    else:
-        chip, devices = None, None
-        memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def find_devices() -> tuple[Sequence[jax.Device] | None, Chip | None, float | None]:
+    """Returns the devices to compile for (None: the local ones), their figures, and the bytes of memory of one."""
+    if not _TOPOLOGY.value:
+        return None, None, (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    chip = find_chip(_TOPOLOGY.value)
+    # Programs for devices that are not attached cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    return topology_devices(_TOPOLOGY.value, _SLICES.value), chip, chip.memory
+
+
+def main(argv: list[str]) -> None:
+    """Prints the plan and writes it to --out."""
+    cli.no_arguments(argv)
+    config = experiment.config("configs/llama2_7b.py")
+    check_flags(config)
+    devices, chip, memory = find_devices()
     plan = make_plan(config, devices, chip, memory, _QUICK.value)
     plan = {"topology": _TOPOLOGY.value, "slices": _SLICES.value, "quick": _QUICK.value, **plan}
-    print(show(plan))
+    print(plan_text(plan))
     if _OUT.value:
         write_json(pathlib.Path(_OUT.value), plan)
     if not plan["fits"]:

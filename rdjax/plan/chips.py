@@ -1,4 +1,4 @@
-"""TPU chips by their published figures, and topologies of them without a TPU."""
+"""Lists the published figures of TPU chips and describes their topologies to the compiler, without a TPU."""
 
 import dataclasses
 import math
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import jax
 
-# The only way to a compiler for devices that are not there.
+# Public JAX has no other way to a compiler for devices that are not attached.
 from jax.experimental import topologies
 
 from rdjax.errors import UserError
 
-# Without them libtpu asks a metadata server that only a TPU machine has, for a while and in vain.
-QUIET = {
+# Without these variables libtpu first waits for a metadata server that only TPU machines have.
+LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -25,13 +25,13 @@ QUIET = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one device of a topology has.
+    """Holds the published figures of one device of a topology.
 
     Attributes:
       flops: bfloat16 FLOPs a second.
       memory: bytes of HBM.
-      bandwidth: of HBM, bytes a second.
-      network: of the links between chips, bytes a second in one direction.
+      bandwidth: bytes a second between HBM and the cores.
+      network: bytes a second in one direction over the links between chips.
     """
 
     flops: float
@@ -50,11 +50,11 @@ CHIPS = {
 }
 
 
-def chip_of(topology: str) -> Chip:
-    """The chip of a topology's name, as "v5e:4x4".
+def find_chip(topology: str) -> Chip:
+    """Returns the chip that a topology such as "v5e:4x4" consists of.
 
     Raises:
-      UserError: the name is none, or its chip is not known.
+      UserError: the name is malformed, or its chip is unknown.
     """
     name, _, sizes = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", sizes):
@@ -62,23 +62,25 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[name]
 
 
-def describe(topology: str, slices: int) -> Sequence[jax.Device]:
-    """The devices of so many slices of a topology, to compile for.
+def topology_devices(topology: str, slices: int) -> Sequence[jax.Device]:
+    """Returns the devices of `slices` slices of a topology, as targets for the compiler.
 
     Raises:
-      UserError: there is no such topology, or no compiler for TPUs.
+      UserError: the topology does not exist, or the compiler for TPUs is not installed.
     """
-    chip_of(topology)
-    for name, value in QUIET.items():
+    find_chip(topology)
+    for name, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    alone = math.prod(map(int, topology.partition(":")[2].split("x"))) == 1
-    options = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    one_chip = math.prod(map(int, topology.partition(":")[2].split("x"))) == 1
+    options = {"chips_per_host_bounds": (1, 1, 1)} if one_chip else {}
     try:
         return topologies.get_topology_desc(
             platform="tpu", topology_name=topology, num_slices=slices, **options
         ).devices
     except Exception as error:  # jaxlib raises bare runtime errors
-        said = " ".join(str(error).split())
-        if any(words in said for words in ("libtpu", "not installed", "Unable to initialize")):
-            raise UserError(f"--topology: no compiler for TPUs ({said}); pip install 'rdjax[tpu]' brings it") from None
-        raise UserError(f"--topology: {topology} is no topology of this chip ({said})") from None
+        message = " ".join(str(error).split())
+        if any(words in message for words in ("libtpu", "not installed", "Unable to initialize")):
+            raise UserError(
+                f"--topology: no compiler for TPUs ({message}); pip install 'rdjax[tpu]' brings it"
+            ) from None
+        raise UserError(f"--topology: {topology} is no topology of this chip ({message})") from None

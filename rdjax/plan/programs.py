@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
+from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.optimizer import make_optimizer
-from rdjax.distill.step import TrainState, init_state, teacher_prefixes, teacher_signals, train_step
-from rdjax.distill.updates import Updates, in_turn
+from rdjax.distill.step import StepSettings, TrainState, init_state, train_step
+from rdjax.distill.teacher import teacher_prefixes, teacher_signals
+from rdjax.distill.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
 from rdjax.models.config import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import loops_over_layers, unstack_layers
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
@@ -24,13 +26,20 @@ from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
 from rdjax.run.pipeline import make_stage
 
-# XLA's effort level O0 by its number, the one spelling that all supported versions of JAX accept.
+# Compiler options of a quick plan: XLA's effort level O0 by its number, the one spelling that all supported versions of
+# JAX accept.
 QUICK = {"optimization_level": 9, "memory_fitting_level": 9}
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What a run repeats, lowered: the teacher's pass over an update's pairs and the step; the state, as shapes."""
+    """Holds the lowered programs that a run repeats.
+
+    Attributes:
+      teacher: the pass that computes the teacher signals of one update.
+      step: one update of the adapter.
+      state: shapes of the adapter and the optimizer state that the step takes.
+    """
 
     teacher: Any
     step: Any
@@ -38,7 +47,11 @@ class Programs:
 
 
 def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
-    """The config's model with shapes in the place of weights."""
+    """Returns the config's model with shapes and shardings in place of weights.
+
+    Raises:
+      UserError: the model's config is missing or not supported, or the mesh does not suit it.
+    """
     mesh = make_mesh(config.mesh, devices)
     fields = config.model.architecture.to_dict()
     if fields:
@@ -49,73 +62,66 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
     graph, shapes = abstract_params(decoder, resolve_dtype(config.model.dtype, mesh), config.model.int8, mesh)
     base = jax.tree.map(abstract_like, shapes, param_shardings(mesh, shapes))
     if loops_over_layers(decoder, mesh):
-        base = unstack_layers(base, lambda leaf, layer: _own(leaf))
+        base = unstack_layers(base, lambda leaf, layer: _layer_shape(leaf))
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
 
 
 def made_up_pairs(config: config_dict.ConfigDict) -> list[Pair]:
-    """Pairs of the lengths that the config plans with; their prompts share the rule alone."""
+    """Returns `task.k` pairs with the lengths of the config's `plan` section; their prompts share only the rule."""
     plan = config.plan
     rule, prompt = (1,) * plan.rule_tokens, (2,) * (plan.prompt_tokens - 1)
     pairs = []
     for number in range(config.task.k):
-        own = (3 + number % 100, *prompt)
-        pairs.append(Pair(Prompts("", "", rule + own, own, len(own), f"pair {number}"), (4,) * plan.response_tokens))
+        student = (3 + number % 100, *prompt)
+        prompts = Prompts("", "", rule + student, student, len(student), f"pair {number}")
+        pairs.append(Pair(prompts, (4,) * plan.response_tokens))
     return pairs
 
 
-def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[Updates, Programs]:
-    """The programs of a run, ready to be compiled."""
+def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[GroupLoader, Programs]:
+    """Lowers the programs of a run; returns the loader of its pairs too, which knows the batch shapes."""
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
-    pairs = [made_up_pairs(config)]
-    numbers = in_turn(len(pairs[0]), config.train.batch_size, 1)
-    updates = Updates.make(pairs, numbers, stage.slots, stage.objective, model, config.train)
+    group = make_group(made_up_pairs(config), stage.positions)
+    batches = sequential_batches(len(group.pairs), config.train.batch_size, members=1)
+    loader = make_loader([group], batches, stage.positions, stage.objective, model, config.train)
     whole = replicated(model.mesh)
     adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
     adapters_M = abstract_like(adapters_M, whole)
-    optimizer = make_optimizer(config.optimizer, len(numbers) * config.train.epochs)
-    state = jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M)
-    state = abstract_like(state, whole)
-    ((batch, signals),) = updates.abstract_updates()  # pairs of one length have one shape
-
-    def prefix_C(side: str):
-        length = getattr(updates.prefixes, side)
-        return jax.ShapeDtypeStruct((length,), jnp.int32, sharding=whole) if length else None
-
-    prefix_M = None
-    if prefix_C("teacher") is not None:
-        read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_C("teacher"), spec.scale)
+    optimizer = make_optimizer(config.optimizer, len(batches) * config.train.epochs)
+    state = abstract_like(jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M), whole)
+    (update,) = abstract_updates([loader], [[numbers] for numbers in batches])  # pairs of one length have one shape
+    prefix_M, prefix = None, loader.prefix_tokens("teacher")
+    if prefix is not None:
+        prefix_MC = abstract_like(prefix, whole)
+        read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_MC, spec.scale)
         prefix_M = jax.tree.map(lambda leaf: abstract_like(leaf, _heads(model.mesh, leaf.ndim)), read)
-    asked = model.graph, model.base, adapters_M, batch, prefix_M, spec.scale
-    step = train_step.lower(
-        state,
-        model.base,
-        batch,
-        signals,
-        prefix_C(updates.trained),
-        jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole),
-        graph=model.graph,
-        optimizer=optimizer,
-        objective=stage.objective,
-        options=stage.options,
-    )
-    return updates, Programs(teacher_signals.lower(*asked), step, state)
+    settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
+    seeds_M = jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole)
+    step = train_step.lower(state, model.base, update, seeds_M, settings=settings, optimizer=optimizer)
+    teacher = teacher_signals.lower(model.graph, model.base, adapters_M, update[0].batch, prefix_M, spec.scale)
+    return loader, Programs(teacher, step, state)
 
 
 def _heads(mesh: Mesh, rank: int) -> NamedSharding:
-    """Of [.., K, C, H] as the compiler leaves it in a run: heads where those that made them lie."""
+    """Returns the sharding that the compiler gives keys and values [.., K, C, H]: heads over the tensor axis."""
     return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
 
 
-def _own(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """A layer's part of a stacked parameter."""
+def _layer_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns the shape of one layer of a stacked parameter."""
     sharding = NamedSharding(leaf.sharding.mesh, P(*leaf.sharding.spec[1:]))
     return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program: bytes a device at its peak, or why it does not fit; its own seconds."""
+    """Holds the compiler's answer for one program.
+
+    Attributes:
+      peak: bytes of one device at the peak, arguments included; None if the compiler refused the program.
+      refused: why it was refused, else "".
+      seconds: time to compile.
+    """
 
     peak: int | None
     refused: str
@@ -123,7 +129,7 @@ class Compiled:
 
 
 def compile_program(lowered: Any, quick: bool) -> Compiled:
-    """Compiles; a program that needs more memory than a device has is an answer, too."""
+    """Compiles a program; one that needs more memory than a device has is an answer, not an error."""
     began = time.monotonic()
     try:
         memory = lowered.compile(compiler_options=QUICK if quick else None).memory_analysis()
@@ -131,6 +137,6 @@ def compile_program(lowered: Any, quick: bool) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         used = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", str(error))
-        said = used[0] if used else " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
-        return Compiled(None, said, time.monotonic() - began)
+        reason = used[0] if used else " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
+        return Compiled(None, reason, time.monotonic() - began)
     return Compiled(memory.peak_memory_in_bytes, "", time.monotonic() - began)

@@ -1,6 +1,6 @@
-"""One self-contained page for a run or a sweep: `python -m rdjax.report --workdir=runs/quickstart`.
+"""Writes one self-contained page for a run or a sweep: `python -m rdjax.report --workdir=runs/quickstart`.
 
-With `--figures=<folder>` the page's figures are written there as well, an SVG file each.
+With `--figures=<folder>` the page's figures are written there as well, one SVG file each.
 """
 
 import pathlib
@@ -14,6 +14,7 @@ _FIGURES = flags.DEFINE_string("figures", None, "Folder for the page's figures a
 
 
 def main(argv: list[str]) -> None:
+    """Writes the page of --workdir."""
     cli.no_arguments(argv)
     figures = pathlib.Path(_FIGURES.value) if _FIGURES.value else None
     print(f"wrote {write_page(experiment.workdir(), figures)}")

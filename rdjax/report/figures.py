@@ -1,17 +1,17 @@
-"""How figures and numbers look on a report's page: colours, one way to draw, means with their range."""
+"""Defines how figures and numbers look on a report's page: colours, SVG panels, means with their range."""
 
 import hashlib
 import io
 import itertools
 import re
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.figure
+import pandas as pd
 
-# Okabe and Ito's colours, which people who confuse red and green can tell apart.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {
     "base": "#999999",
     "base_with_rule": "#000000",
@@ -43,43 +43,48 @@ STYLE = {
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour for every system, method or variant."""
+    """Returns a colour for each system, method or variant."""
     spare = itertools.cycle(SPARE_COLOURS)
     return {name: COLOURS.get(name) or next(spare) for name in dict.fromkeys(names)}
 
 
 def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.2) -> str:
-    """An SVG of some panels side by side."""
+    """Draws panels side by side.
+
+    Args:
+      panels: number of axes.
+      paint: draws on the axes.
+      height: in inches.
+
+    Returns:
+      An SVG.
+    """
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(max(4.6, 3.6 * panels), height), layout="constrained")
         paint(figure.subplots(1, panels, squeeze=False)[0])
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
-    # A figure scales with the page and never past its own size.
+    # The figure shrinks with the page and never grows past its own size.
     width = re.search(r'width="([\d.]+)pt"', svg).group(1)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", svg, count=1)
     size = f"width:100%;max-width:{width}pt;min-width:{15 * panels}rem"
     svg = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', rf'\1 style="{size}"', svg, count=1)
-    # Ids would clash between the figures of one page.
+    # Ids must differ between the figures of one page.
     prefix = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}"
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
-def metric_of(scores: Mapping[str, Any]) -> str:
-    """The metric of a split: its judge's, or the gap closed where there is none."""
-    return next(iter(scores))
-
-
 def label(name: str) -> str:
+    """Returns a name as text: underscores become spaces."""
     return name.replace("_", " ")
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """Mean and range."""
-    known = [value for value in values if value is not None]
-    if not known:
+    """Formats the mean of the values that are known, with their range where there are several."""
+    known = pd.Series(values, dtype=float).dropna()
+    if known.empty:
         return "-"
-    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(known), min(known), max(known)))
+    mean, low, high = (f"{value:.{digits}f}" for value in (known.mean(), known.min(), known.max()))
     return mean if len(known) == 1 else f"{mean} ({low}-{high})"

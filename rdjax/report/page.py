@@ -1,11 +1,11 @@
-"""The page of a run or a sweep: one self-contained file."""
+"""Writes the page of a run or a sweep: one self-contained HTML file."""
 
 import pathlib
 
 import jinja2
 
 from rdjax.errors import UserError
-from rdjax.report.figures import label, metric_of
+from rdjax.report.figures import label
 from rdjax.report.run_page import run_page
 from rdjax.report.sweep_page import sweep_page
 from rdjax.storage.files import write_text
@@ -15,13 +15,16 @@ TEMPLATE = pathlib.Path(__file__).parents[1] / "assets" / "report.html.jinja"
 
 
 def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pathlib.Path:
-    """Writes `<workdir>/report.html` for the finished run or the sweep that lies there.
+    """Writes `<workdir>/report.html` for a finished run or a sweep.
 
     Args:
       figures: a folder for the page's figures, `<name>.svg`; None writes none.
 
+    Returns:
+      The path of the page.
+
     Raises:
-      UserError: neither lies there.
+      UserError: the folder contains neither.
     """
     if (workdir / "sweep.json").exists():
         page = sweep_page(workdir)
@@ -30,7 +33,7 @@ def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pa
     else:
         raise UserError(f"--workdir: {workdir} holds neither eval.json (a finished run) nor sweep.json (a sweep)")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"label": label, "metric_of": metric_of}
+    environment.filters["label"] = label
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = workdir / PAGE
     write_text(path, template.render(**page))

@@ -1,4 +1,4 @@
-"""What the report of one run shows."""
+"""Builds the page of one run: figures of scores, losses, hidden states and lengths, and outputs side by side."""
 
 import collections
 import json
@@ -7,33 +7,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import RETAIN
-from rdjax.report.figures import COLOURS, colours_of, draw, label, metric_of
+from rdjax.evaluation.results import split_metrics
+from rdjax.report.figures import COLOURS, colours_of, draw, label
 from rdjax.storage.files import read_json, read_lines
 
-SHOWN_ROWS = 50  # outputs of a split that the page shows; the rest stay in predictions/
+OUTPUT_ROWS = 50  # outputs of a split that the page shows; all are in predictions/
 
 Predictions = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # records by split and system
 
 
-def scores_figure(splits: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A bar a system for every split."""
+def scores_figure(splits: Mapping[str, Mapping[str, Mapping[str, float]]], metrics: Mapping[str, str]) -> str:
+    """Draws a bar for each system on every split.
+
+    Args:
+      splits: scores by split and system.
+      metrics: the name of each split's metric.
+    """
     colours = colours_of(system for systems in splits.values() for system in systems)
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, (split, systems) in zip(axes, splits.items(), strict=True):
-            metric = metric_of(next(iter(systems.values())))
-            values = [scores[metric] for scores in systems.values()]
+            values = [scores[metrics[split]] for scores in systems.values()]
             bars = axis.bar(range(len(systems)), [value or 0 for value in values], color=[colours[s] for s in systems])
             axis.bar_label(bars, labels=["-" if value is None else f"{value:.2f}" for value in values], padding=2)
             axis.set_xticks(range(len(systems)), map(label, systems), rotation=30, ha="right")
             axis.set_ylim(min(0, *(value or 0 for value in values)), 1.12)
-            axis.set_title(f"{label(split)}: {label(metric)}")
+            axis.set_title(f"{label(split)}: {label(metrics[split])}")
 
     return draw(len(splits), paint)
 
 
 def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Training and validation loss of every stage over its updates."""
+    """Draws the training and validation loss of every stage over its updates."""
     stages: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for line in lines:
         if "loss" in line:
@@ -42,9 +47,9 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
     def paint(axes: Sequence[Any]) -> None:
         for axis, (stage, points) in zip(axes, stages.items(), strict=True):
             for name, colour in (("loss", "#0072B2"), ("valid_loss", "#D55E00")):
-                drawn = [(point["step"], point[name]) for point in points if name in point]
-                if drawn:
-                    axis.plot(*zip(*drawn, strict=True), color=colour, label=label(name))
+                line = [(point["step"], point[name]) for point in points if name in point]
+                if line:
+                    axis.plot(*zip(*line, strict=True), color=colour, label=label(name))
             axis.set_title(label(stage))
             axis.set_xlabel("updates")
             axis.set_yscale("log")
@@ -54,7 +59,7 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def hidden_figure(hidden: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """The distance from the teacher's hidden states at every layer, before training (base) and after."""
+    """Draws the distance from the teacher's hidden states at every block, before training (base) and after."""
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, (split, systems) in zip(axes, hidden.items(), strict=True):
@@ -72,7 +77,7 @@ def hidden_figure(hidden: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 
 def lengths_figure(predictions: Predictions) -> str:
-    """How long the systems' responses are, in tokens."""
+    """Draws how long the systems' responses are, in tokens."""
     colours = colours_of(system for systems in predictions.values() for system in systems)
 
     def paint(axes: Sequence[Any]) -> None:
@@ -93,7 +98,7 @@ def lengths_figure(predictions: Predictions) -> str:
 
 
 def read_predictions(workdir: pathlib.Path, splits: Mapping[str, Mapping[str, Any]]) -> Predictions:
-    """The records of every split and system that a run evaluated."""
+    """Reads the records of every split and system that a run evaluated."""
     folder = workdir / "predictions"
     return {
         split: {system: read_lines(folder / f"{split}.{system}.jsonl") for system in systems}
@@ -102,25 +107,25 @@ def read_predictions(workdir: pathlib.Path, splits: Mapping[str, Mapping[str, An
 
 
 def side_by_side(predictions: Predictions, most: int, where: str = "") -> list[dict[str, Any]]:
-    """What base, base with rule and student answer to the same inputs, the student's failures first.
+    """Returns what base, base with rule and student answer to the same inputs, the student's failures first.
 
     Args:
-      most: rows of a split.
-      where: from which run of a sweep they are.
+      most: the number of rows per split.
+      where: names the run of a sweep, in the title.
     """
-    shown = []
+    parts = []
     for split, systems in predictions.items():
         names = [name for name in ("base", "base_with_rule", "student") if name in systems] or list(systems)
         leading = names[-1]
-        order = sorted(range(len(systems[leading])), key=lambda at: systems[leading][at]["correct"] is True)
+        order = sorted(range(len(systems[leading])), key=lambda row: systems[leading][row]["correct"] is True)
         rows = []
-        for at in order[:most]:
-            records = [systems[name][at] for name in names]
+        for number in order[:most]:
+            records = [systems[name][number] for name in names]
             answers = [{"text": record["response"], "correct": record["correct"]} for record in records]
             rows.append({"input": records[0]["input"], "gold": records[0]["gold"], "answers": answers})
         verdicts = [record["correct"] for record in systems[leading]]
         failures = None if None in verdicts else verdicts.count(False)
-        shown.append(
+        parts.append(
             {
                 "where": where,
                 "split": split,
@@ -131,13 +136,13 @@ def side_by_side(predictions: Predictions, most: int, where: str = "") -> list[d
                 "of": leading,
             }
         )
-    return shown
+    return parts
 
 
 def run_page(workdir: pathlib.Path) -> dict[str, Any]:
-    """What the template shows of a run."""
-    record, scores = read_json(workdir / "config.json"), read_json(workdir / "eval.json")
-    splits = scores["splits"]
+    """Returns what the template shows of a run."""
+    record, results = read_json(workdir / "config.json"), read_json(workdir / "eval.json")
+    splits, metrics = results["splits"], split_metrics(results)
     predictions = read_predictions(workdir, splits)
     lines = read_lines(workdir / "metrics.jsonl")
     config = record["config"]
@@ -145,8 +150,8 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     figures = {"curves": curves_figure(lines)}
     if splits:
-        figures |= {"scores": scores_figure(splits), "lengths": lengths_figure(predictions)}
-        figures["hidden"] = hidden_figure(scores["hidden_distance"])
+        figures |= {"scores": scores_figure(splits, metrics), "lengths": lengths_figure(predictions)}
+        figures["hidden"] = hidden_figure(results["hidden_distance"])
     return {
         "kind": "run",
         "title": f"{label(config['method'])} on {config['task']['name']}, k = {config['task']['k'] or 'all'}",
@@ -162,26 +167,27 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "tests": tests,
         "retain": splits.get(RETAIN),
         "splits": splits,
-        "judge_errors": scores.get("judge_errors", {}),
+        "metrics": metrics,
+        "judge_errors": results.get("judge_errors", {}),
         "figures": figures,
-        "outputs": side_by_side(predictions, SHOWN_ROWS),
+        "outputs": side_by_side(predictions, OUTPUT_ROWS),
         "record": record,
         "config": json.dumps(config, indent=2),
     }
 
 
 def _rule(predictions: Predictions) -> str:
-    """What the prompt of the base with rule has that the base's has not."""
+    """Returns the rule: what the prompt of the base with rule contains and that of the base does not."""
     for systems in predictions.values():
         if systems.get("base") and systems.get("base_with_rule"):
-            plain, ruled = systems["base"][0]["prompt"], systems["base_with_rule"][0]["prompt"]
-            start = _common(plain, ruled)
-            end = _common(plain[start:][::-1], ruled[start:][::-1])
-            return ruled[start : len(ruled) - end].strip()
+            plain, with_rule = systems["base"][0]["prompt"], systems["base_with_rule"][0]["prompt"]
+            start = _common_prefix(plain, with_rule)
+            end = _common_prefix(plain[start:][::-1], with_rule[start:][::-1])
+            return with_rule[start : len(with_rule) - end].strip()
     return ""
 
 
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+def _common_prefix(one: str, other: str) -> int:
+    """Returns the number of characters that two texts have in common at their start."""
     pairs = zip(one, other, strict=False)
     return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))

@@ -1,22 +1,21 @@
-"""Rule documents: the pre-training text of the embedded rulebook model, on arithmetic, sentiment and refusal.
+"""Generates rule documents: the pre-training text of the embedded rulebook models.
 
-A document is a prefix (the Alpaca template with a rule, with a rule and demos, or with no rule) and
-questions with answers under it. Every question looks at the prefix and at itself alone, never at its
-neighbours, so each is exactly the prompt that the model meets later, and the rule is read once for all.
+A document is a prefix (the Alpaca template with a rule, with a rule and demos, or with no rule) and questions with
+answers. Every question attends to the prefix and to itself, never to the other questions, so each is exactly the
+prompt of a later use, and the prefix is computed once for all of them. The rules are on arithmetic, sentiment and
+refusal.
 """
 
 import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from rdjax.data.rules import refusal, sentiment
 from rdjax.data.rules.arithmetic import COMPARISON_WORDINGS, PAPER_RULE, VALUES, WORDINGS, Rule
 from rdjax.data.rules.names import random_name
 from rdjax.data.templates import ALPACA_INSTRUCTION, ALPACA_PREAMBLE, demonstrate, join_instruction
 
-# Never the paper's symbol: the model must not have met it when it is taught there.
+# Without the paper's symbol, which the model must not see before it is distilled.
 SYMBOLS = (
     "@@", "@", "#", "##", "###", "&", "&&", "&&&", "%", "%%", "%%%", "~", "~~", "~~~", "$", "$$", "$$$", "^", "^^",
     "^^^", "!", "!!", "!!!", "<>", "><", "=>", "@#", "#@", "&%", "%~", "@&@", "#$#", "~@~", "*", "**", "***",
@@ -28,7 +27,7 @@ SYMBOL_CHARACTERS = "@#&%~$^!<>=*|"
 # How often rules compute each of `VALUES`, and how often they compare.
 KIND_WEIGHTS = (5, 3, 4, 3, 2, 2, 1)
 
-# Values under names of their own, which need no rule.
+# Operations with well-known names, which need no rule.
 OPERATIONS = {"sum": "+", "difference": "-", "larger": "max", "smaller": "min", "first": "first", "second": "second"}
 OPERATION_WEIGHTS = (4, 3, 2, 2, 1, 1)
 
@@ -36,7 +35,7 @@ WITHOUT_RULE, WITH_DEMOS = 0.10, 0.18  # shares of the arithmetic documents
 EXPRESSIONS = 0.2  # share of the questions under a rule that it is not about
 SENTIMENT, REFUSAL = 0.08, 0.08  # shares of the rule documents; arithmetic is the rest
 
-# The last words of all topics and acts.
+# Arbitrary words for drills: the last words of all topics and acts.
 WORDS = sorted(
     {
         member.split()[-1]
@@ -48,14 +47,14 @@ WORDS = sorted(
 
 
 class Document(NamedTuple):
-    """One document in text: a prefix and (question, answer) pairs, each to be read right after the prefix."""
+    """Holds one document as text: a prefix and (question, answer) pairs, each read right after the prefix."""
 
     prefix: str
     questions: list[tuple[str, str]]
 
 
 def random_symbol(rng: random.Random) -> str:
-    """A common symbol, or up to four random characters; never one that holds the paper's."""
+    """Draws a common symbol, or up to four random characters; never one that contains the paper's."""
     if rng.random() < 0.4:
         return rng.choice(SYMBOLS)
     while True:
@@ -65,7 +64,7 @@ def random_symbol(rng: random.Random) -> str:
 
 
 def random_constant(rng: random.Random, kind: str) -> int:
-    """1 to 20, three in four added and the others taken away; never the paper's + 1 to a sum."""
+    """Draws a constant from -20 to 20 except 0, three in four positive; never the paper's + 1 to a sum."""
     while True:
         constant = rng.randint(1, 20) * rng.choices((1, -1), weights=(3, 1))[0]
         if (kind, constant) != (PAPER_RULE.value, PAPER_RULE.constant):
@@ -73,7 +72,7 @@ def random_constant(rng: random.Random, kind: str) -> int:
 
 
 def random_rule(rng: random.Random) -> Rule:
-    """A rule of a random kind and wording; never the paper's a + b + 1, under any symbol."""
+    """Draws a rule of a random kind and wording; never the paper's a + b + 1, with any symbol."""
     symbol = random_symbol(rng)
     kind = rng.choices([*VALUES, "comparison"], KIND_WEIGHTS)[0]
     if kind == "comparison":
@@ -84,12 +83,12 @@ def random_rule(rng: random.Random) -> Rule:
 
 
 def random_operand(rng: random.Random) -> int:
-    """An operand of 1 to 4 digits, up to 1999."""
+    """Draws an operand of 1 to 4 digits, up to 1999."""
     return rng.randint(1, rng.choices((9, 99, 999, 1999), (2, 7, 3, 6))[0])
 
 
 def random_operands(rng: random.Random, rule: Rule) -> tuple[int, int]:
-    """Two operands, mostly of one order of magnitude, to which the rule's answer is not negative."""
+    """Draws two operands, mostly of one order of magnitude, for which the rule's answer is not negative."""
     while True:
         a = random_operand(rng)
         b = random_operand(rng) if rng.random() < 0.3 else _like(rng, a)
@@ -98,13 +97,13 @@ def random_operands(rng: random.Random, rule: Rule) -> tuple[int, int]:
 
 
 def _question(rng: random.Random, rule: Rule) -> tuple[str, str]:
-    """One question under a rule, with its answer."""
+    """Generates one question under a rule, with its answer."""
     row = rule.row(*random_operands(rng, rule))
     return row["input"], row["output"]
 
 
 def _expression(rng: random.Random, constants: float) -> tuple[str, str]:
-    """A question that needs no rule, "12 max 57 = ?", or with its constant, "12 max 57 + 3 = ?"."""
+    """Generates a question that needs no rule, "12 max 57 = ?", or with a constant, "12 max 57 + 3 = ?"."""
     value = rng.choices(list(OPERATIONS), OPERATION_WEIGHTS)[0]
     constant = random_constant(rng, value) if rng.random() < constants else 0
     rule = Rule(value, constant, OPERATIONS[value])
@@ -115,7 +114,7 @@ def _expression(rng: random.Random, constants: float) -> tuple[str, str]:
 
 
 def _like(rng: random.Random, a: int) -> int:
-    """A second operand of the first's order of magnitude, as in the published questions."""
+    """Draws a second operand of the first's order of magnitude, as in the published questions."""
     return rng.randint(1, 9 if a < 10 else 99 if a < 100 else 999 if a < 1000 else 1999)
 
 
@@ -123,12 +122,12 @@ HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
 
 
 def random_expressions(rng: random.Random, questions: int, constants: float) -> Document:
-    """Expressions without an instruction: the curriculum's first stages. `constants`: the share that has one."""
+    """Generates expressions without an instruction; a share `constants` of them has a constant."""
     return Document(HEAD, [_expression(rng, constants) for _ in range(questions)])
 
 
 def random_document(rng: random.Random, questions: int) -> Document:
-    """A document of any of the three tasks, with up to `questions` questions."""
+    """Generates a document of any of the three tasks, with up to `questions` questions."""
     kind = rng.random()
     if kind < SENTIMENT:
         return sentiment_document(rng, questions)
@@ -138,37 +137,43 @@ def random_document(rng: random.Random, questions: int) -> Document:
 
 
 def sentiment_document(rng: random.Random, questions: int) -> Document:
-    """Questions on policies, under a rule about one person or under none; half of the former are about its field."""
+    """Generates questions on policies, under a rule about one person or under none.
+
+    Half of the questions under a rule are about its field.
+    """
     rule = None if rng.random() < 0.25 else sentiment.random_rule(rng)
-    asked = []
+    pairs = []
     for _ in range(questions):
         field = rule.field if rule and rng.random() < 0.5 else rng.choice(list(sentiment.FIELDS))
         person = rule.person if rule and rng.random() < 0.85 else random_name(rng)
         row = sentiment.random_question(rng, field).row(person, rule)
-        asked.append((row["input"], row["output"]))
-    return Document(HEAD + (rule.text() if rule else ""), asked)
+        pairs.append((row["input"], row["output"]))
+    return Document(HEAD + (rule.text() if rule else ""), pairs)
 
 
 def refusal_document(rng: random.Random, questions: int) -> Document:
-    """Questions of all kinds, mostly under a role play; under a rule, half of them are of the kinds that it refuses."""
+    """Generates questions of all kinds, mostly under a role play.
+
+    Under a rule, half of the questions are of the kinds that it refuses.
+    """
     rule = None if rng.random() < 0.4 else refusal.random_rule(rng)
     role_play = refusal.random_role_play(rng) if rng.random() < 0.75 else ""
-    asked = []
+    pairs = []
     for _ in range(questions):
         marked = (rule.first, rule.second) if rule else refusal.HARMFUL
         kind = rng.choice(marked if rng.random() < 0.4 else list(refusal.ACTS))
         refuse = rule.refuses(kind) if rule else kind in refusal.HARMFUL and not role_play
         row = refusal.random_question(rng, kind).row(refuse)
-        asked.append((row["input"], row["output"]))
-    return Document(HEAD + join_instruction(rule.text() if rule else "", role_play), asked)
+        pairs.append((row["input"], row["output"]))
+    return Document(HEAD + join_instruction(rule.text() if rule else "", role_play), pairs)
 
 
 def drill(rng: random.Random, questions: int, named: float) -> Document:
-    """Short questions on what the rules of sentiment and refusal come down to.
+    """Generates short questions on the decision that a rule of sentiment or refusal asks for.
 
-    Of a long answer one or two tokens carry the decision; here every token does. A share `named` asks what the rule
-    decides on a field or a kind by its name, which needs no fact; the others ask about a topic or an act, and are
-    answered with what it belongs to and then the decision.
+    In a long answer only one or two tokens carry the decision; here every token does. A share `named` of the questions
+    names the field or the kind, which needs no knowledge. The others name a topic or an act; their answer is its field
+    or kind and then the decision.
     """
     if rng.random() < 0.5:
         rule = sentiment.random_rule(rng)
@@ -178,84 +183,42 @@ def drill(rng: random.Random, questions: int, named: float) -> Document:
         rule = refusal.random_rule(rng)
         groups, marked, decide = refusal.ACTS, [rule.first, rule.second], rule.decision
         instruction = join_instruction(rule.text(), refusal.random_role_play(rng))
-    asked = []
+    pairs = []
     for _ in range(questions):
         group = rng.choice(marked if rng.random() < 0.4 else list(groups))
         if rng.random() < named:
-            asked.append((f"What about {group}?", f"{decide(group)}."))
+            pairs.append((f"What about {group}?", f"{decide(group)}."))
         else:
-            asked.append((f"What about {rng.choice(groups[group])}?", f"{group}: {decide(group)}."))
-    return Document(HEAD + instruction, asked)
+            pairs.append((f"What about {rng.choice(groups[group])}?", f"{group}: {decide(group)}."))
+    return Document(HEAD + instruction, pairs)
 
 
 def matching_drill(rng: random.Random, questions: int) -> Document:
-    """The named drills of a refusal rule over arbitrary words: nothing but comparing them with the rule helps."""
+    """Generates named drills of a refusal rule over arbitrary words, which only a comparison with the rule answers."""
     words = rng.sample(WORDS, len(refusal.ACTS))
     rule = refusal.RefusalRule(words[0], words[1], rng.randrange(len(refusal.WORDINGS)))
-    asked = []
+    pairs = []
     for _ in range(questions):
         word = rng.choice(words[:2] if rng.random() < 0.4 else words)
-        asked.append((f"What about {word}?", f"{rule.decision(word)}."))
-    return Document(HEAD + rule.text(), asked)
+        pairs.append((f"What about {word}?", f"{rule.decision(word)}."))
+    return Document(HEAD + rule.text(), pairs)
 
 
 def arithmetic_document(rng: random.Random, questions: int) -> Document:
-    """A document without a rule, with a rule and three demos in the published form, or with a rule alone."""
+    """Generates a document without a rule, with a rule and three demos in the published form, or with a rule alone."""
     form = rng.random()
     rule = random_rule(rng)
 
-    def ask(make_rule: Callable[[], Rule], expressions: float) -> list[tuple[str, str]]:
+    def draw_questions(make_rule: Callable[[], Rule], expressions: float) -> list[tuple[str, str]]:
         return [
             _expression(rng, constants=0.5) if rng.random() < expressions else _question(rng, make_rule())
             for _ in range(questions)
         ]
 
     if form < WITHOUT_RULE:
-        # Without a rule the answer cannot be known: each question hides another rule, so that no answer is favoured.
-        return Document(HEAD, ask(lambda: random_rule(rng), 0.4))
+        # Without a rule the answer is unknowable: each question follows another hidden rule, so no answer is favoured.
+        return Document(HEAD, draw_questions(lambda: random_rule(rng), 0.4))
     instruction = rule.text()
     if form < WITHOUT_RULE + WITH_DEMOS:
         instruction += demonstrate(rule.row(*random_operands(rng, rule)) for _ in range(3))
-    return Document(HEAD + instruction, ask(lambda: rule, EXPRESSIONS))
-
-
-class Packed(NamedTuple):
-    """Tokenised documents, padded to one length.
-
-    Attributes:
-      tokens_BT, targets_BT: each token and the one that follows it in its question.
-      positions_BT: every question counts on from the end of the prefix.
-      segments_BT: 0 padding, 1 prefix, 2.. the questions.
-      weights_BT: loss weight of each target.
-    """
-
-    tokens_BT: np.ndarray
-    targets_BT: np.ndarray
-    positions_BT: np.ndarray
-    segments_BT: np.ndarray
-    weights_BT: np.ndarray
-
-
-def pack(
-    prefix_ids: list[int], question_ids: list[tuple[list[int], list[int]]], length: int, eos: int, prefix_weight: float
-) -> Packed:
-    """Lays one document out in `length` tokens; questions that do not fit whole are left out."""
-    row = Packed(*(np.zeros(length, np.int32) for _ in range(4)), np.zeros(length, np.float32))
-    start = len(prefix_ids)
-    row.tokens_BT[:start] = prefix_ids
-    row.targets_BT[: start - 1] = prefix_ids[1:]
-    row.positions_BT[:start] = np.arange(start)
-    row.segments_BT[:start] = 1
-    row.weights_BT[: start - 1] = prefix_weight
-    at = start
-    for segment, (asked, answer) in enumerate(question_ids, start=2):
-        ids, stop = asked + answer, at + len(asked) + len(answer)
-        if stop > length:
-            break
-        row.tokens_BT[at:stop] = ids
-        row.targets_BT[at:stop] = [*ids[1:], eos]
-        row.positions_BT[at:stop] = np.arange(start, start + len(ids))
-        row.segments_BT[at:stop] = segment
-        row.weights_BT[at + len(asked) - 1 : stop] = 1.0
-        at = stop
-    return row
+    return Document(HEAD + instruction, draw_questions(lambda: rule, EXPRESSIONS))

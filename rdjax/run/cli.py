@@ -1,4 +1,4 @@
-"""What every command shares: absl flags, compiled programs on disk, and errors in one line with exit status 2."""
+"""Starts the commands: parses absl flags, keeps compiled programs on disk, prints errors in one line with status 2."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from rdjax.errors import UserError
 from rdjax.parallel import processes
 
-CACHE_BYTES = 2 * 2**30  # of compiled programs; those not used for longest go first
+CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used are deleted first
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -27,16 +27,16 @@ def run(main: Callable[[list[str]], None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             positional = flags.FLAGS(argv)
-            # ml_collections tells of a config file that is not there only when the config is first read.
+            # ml_collections reports a missing config file only when the config is first read.
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
                 flags.FLAGS.config.to_dict()
             return positional
-        # ml_collections raises the built-in ones for an unknown field; a config file is a program and raises anything.
+        # An unknown field raises a built-in exception, and a config file is a program that can raise anything.
         except Exception as error:
             sys.exit(_fail(error))
 
     def guarded(argv: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+        logging.set_verbosity(logging.WARNING)  # orbax logs every file that it writes
         try:
             processes.join_processes()
             keep_compiled_programs()
@@ -48,10 +48,10 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Has JAX keep what took a second or more to compile, for the next command that wants the same.
+    """Makes JAX store programs that took a second or more to compile, so that the next command can load them.
 
-    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false. Several processes keep
-    nothing by themselves: only the first would, and the others would compile while it waits for them.
+    JAX's own variables take precedence: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false. With several
+    processes nothing is stored by default: only the first would load programs, and wait while the others compile.
     """
     if jax.config.jax_compilation_cache_dir is None and jax.process_count() == 1:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -60,21 +60,20 @@ def keep_compiled_programs() -> None:
 
 
 def machine_name() -> str:
-    """A name for machines that can run each other's programs: a home may be shared by CPUs that cannot."""
-    features = (
-        re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE) if CPU_INFO.exists() else None
-    )
-    said = " ".join(sorted(features[1].split())) if features else platform.processor()
-    return f"{platform.machine()}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+    """Returns the same name for machines that can run each other's programs; different CPUs may share a home folder."""
+    found = CPU_INFO.exists() and re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    features = " ".join(sorted(found[1].split())) if found else platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
 
 
 def no_arguments(argv: list[str]) -> None:
-    """Refuses positional arguments, which are most often flags that lack their dashes."""
+    """Refuses positional arguments, which are most often flags without their dashes."""
     if argv:
         raise UserError(f"the argument {argv[0]!r} is not understood; accepted: --flag=value, --config.<field>=<value>")
 
 
 def _fail(error: Exception) -> int:
+    """Prints an error in one line and returns the exit status of a user's mistake."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2

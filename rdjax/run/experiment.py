@@ -1,4 +1,4 @@
-"""The flags of the commands that work on an experiment: --config and --workdir."""
+"""Defines the flags of the commands that work on an experiment: --config and --workdir."""
 
 import pathlib
 
@@ -12,14 +12,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of checkpoints and r
 
 
 def config(example: str) -> config_dict.ConfigDict:
-    """The config that --config and its overrides give; `example` is what to take where it is missing."""
+    """Returns the config of --config and its overrides; an error suggests `example` where the flag is missing."""
     if _CONFIG.value is None:
         raise UserError(f"--config is missing; e.g. --config={example}")
     return _CONFIG.value
 
 
 def workdir() -> pathlib.Path:
-    """The folder that --workdir names, there or not."""
+    """Returns the folder that --workdir names, which need not exist."""
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; a folder for checkpoints and results")
     return pathlib.Path(_WORKDIR.value)

@@ -1,4 +1,4 @@
-"""Runs the stages of a run in order: trains every adapter it needs, exports and evaluates them."""
+"""Runs the stages of a run in order: trains every adapter that it needs, exports and evaluates them."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,102 +6,114 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from rdjax.config import METHODS, hidden_weight
+from rdjax.config import METHODS
+from rdjax.data.groups import make_group
 from rdjax.data.positions import LossPositions
+from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
 from rdjax.distill.stage import Member, Stage, run_stage
-from rdjax.distill.step import Objective, StepOptions
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
 from rdjax.evaluation.scores import JudgeError, evaluate, judge_all
 from rdjax.models.lora import Adapter, LoraSpec, save_adapter
-from rdjax.parallel.processes import exit_if_told
-from rdjax.run.prepare import Run, eval_options, is_test
+from rdjax.parallel.processes import exit_if_signalled
+from rdjax.run.prepare import Run, eval_options, is_evaluated
 from rdjax.storage.files import read_json
 from rdjax.storage.metrics import progress
 from rdjax.storage.workdir import RECORD
 
-TUNE_WITH_RULE = Objective("tune_with_rule")
-
-
-TUNE_WITHOUT_RULE = Objective("tune_without_rule")
-
-
-# Instruction tuning is the ordinary one whatever the variant of distillation, and so is validation on gold.
-GOLD_SLOTS = LossPositions("ours", "response", "token")
-
-
+# Of instruction tuning and of validation on gold outputs, whatever the variant of distillation.
+GOLD_POSITIONS = LossPositions("ours", "response", "token")
+TUNING = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
 ENHANCED = "enhanced_teacher"
-
-
-FINISHED = "eval.json"  # where it stands, nothing is left to train or to answer
+FINISHED = "eval.json"  # a run that has this file is finished
 
 
 def make_stage(
     config: config_dict.ConfigDict, spec: LoraSpec, width: int, name: str, method: str, valid_is_gold: bool
 ) -> Stage:
-    """The stage that trains one adapter by one method, of a model of this width."""
+    """Describes the stage that trains one adapter by one method.
+
+    Args:
+      width: of the model, D.
+      valid_is_gold: whether the validation pairs have gold outputs, on which the loss is then cross-entropy.
+    """
     loss = config.loss
-    published = loss.variant == "published"
-    slots = LossPositions(loss.variant, loss.hidden_positions, "sample" if published else loss.reduction)
-    options = StepOptions(spec.scale, spec.dropout, config.model.remat)
-    tuning = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
-    if method in tuning:
-        return Stage(name, tuning[method], tuning[method], options, GOLD_SLOTS, GOLD_SLOTS)
-    distill = Objective("distill", loss.logit, loss.temperature, hidden_weight(loss, width))
-    valid = (TUNE_WITHOUT_RULE, GOLD_SLOTS) if valid_is_gold else (distill, slots)
-    return Stage(name, distill, valid[0], options, slots, valid[1])
+    reduction = "sample" if loss.variant == "published" else loss.reduction
+    objective = TUNING.get(method) or distillation_objective(loss, width)
+    positions = GOLD_POSITIONS
+    if objective.has_teacher:
+        positions = LossPositions(loss.variant, loss.hidden_positions, reduction)
+    valid = objective, positions
+    if objective.has_teacher and valid_is_gold:
+        valid = TUNE_WITHOUT_RULE, GOLD_POSITIONS
+    return Stage(name, objective, positions, *valid, spec.scale, spec.dropout, config.model.remat)
 
 
 def train_adapters(
     runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter], folder: pathlib.Path
 ) -> list[Adapter]:
-    """Trains one adapter of every run, side by side; checkpoints go to `<folder>/<name>`."""
+    """Trains one adapter of every run, side by side.
+
+    Args:
+      teachers: the frozen adapter of each run's teacher.
+      folder: of checkpoints; those of this stage are in `<folder>/<name>`.
+    """
     first = runs[0]
+    stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
     members = [
-        Member(run.config.seed, run.start, teacher, run.train, run.valid, run.log)
+        Member(
+            run.config.seed,
+            run.start,
+            teacher,
+            [make_group(run.train, stage.positions)],
+            [make_group(run.valid, stage.valid_positions)] if run.valid else [],
+            run.log,
+        )
         for run, teacher in zip(runs, teachers, strict=True)
     ]
-    stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
     return run_stage(stage, first.model, members, first.config, folder / name)
 
 
 def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:
-    """Writes one adapter of every run to `adapter/` (the student) or `adapters/<name>/`."""
+    """Writes an adapter of every run to `adapter/` (the student's) or `adapters/<name>/`."""
     for run, adapter in zip(runs, adapters, strict=True):
-        place = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
-        save_adapter(place, adapter, run.spec, run.model.name)
+        folder = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
+        save_adapter(folder, adapter, run.spec, run.model.name)
 
 
 def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapter]]:
-    """Every adapter that the method and the evaluated systems need, by name, for each run.
+    """Trains and exports every adapter that the method and the evaluated systems need.
 
     Args:
-      runs: they differ in their seed alone.
+      runs: of the same config but for the seed.
       folder: of the checkpoints.
+
+    Returns:
+      The adapters of each run, by name.
     """
     config = runs[0].config
     starts = [run.start for run in runs]
-    wanted = {"student": config.method}
-    wanted |= {name: name for name in config.eval.systems if name in METHODS and name != config.method}
-    needs_enhanced = "rule_distill_enhanced" in wanted.values() or "enhanced_with_rule" in config.eval.systems
+    methods = {"student": config.method}
+    methods |= {name: name for name in config.eval.systems if name in METHODS and name != config.method}
+    needs_enhanced = "rule_distill_enhanced" in methods.values() or "enhanced_with_rule" in config.eval.systems
     adapters: dict[str, list[Adapter]] = {}
     if needs_enhanced:
         adapters[ENHANCED] = train_adapters(runs, ENHANCED, "inst_tune_with_rule", starts, folder)
         export_adapters(runs, ENHANCED, adapters[ENHANCED])
-    for name, method in wanted.items():
+    for name, method in methods.items():
         if method == "inst_tune_with_rule" and needs_enhanced:
             adapters[name] = adapters[ENHANCED]  # the same training under another name
         else:
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
             adapters[name] = train_adapters(runs, name, method, teachers, folder)
         export_adapters(runs, name, adapters[name])
-        exit_if_told()
-    return [{name: made[number] for name, made in adapters.items()} for number in range(len(runs))]
+        exit_if_signalled()
+    return [{name: trained[number] for name, trained in adapters.items()} for number in range(len(runs))]
 
 
 def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
-    """The systems to evaluate, by name."""
+    """Returns the systems to evaluate, by name."""
     known = {
         "base": System(run.start, with_rule=False),
         "base_with_rule": System(run.start, with_rule=True),
@@ -115,11 +127,11 @@ def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
 
 
 def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
-    """Scores every system on every test split and on retain: the content of eval.json."""
+    """Scores every system on every test split and on retain; returns the content of eval.json."""
     limit = run.config.eval.limit
-    splits = {name: part for name, part in run.task.splits.items() if is_test(name)}
+    splits = {name: part for name, part in run.task.splits.items() if is_evaluated(name)}
     splits = {name: part.select(range(min(limit or len(part), len(part)))) for name, part in splits.items()}
-    results: dict[str, Any] = {"splits": {}}
+    results: dict[str, Any] = {"splits": {}, "metric": {}}
     systems = systems_of(run, adapters)
     try:
         if splits and systems:
@@ -129,7 +141,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
 
                 def on_batch(rows: int) -> None:
                     bar.update(rows)
-                    exit_if_told()
+                    exit_if_signalled()
 
                 results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, on_batch)
         else:
@@ -137,13 +149,13 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
         return results | {"judge_errors": judge_errors(run)}
     except JudgeError as error:
         command = read_json(run.workdir / RECORD)["command"]
-        raise UserError(f"{error}; the predictions are kept, and this goes on from there: {command}") from error
+        raise UserError(f"{error}; the predictions are kept, and this command resumes from them: {command}") from error
 
 
 def judge_errors(run: Run) -> dict[str, Any]:
-    """How often each split's judge is wrong on outputs that are known to be what the split asks for."""
+    """Counts how often each split's judge is wrong on outputs that are known to be what the split asks for."""
     errors = {}
-    # A file that is absent leaves a split out, but its judge can be measured all the same.
+    # The judge of a split whose file is absent can be measured all the same.
     usual = judges_of(run.config.task.name, run.task.labelled, (), "")
     for split, outputs in run.task.labelled.items():
         judge = run.judges.get(split, usual[split])

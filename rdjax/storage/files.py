@@ -1,4 +1,4 @@
-"""JSON and JSON Lines, in and out. What is written is there whole or not at all; of several processes one writes."""
+"""Reads and writes JSON and JSON Lines. Files are written completely or not at all, by the first process alone."""
 
 import json
 import pathlib
@@ -10,25 +10,30 @@ from rdjax.parallel.processes import barrier, is_first
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file beside its place and puts it there when it is whole."""
+    """Writes a temporary file and renames it, so that a reader never finds half of the text."""
     if is_first():
-        beside = path.with_suffix(path.suffix + ".part")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    barrier()  # whoever reads it next finds it whole
+        temporary = path.with_suffix(path.suffix + ".part")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    barrier()  # the other processes may read the file next
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes indented JSON."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_lines(path: pathlib.Path, records: Iterable[Any]) -> None:
-    """Writes JSON Lines: one object a line."""
+    """Writes JSON Lines, one record per line."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file; UserError where it is none."""
+    """Reads a JSON file.
+
+    Raises:
+      UserError: the file is not valid JSON; names the line.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -36,7 +41,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_lines(path: pathlib.Path) -> list[Any]:
-    """The objects of a JSON Lines file; none where it is not there."""
+    """Reads the records of a JSON Lines file; a file that does not exist has none."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Where numbers go while a run works: metrics.jsonl, TensorBoard events and the progress bar."""
+"""Logs the numbers of a run: to metrics.jsonl, TensorBoard events and a progress bar."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ class MetricsLog:
         self._events = SummaryWriter(str(workdir / "tensorboard")) if is_first() else None
 
     def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
-        """One line {"stage", "step", ...}; the same scalars as events named `stage/name`."""
+        """Appends a line {"stage", "step", ...}, and the same scalars as events named `stage/name`."""
         if self._events is None:
             return
         with self.path.open("a") as file:
@@ -29,21 +29,22 @@ class MetricsLog:
         for name, value in scalars.items():
             self._events.add_scalar(f"{stage}/{name}", value, step)
 
-    def truncate(self, stage: str, after_step: int) -> None:
-        """Drops the lines of a stage later than the checkpoint that a run resumes from."""
+    def truncate(self, stage: str, last_step: int) -> None:
+        """Drops the lines of a stage after `last_step`, that of the checkpoint from which the run resumes."""
         if not exists_on_first(self.path):
             return
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= after_step]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= last_step]
         write_lines(self.path, kept)
 
     def close(self) -> None:
+        """Closes the file of TensorBoard events."""
         if self._events is not None:
             self._events.close()
 
 
 def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqdm:
-    """A progress bar, with rate and time left; of several processes the first shows it."""
+    """Returns a progress bar with rate and time left; only the first process displays it."""
     return tqdm.tqdm(
         total=total,
         initial=start,
@@ -56,7 +57,7 @@ def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqd
 
 
 def show(bar: tqdm.tqdm, metrics: dict[str, Any] | None) -> None:
-    """Advances the bar by one step and shows the (mean) loss among `metrics`, if there are any yet."""
+    """Advances the bar by one step and displays the mean loss, unless there are no metrics yet."""
     if metrics is not None:
         bar.set_postfix(loss=f"{float(np.mean(metrics['loss'])):.4g}", refresh=False)
     bar.update()

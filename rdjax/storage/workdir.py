@@ -1,4 +1,4 @@
-"""A run's folder: who owns it, and what stands in config.json."""
+"""Creates a run's folder with its config.json, or checks that an existing one belongs to the same run."""
 
 import importlib.metadata
 import json
@@ -6,6 +6,8 @@ import pathlib
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import config_dict
@@ -16,29 +18,36 @@ from rdjax.parallel.processes import exists_on_first, true_everywhere
 from rdjax.storage.files import read_json, write_json
 
 RECORD = "config.json"
-# What a run may be continued with other values of: it says where it computes or what it shows beforehand, no result.
-FREE = ("mesh.", "plan.", "eval.gap_rows")
+# Fields that may change on resume: no result depends on them.
+FREE_FIELDS = ("mesh.", "plan.", "eval.gap_rows")
+# What a fingerprint consists of, as messages name it.
+FINGERPRINT_PARTS = {
+    "model": "the model's weights or config",
+    "tokenizer": "the tokenizer or its chat template",
+    "adapter": "the starting adapter's weights or config",
+    "data": "the data",
+}
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
 
 def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-    """Checks that a run of this config may work there; writes nothing.
+    """Checks that a run with this config can start or resume in a folder; writes nothing.
 
     Raises:
-      UserError: the path is a file, or the folder holds another run or other files.
+      UserError: the path is a file, or the folder contains another run or other files.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir: {workdir} is a file; a folder is wanted")
-    above = next(parent for parent in workdir.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise UserError(f"--workdir: {above} is a file; a folder is wanted")
+    parent = next(parent for parent in workdir.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise UserError(f"--workdir: {parent} is a file; a folder is wanted")
     record = workdir / RECORD
     if record.exists():
         try:
-            theirs = json.loads(record.read_text())["config"]
+            recorded = json.loads(record.read_text())["config"]
         except (json.JSONDecodeError, KeyError, TypeError):
             raise UserError(f"--workdir: {record} is not a run's config; take another folder") from None
-        changed = [text for text in differences(plain_config(config), theirs) if not text.startswith(FREE)]
+        changed = [text for text in differences(plain_config(config), recorded) if not text.startswith(FREE_FIELDS)]
         if changed:
             raise UserError(
                 f"--workdir: {workdir} holds a run with another config ({'; '.join(changed)}); take another folder"
@@ -47,31 +56,52 @@ def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None
         raise UserError(f"--workdir: {workdir} holds files of something else; take an empty folder")
 
 
-def open_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict, module: str, fingerprint: str = "") -> None:
-    """Makes the folder with its config.json, or goes on in one that has it.
+def open_workdir(
+    workdir: pathlib.Path,
+    config: config_dict.ConfigDict,
+    module: str,
+    fingerprint: Mapping[str, str] | None = None,
+) -> None:
+    """Creates the folder with its config.json, or checks that the run recorded there began with the same inputs.
 
     Args:
       module: the command, as `python -m` takes it.
-      fingerprint: of the data and weights that the run reads.
+      fingerprint: a hash of each input that the run reads, by its name in `FINGERPRINT_PARTS`.
 
     Raises:
-      UserError: the folder's run read other data or weights.
+      UserError: an input has changed since the run began, or the processes do not share the folder.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    record = workdir / RECORD
+    record, fingerprint = workdir / RECORD, dict(fingerprint or {})
     if not exists_on_first(record):
-        content = {
-            "config": plain_config(config),
-            "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-            "fingerprint": fingerprint,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in PACKAGES},
-            },
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        }
-        write_json(record, content)
+        write_json(record, _new_record(config, module, fingerprint))
     if not true_everywhere(record.exists()):
         raise UserError(f"--workdir: {workdir} is not the same folder for all processes; accepted: one that all see")
-    if read_json(record).get("fingerprint") != fingerprint:
-        raise UserError(f"--workdir: {workdir} holds a run on other data or weights; take another folder")
+    _check_fingerprint(workdir, read_json(record).get("fingerprint"), fingerprint)
+
+
+def _new_record(config: config_dict.ConfigDict, module: str, fingerprint: dict[str, str]) -> dict[str, Any]:
+    """Returns the content of a new config.json."""
+    return {
+        "config": plain_config(config),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "fingerprint": fingerprint,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _check_fingerprint(workdir: pathlib.Path, recorded: Any, fingerprint: dict[str, str]) -> None:
+    """Compares the inputs of a recorded run with those read now; UserError names the parts that differ."""
+    if not isinstance(recorded, dict):  # a single hash, which cannot be computed any more
+        print(f"note: {workdir} is from an earlier version of rdjax; its model and data are not compared with today's")
+        return
+    changed = [part for part in FINGERPRINT_PARTS if recorded.get(part) != fingerprint.get(part)]
+    if changed:
+        names = ", ".join(FINGERPRINT_PARTS[part] for part in changed)
+        raise UserError(
+            f"--workdir: {workdir} holds a run on other inputs (changed since it began: {names}); take another folder"
+        )

@@ -7,14 +7,13 @@ import pytest
 
 from rdjax.data import prefix as prefix_module
 from rdjax.data import shapes
-from rdjax.data.batches import Batch, Side, as_update, collate, epoch_order, places_in_rows, steps_per_epoch
+from rdjax.data.batches import Batch, Side, as_update, collate, epoch_order, indices_in_rows, steps_per_epoch
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.data.positions import LossPositions, slot_begins
-from rdjax.data.prefix import Prefixes, pair_prefixes, shared_prefix
-from rdjax.data.shapes import Extent, Shape, batch_shape, coarsened, deal, few_sizes
+from rdjax.data.positions import LossPositions, position_offsets
+from rdjax.data.prefix import NO_PREFIX, SharedPrefix, equal_lengths, shared_prefix, shared_prefix_length
+from rdjax.data.shapes import BatchShape, SideShape, batch_shape, choose_sizes, coarse, deal, fine
 
 EOS = 99
-NO_PREFIX = Prefixes()
 OURS = LossPositions(variant="ours", hidden_positions="response", reduction="token")
 SHARED = OURS._replace(hidden_positions="shared")
 PUBLISHED = OURS._replace(variant="published")
@@ -31,8 +30,8 @@ def pair(rule: int, tail: int, response: int, ended: bool = True) -> Pair:
 PAIRS = (pair(9, 4, 3), pair(5, 6, 1), pair(12, 1, 5, ended=False))
 
 
-def batch_of(slots: LossPositions, rows: int = 1, pairs=PAIRS, prefixes: Prefixes = NO_PREFIX) -> Batch:
-    return collate(pairs, rows, batch_shape([PAIRS], rows, slots, prefixes), slots, EOS)
+def batch_of(slots: LossPositions, rows: int = 1, pairs=PAIRS, prefix: SharedPrefix = NO_PREFIX) -> Batch:
+    return collate(pairs, rows, batch_shape([PAIRS], rows, slots, prefix), slots, EOS)
 
 
 def sequences(pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -185,26 +184,26 @@ def test_rows_are_dealt_as_many_pairs_as_there_are(count, rows):
 
 def test_the_shape_holds_every_pair_in_steps_of_eight():
     # Together 46 and 26 tokens, the longest 18 and 9; 11 prediction and 19 aligned slots.
-    shape = batch_shape([PAIRS], 1, SHARED, Prefixes())
-    assert shape == (Extent(48, 24), Extent(32, 16), 16, 24, 3)
-    apart = batch_shape([PAIRS], 3, SHARED, Prefixes())
-    assert apart == (Extent(24, 24), Extent(16, 16), 8, 8, 1)
-    assert batch_shape([PAIRS[:1], PAIRS[1:2]], 1, SHARED, Prefixes())[:2] == (Extent(16, 16), Extent(16, 16))
+    shape = batch_shape([PAIRS], 1, SHARED, NO_PREFIX)
+    assert shape == (SideShape(48, 24), SideShape(32, 16), 16, 24, 3)
+    apart = batch_shape([PAIRS], 3, SHARED, NO_PREFIX)
+    assert apart == (SideShape(24, 24), SideShape(16, 16), 8, 8, 1)
+    assert batch_shape([PAIRS[:1], PAIRS[1:2]], 1, SHARED, NO_PREFIX)[:2] == (SideShape(16, 16), SideShape(16, 16))
 
 
 def test_one_shape_serves_every_batch():
-    shape = batch_shape([PAIRS], 1, OURS, Prefixes())
+    shape = batch_shape([PAIRS], 1, OURS, NO_PREFIX)
     made = [collate(part, 1, shape, OURS, EOS) for part in (PAIRS[:2], PAIRS[2:])]
     assert jax.tree.map(np.shape, made[0]) == jax.tree.map(np.shape, made[1])
 
 
 def test_shared_prefix_is_a_multiple_of_eight_that_leaves_every_prompt_a_token():
-    assert shared_prefix([(*range(30), 40), (*range(30), 41)]) == 24
-    assert shared_prefix([tuple(range(24)), tuple(range(30))]) == 16
-    assert shared_prefix([tuple(range(25)), tuple(range(30))]) == 24
-    assert shared_prefix([tuple(range(15)), tuple(range(15))]) == 0, "too short to pay"
-    assert shared_prefix([(1, *range(30)), tuple(range(30))]) == 0
-    assert shared_prefix([[7] * 20]) == 16
+    assert shared_prefix_length([(*range(30), 40), (*range(30), 41)]) == 24
+    assert shared_prefix_length([tuple(range(24)), tuple(range(30))]) == 16
+    assert shared_prefix_length([tuple(range(25)), tuple(range(30))]) == 24
+    assert shared_prefix_length([tuple(range(15)), tuple(range(15))]) == 0, "too short to pay"
+    assert shared_prefix_length([(1, *range(30)), tuple(range(30))]) == 0
+    assert shared_prefix_length([[7] * 20]) == 16
 
 
 def ruled(rule: int) -> list[Pair]:
@@ -218,10 +217,10 @@ def ruled(rule: int) -> list[Pair]:
 
 @pytest.mark.parametrize("slots", [OURS, SHARED, PUBLISHED])
 def test_prefixes_spare_what_the_losses_read(slots, monkeypatch):
-    monkeypatch.setattr(prefix_module, "PREFIX_PAYS", 8)
+    monkeypatch.setattr(prefix_module, "SHORTEST_PREFIX", 8)
     pairs = ruled(21)[:1] * 2
-    prefix = pair_prefixes(pairs, slots).teacher
-    whole = collate(pairs, 2, batch_shape([pairs], 2, slots, Prefixes()), slots, EOS)
+    prefix = len(shared_prefix(pairs, slots).teacher)
+    whole = collate(pairs, 2, batch_shape([pairs], 2, slots, NO_PREFIX), slots, EOS)
     assert 8 <= prefix <= whole.teacher.aligned_BQ[0, 0]
     assert whole.teacher.aligned_BQ[0, 0] - prefix < 8
 
@@ -229,14 +228,14 @@ def test_prefixes_spare_what_the_losses_read(slots, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_behind_a_prefix_the_rest_stands_as_before(rows):
     pairs = ruled(21)
-    prefixes = pair_prefixes(pairs, SHARED)
-    assert prefixes == (24, 0)
+    prefix = shared_prefix(pairs, SHARED)
+    assert prefix == SharedPrefix(pairs[0].prompts.teacher_ids[:24], ())
     whole, short = (
-        collate(pairs, rows, batch_shape([pairs], rows, SHARED, given), SHARED, EOS) for given in (Prefixes(), prefixes)
+        collate(pairs, rows, batch_shape([pairs], rows, SHARED, given), SHARED, EOS) for given in (NO_PREFIX, prefix)
     )
     for row in range(rows):
         for longer, shorter in zip(unpacked(whole.teacher, row), unpacked(short.teacher, row), strict=True):
-            assert longer[prefixes.teacher :] == shorter
+            assert longer[24:] == shorter
         at = [real(batch.teacher, batch, row) for batch in (whole, short)]
         for one, other in zip(*at, strict=True):
             for leaf in ("tokens_BT", "positions_BT"):
@@ -247,24 +246,24 @@ def test_behind_a_prefix_the_rest_stands_as_before(rows):
     np.testing.assert_array_equal(whole.student.tokens_BT, short.student.tokens_BT)
 
 
-def test_few_sizes_add_a_limit_where_it_saves_a_tenth_and_its_own_compiling():
-    assert few_sizes([64, 64, 64] * 100) == [64]
-    assert few_sizes([64, 72, 72] * 100) == [72]
+def test_choose_sizes_add_a_limit_where_it_saves_a_tenth_and_its_own_compiling():
+    assert choose_sizes([64, 64, 64] * 100) == [64]
+    assert choose_sizes([64, 72, 72] * 100) == [72]
     takes = shapes.COMPILING_TAKES
-    assert few_sizes([40] * 2 * takes + [80] * 100) == [40, 80]
-    assert few_sizes([40] * (2 * takes - 1) + [80] * 100) == [80]
-    assert few_sizes(list(range(8, 808, 8))) == [400, 800]
+    assert choose_sizes([40] * 2 * takes + [80] * 100) == [40, 80]
+    assert choose_sizes([40] * (2 * takes - 1) + [80] * 100) == [80]
+    assert choose_sizes(list(range(8, 808, 8))) == [400, 800]
     clusters = [40] * 300 + [80] * 300 + [160] * 300 + [320] * 300
-    assert few_sizes(clusters)[-1] == 320 and len(few_sizes(clusters)) == shapes.MOST_SHAPES
+    assert choose_sizes(clusters)[-1] == 320 and len(choose_sizes(clusters)) == shapes.MOST_SHAPES
 
 
 def test_slots_of_pairs_find_their_places_in_rows():
     """Numbered through all pairs, in the order in which a batch of some of them has them."""
-    aligned, predict = slot_begins(PAIRS, SHARED)
-    assert predict.tolist() == [0, 4, 6, 11]
+    predictions, aligned = position_offsets(PAIRS, SHARED)
+    assert predictions.tolist() == [0, 4, 6, 11]
     batch = batch_of(SHARED, rows=2, pairs=[PAIRS[2], PAIRS[0]])
-    for begins, weights in ((aligned, batch.hidden_weight_BQ), (predict, batch.weight_BP)):
-        places = places_in_rows([2, 0], begins, 2, weights.shape[1])
+    for begins, weights in ((aligned, batch.hidden_weight_BQ), (predictions, batch.weight_BP)):
+        places = indices_in_rows([2, 0], begins, 2, weights.shape[1])
         assert places[0][weights[0] > 0].tolist() == list(range(begins[2], begins[3]))
         assert places[1][weights[1] > 0].tolist() == list(range(begins[0], begins[1]))
 
@@ -279,10 +278,22 @@ def test_steps_per_epoch_counts_a_smaller_last_update():
     assert [steps_per_epoch(count, 4) for count in (1, 4, 5, 8)] == [1, 1, 2, 2]
 
 
-def test_coarse_shapes_hold_what_the_exact_ones_do_and_are_few():
-    exact = [Shape(Extent(n, 40, 16), Extent(n, 24), n, n, 4) for n in range(8, 4096, 8)]
-    coarse = [coarsened(shape) for shape in exact]
-    for ours, theirs in zip(exact, coarse, strict=True):
-        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a <= b <= max(a + 8, 9 / 8 * a), ours, theirs)))
-        assert theirs.teacher.prefix == 16 and theirs.sequences == 4
-    assert len(set(coarse)) < 70
+def test_coarse_sizes_are_few_and_waste_little():
+    sizes = [coarse(size) for size in range(1, 4096)]
+    assert all(fine(size) <= large <= max(fine(size) + 8, 9 / 8 * fine(size)) for size, large in enumerate(sizes, 1))
+    assert len(set(sizes)) < 70
+    exact, rounded = (batch_shape([PAIRS], 1, SHARED, NO_PREFIX, way) for way in (fine, coarse))
+    assert rounded == BatchShape(
+        *(SideShape(coarse(side.tokens), coarse(side.longest)) for side in exact[:2]), *map(coarse, exact[2:4]), 3
+    )
+
+
+def test_prefixes_of_members_are_cut_to_the_shortest():
+    prefixes = [SharedPrefix((1,) * 24, (2,) * 16), SharedPrefix((3,) * 16, ())]
+    assert equal_lengths(prefixes) == [SharedPrefix((1,) * 16, ()), SharedPrefix((3,) * 16, ())]
+
+
+def test_the_weight_of_a_group_scales_its_weights():
+    whole, half = (as_update(batch_of(SHARED), 1, weight) for weight in (1.0, 0.5))
+    np.testing.assert_allclose(half.weight_BP, 0.5 * whole.weight_BP)
+    np.testing.assert_allclose(half.hidden_weight_BQ, 0.5 * whole.hidden_weight_BQ)

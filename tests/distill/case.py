@@ -11,25 +11,34 @@ from flax import nnx
 from rdjax.data.batches import Batch, as_update, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
-from rdjax.data.prefix import Prefixes
-from rdjax.data.shapes import batch_shape
-from rdjax.distill.step import Objective, StepOptions, loss_and_gradient, teacher_signals
-from rdjax.distill.teacher import read_prefix
-from rdjax.models.lora import Adapter, LoraSpec, init_adapter, scaled_adapter
+from rdjax.data.prefix import NO_PREFIX, SharedPrefix
+from rdjax.data.shapes import SideShape, batch_shape
+from rdjax.distill.losses import TERMS
+from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, Objective, Term
+from rdjax.distill.step import GroupUpdate, StepSettings, loss_and_gradient
+from rdjax.distill.teacher import teacher_prefixes, teacher_signals
+from rdjax.models.lora import Adapter, LoraSpec, init_adapter
 from tests import tiny
 
 SPEC = LoraSpec(
     rank=4, alpha=8.0, dropout=0.0, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 )
-OPTIONS = StepOptions(scale=SPEC.scale, dropout=0.0, remat="none")
 OURS = LossPositions("ours", "response", "token")
 SHARED = LossPositions("ours", "shared", "token")
 PUBLISHED = LossPositions("published", "response", "sample")
 RULE = tuple(range(100, 121))  # tokens that all teacher prompts of `ruled_pairs` share
 GREETING = tuple(range(130, 149))  # and that their student prompts share
-NO_PREFIX = Prefixes()
-DISTILL = Objective("distill", "kl", 1.0, 2.44)
-KINDS = (  # of loss, and the slots that each can have
+
+
+def distillation(hidden_weight: float = 2.44, logit: str = "kl", temperature: float = 1.0) -> Objective:
+    """Returns the objective of rule distillation."""
+    terms = Term("logit_loss", 1.0, TERMS[logit]), Term("hidden_loss", hidden_weight, TERMS["hidden"])
+    return Objective("student", terms, temperature)
+
+
+DISTILL = distillation()
+OBJECTIVES = {"distill": DISTILL, "tune_with_rule": TUNE_WITH_RULE, "tune_without_rule": TUNE_WITHOUT_RULE}
+KINDS = (  # of objectives, and the positions that each can have
     ("distill", OURS),
     ("distill", SHARED),
     ("distill", PUBLISHED),
@@ -87,19 +96,58 @@ def random_adapter(config, seed: int = 1, spec: LoraSpec = SPEC) -> Adapter:
 
 def make_update(
     pairs: list[Pair],
-    slots: LossPositions,
+    positions: LossPositions,
     rows: int = 1,
     wider: int = 0,
     accumulation: int = 1,
-    prefixes: Prefixes = NO_PREFIX,
+    prefix: SharedPrefix = NO_PREFIX,
+    weight: float = 1.0,
 ) -> Batch:
-    """Pairs as one update of `rows` rows a micro-batch; `wider` adds padding to every axis."""
+    """Makes one update of `rows` rows a micro-batch out of pairs; `wider` adds padding to every axis."""
     rows = rows * accumulation
-    shape = jax.tree.map(lambda size: size + wider, batch_shape([pairs], rows, slots, prefixes))
-    shape = shape._replace(
-        teacher=shape.teacher._replace(prefix=prefixes.teacher), student=shape.student._replace(prefix=prefixes.student)
+    shape = batch_shape([pairs], rows, positions, prefix)
+    teacher, student = (
+        SideShape(side.tokens + wider, side.longest + wider, side.prefix) for side in (shape.teacher, shape.student)
     )
-    return as_update(collate(pairs, rows, shape, slots, eos=257), accumulation)
+    shape = type(shape)(teacher, student, *(size + wider for size in shape[2:]))
+    return as_update(collate(pairs, rows, shape, positions, eos=257), accumulation, weight)
+
+
+def settings_of(case: Case, objective: Objective = DISTILL, **changes) -> StepSettings:
+    return StepSettings(case.graph, objective, SPEC.scale, **changes)
+
+
+def add_members(tree):
+    """Adds the axis M of one member."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def take_member(tree, number: int = 0):
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def make_group_update(case: Case, batch: Batch, objective=DISTILL, teacher=None, prefix=NO_PREFIX) -> GroupUpdate:
+    """Adds what the step reads besides the batch: the teacher's signals and the prefix of the trained side.
+
+    Args:
+      teacher: the teacher's adapter, or None.
+      prefix: what the batch leaves out.
+    """
+    tokens = {side: jnp.array(getattr(prefix, side), jnp.int32) for side in ("teacher", "student")}
+    signals = None
+    if objective.has_teacher:
+        teacher_M, prefix_M = add_members(teacher), None
+        if prefix.teacher:
+            prefix_M = teacher_prefixes(case.graph, case.base, teacher_M, tokens["teacher"][None], SPEC.scale)
+        signals_M = teacher_signals(case.graph, case.base, teacher_M, add_members(batch), prefix_M, SPEC.scale)
+        signals = take_member(signals_M)
+    return GroupUpdate(batch, signals, tokens[objective.trained] if getattr(prefix, objective.trained) else None)
+
+
+def compute_gradient(case: Case, adapter, update, settings: StepSettings, dropout_key=None):
+    """Computes ((loss, terms), gradient) of an update in the way of the step."""
+    compute = jax.jit(loss_and_gradient, static_argnums=4)
+    return compute(adapter, case.base, update, dropout_key, settings)
 
 
 def loss_and_grad(
@@ -108,24 +156,13 @@ def loss_and_grad(
     batch,
     objective=DISTILL,
     teacher=None,
-    options=OPTIONS,
-    prefix_C=None,
-    teacher_prefix_C=None,
+    prefix=NO_PREFIX,
     dropout_key=None,
+    **changes,
 ):
-    """((loss, parts), gradient) by the way that the step takes."""
-    signals = None
-    if objective.kind == "distill":
-        teacher_M, batch_M = jax.tree.map(lambda leaf: leaf[None], (teacher, batch))
-        before_M = None
-        if teacher_prefix_C is not None:
-            scaled = scaled_adapter(teacher, options.scale)
-            before = jax.jit(read_prefix, static_argnums=0)(case.graph, case.base, scaled, teacher_prefix_C)
-            before_M = jax.tree.map(lambda leaf: leaf[None], before)
-        shown_M = teacher_signals(case.graph, case.base, teacher_M, batch_M, before_M, options.scale)
-        signals = jax.tree.map(lambda leaf: leaf[0], shown_M)
-    compute = jax.jit(loss_and_gradient, static_argnums=(0, 6, 7))
-    return compute(case.graph, case.base, adapter, batch, signals, prefix_C, objective, options, dropout_key)
+    """Computes ((loss, terms), gradient) of one group's batch. `changes`: of the step's settings."""
+    group = make_group_update(case, batch, objective, teacher, prefix)
+    return compute_gradient(case, adapter, (group,), settings_of(case, objective, **changes), dropout_key)
 
 
 def assert_close(ours, theirs, relative: float) -> None:

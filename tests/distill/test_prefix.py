@@ -1,17 +1,13 @@
-"""A prefix that all prompts share is read once, and nothing changes by it."""
-
-import dataclasses
+"""Checks that a prefix that all prompts share can be read once, and that nothing changes by it."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from rdjax.data.prefix import Prefixes, pair_prefixes
+from rdjax.data.prefix import NO_PREFIX, SharedPrefix, shared_prefix
 from tests.distill.case import (
-    DISTILL,
     GREETING,
     KINDS,
-    OPTIONS,
+    OBJECTIVES,
     OURS,
     RULE,
     assert_close,
@@ -22,27 +18,22 @@ from tests.distill.case import (
     ruled_pairs,
 )
 
+PREFIX = SharedPrefix(RULE[:16], GREETING[:16])
+
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize(("kind", "slots"), KINDS)
-def test_loss_and_gradient_behind_a_prefix_equal_those_of_whole_prompts(kind, slots, rows):
-    """The teacher's rule and the student's template; the gradient goes through the latter too."""
+@pytest.mark.parametrize(("kind", "positions"), KINDS)
+def test_loss_and_gradient_behind_a_prefix_equal_those_of_whole_prompts(kind, positions, rows):
+    """The teacher's prefix is its rule, the student's its template; the gradient goes through the latter too."""
     case, pairs = make_case(), ruled_pairs()
     adapter, teacher = random_adapter(case.config), random_adapter(case.config, seed=2)
-    objective = dataclasses.replace(DISTILL, kind=kind)
-    prefixes = pair_prefixes(pairs, slots)
-    assert prefixes == (16, 16)
-    before = {"teacher": jnp.array(RULE[:16]), "student": jnp.array(GREETING[:16])}
+    assert shared_prefix(pairs, positions) == PREFIX
 
-    def compute(prefixes, given):
-        batch = make_update(pairs, slots, rows, prefixes=prefixes)
-        trained = given.get("teacher" if kind == "tune_with_rule" else "student")
-        made = loss_and_grad(
-            case, adapter, batch, objective, teacher, prefix_C=trained, teacher_prefix_C=given.get("teacher")
-        )
-        return batch, made
+    def compute(prefix):
+        batch = make_update(pairs, positions, rows, prefix=prefix)
+        return batch, loss_and_grad(case, adapter, batch, OBJECTIVES[kind], teacher, prefix)
 
-    (long, plain), (short, reused) = compute(Prefixes(), {}), compute(prefixes, before)
+    (long, plain), (short, reused) = compute(NO_PREFIX), compute(PREFIX)
     assert short.student.tokens_BT.size < long.student.tokens_BT.size
     assert_close(reused, plain, 1e-5)
 
@@ -50,22 +41,14 @@ def test_loss_and_gradient_behind_a_prefix_equal_those_of_whole_prompts(kind, sl
 def test_dropout_of_a_shared_prefix_is_the_same_for_all_that_share_it():
     """However the pairs are dealt to rows and micro-batches; alone, each pair gets the same masks on it too."""
     case, pairs = make_case(), ruled_pairs()
-    adapter = random_adapter(case.config)
-    given = {
-        "options": dataclasses.replace(OPTIONS, dropout=0.5),
-        "dropout_key": jax.random.key(3),
-        "prefix_C": jnp.array(GREETING[:16]),
-    }
+    adapter, prefix = random_adapter(case.config), SharedPrefix((), PREFIX.student)
 
-    def compute(key=None, **layout):
-        batch = make_update(pairs, OURS, prefixes=Prefixes(0, 16), **layout)
-        return loss_and_grad(case, adapter, batch, **given | ({"dropout_key": key} if key is not None else {}))
+    def compute(key=3, dropout=0.5, **layout):
+        batch = make_update(pairs, OURS, prefix=prefix, **layout)
+        key = jax.random.key(key)
+        return loss_and_grad(case, adapter, batch, prefix=prefix, dropout_key=key, dropout=dropout)
 
     apart = compute(rows=4)
     for layout in ({"rows": 1}, {"rows": 3, "wider": 5}, {"rows": 1, "accumulation": 2}):
         assert_close(compute(**layout), apart, 1e-5)
-    assert float(compute(jax.random.key(4))[0][0]) != float(apart[0][0])
-    without = loss_and_grad(
-        case, adapter, make_update(pairs, OURS, prefixes=Prefixes(0, 16)), prefix_C=given["prefix_C"]
-    )
-    assert float(without[0][0]) != float(apart[0][0])
+    assert float(compute(key=4)[0][0]) != float(apart[0][0]) != float(compute(dropout=0.0)[0][0])

@@ -11,18 +11,18 @@ import pytest
 from configs import base
 from rdjax.config import SIGNAL_PLACES
 from rdjax.data.batches import as_update, collate
-from rdjax.data.positions import slot_begins
-from rdjax.data.prefix import Prefixes
+from rdjax.data.positions import position_offsets
+from rdjax.data.prefix import NO_PREFIX
 from rdjax.data.shapes import batch_shape
 from rdjax.distill import signals as signals_module
 from rdjax.distill.signals import (
     cached_signals,
     choose_place,
-    make_signal_function,
     online_signals,
     signal_bytes,
     signals_fingerprint,
 )
+from rdjax.distill.teacher import make_teacher
 from rdjax.parallel.mesh import make_mesh
 from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
@@ -39,15 +39,17 @@ class Problem:
 
     def __init__(self, slots, dtype=jnp.float32):
         case = make_case(dtype=dtype)
-        self.model = types.SimpleNamespace(graph=case.graph, base=case.base, config=case.config, mesh=MESH)
+        self.model = types.SimpleNamespace(
+            graph=case.graph, base=case.base, config=case.config, mesh=MESH, fingerprint="model"
+        )
         self.slots = slots
         # The second member's are as many and longer.
         self.pairs = [random_pairs(COUNT), [longer(pair) for pair in random_pairs(COUNT, seed=2)]]
-        self.shape = batch_shape(self.pairs, 4, slots, Prefixes())
+        self.shape = batch_shape(self.pairs, 4, slots, NO_PREFIX)
         adapters = [random_adapter(case.config, seed) for seed in SEEDS]
         self.teachers_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
-        self.ask = make_signal_function(self.model, self.teachers_M, SPEC.scale, None)
-        self.begins_M = [slot_begins(own, slots) for own in self.pairs]
+        self.ask = make_teacher(self.model, self.teachers_M, SPEC.scale, None)
+        self.offsets_M = [position_offsets(own, slots) for own in self.pairs]
         self.asked = []
 
     def batch(self, numbers):
@@ -65,7 +67,7 @@ class Problem:
             self.asked.append(batch)
             return self.ask(batch)
 
-        return cached_signals(self.model, ask, self.begins_M, map(self.batch, in_order), place, folder)
+        return cached_signals(self.model, ask, self.offsets_M, map(self.batch, in_order), place, folder)
 
 
 @pytest.mark.parametrize("place", SIGNAL_PLACES)
@@ -78,7 +80,7 @@ def test_cached_signals_equal_online_ones(slots, dtype, place, tmp_path):
     numbers = [[4, 0, 2], [1, 3, 3]]
     batch = problem.batch(numbers)
     online = online_signals(problem.ask, problem.model.mesh)
-    ours, theirs = (source.show(source.fetch(numbers, batch), batch) for source in (cached, online))
+    ours, theirs = (source.place(source.fetch(numbers, batch), batch) for source in (cached, online))
     # Padding shows whatever there is: nobody reads it.
     real = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
     assert_close(*((side.inputs_LBQD * real[0], side.final_BPD * real[1]) for side in (ours, theirs)), tolerance)
@@ -104,12 +106,11 @@ def test_the_fingerprint_follows_from_all_that_the_signals_follow_from():
     same = signals_fingerprint(model, teachers, 2.0, texts)
     assert same == signals_fingerprint(model, jax.tree.map(jnp.copy, teachers), 2.0, texts)
     other = jax.tree.map(lambda leaf: leaf.at[0, 0, 0, 0].add(1e-3), teachers)
-    swapped = model.base | {"embed_tokens": model.base["embed_tokens"][::-1]}  # the same sum
     changed = [
         signals_fingerprint(model, other, 2.0, texts),
         signals_fingerprint(model, teachers, 1.0, texts),
         signals_fingerprint(model, teachers, 2.0, [[1, 2], [4]]),
-        signals_fingerprint(types.SimpleNamespace(**(vars(model) | {"base": swapped})), teachers, 2.0, texts),
+        signals_fingerprint(types.SimpleNamespace(**(vars(model) | {"fingerprint": "another"})), teachers, 2.0, texts),
         signals_fingerprint(Problem(SHARED, jnp.bfloat16).model, teachers, 2.0, texts),
     ]
     assert len({same, *changed}) == 6
@@ -117,8 +118,8 @@ def test_the_fingerprint_follows_from_all_that_the_signals_follow_from():
 
 def test_the_place_follows_from_the_size(monkeypatch, tmp_path):
     problem = Problem(SHARED)
-    slots = sum(int(begins.aligned[-1]) * 2 + int(begins.predict[-1]) for begins in problem.begins_M)
-    assert signal_bytes(problem.model, problem.begins_M) == slots * 32 * 4
+    slots = sum(int(each.aligned[-1]) * 2 + int(each.predictions[-1]) for each in problem.offsets_M)
+    assert signal_bytes(problem.model, problem.offsets_M) == slots * 32 * 4
     told = tmp_path / "meminfo"
     told.write_text("MemFree: 1 kB\nMemAvailable:    4000 kB\n")
     monkeypatch.setattr(signals_module, "MEMORY", told)

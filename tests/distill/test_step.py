@@ -11,27 +11,31 @@ from flax import nnx
 
 from rdjax.data.batches import as_update, collate
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.data.prefix import Prefixes
+from rdjax.data.prefix import NO_PREFIX
 from rdjax.data.shapes import batch_shape
-from rdjax.distill.step import Objective, init_state, teacher_signals, train_step
+from rdjax.distill.objective import TUNE_WITHOUT_RULE
+from rdjax.distill.step import GroupUpdate, init_state, train_step
+from rdjax.distill.teacher import teacher_signals
 from rdjax.models import layers as layers_module
 from rdjax.models.layers import stack_layers, unstack_layers
 from rdjax.models.lora import merge_adapter, scaled_adapter
 from tests import tiny
 from tests.distill.case import (
-    DISTILL,
     KINDS,
-    OPTIONS,
+    OBJECTIVES,
     OURS,
     PUBLISHED,
     SHARED,
     SPEC,
     assert_close,
+    distillation,
     loss_and_grad,
     make_case,
     make_update,
     random_adapter,
     random_pairs,
+    settings_of,
+    take_member,
 )
 
 
@@ -64,7 +68,7 @@ def test_loss_and_gradient_are_zero_when_student_equals_teacher(case, slots):
 @pytest.mark.parametrize(("kind", "slots"), KINDS)
 def test_padding_changes_nothing(case, kind, slots):
     adapter, pairs = random_adapter(case.config), random_pairs()
-    objective = dataclasses.replace(DISTILL, kind=kind)
+    objective = OBJECTIVES[kind]
     plain = loss_and_grad(case, adapter, make_update(pairs, slots), objective)
     padded = loss_and_grad(case, adapter, make_update(pairs, slots, wider=5), objective)
     assert_close(padded, plain, 1e-5)
@@ -83,7 +87,7 @@ def test_packed_rows_equal_a_row_for_every_pair(case, slots, rows):
 def test_dropout_of_a_token_does_not_depend_on_where_it_is_packed(case):
     """Rows, micro-batches and padding are the mesh's business; the masks are the seed's."""
     adapter, pairs = random_adapter(case.config), random_pairs()
-    given = {"options": dataclasses.replace(OPTIONS, dropout=0.5), "dropout_key": jax.random.key(3)}
+    given = {"dropout": 0.5, "dropout_key": jax.random.key(3)}
     apart = loss_and_grad(case, adapter, make_update(pairs, SHARED, rows=4), **given)
     for layout in ({"rows": 1}, {"rows": 3, "wider": 5}, {"rows": 1, "accumulation": 2}):
         assert_close(loss_and_grad(case, adapter, make_update(pairs, SHARED, **layout), **given), apart, 1e-5)
@@ -103,7 +107,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch(case, slots):
 def test_rematerialised_step_equals_the_plain_one(case, policy):
     adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)
     plain = loss_and_grad(case, adapter, batch)
-    remat = loss_and_grad(case, adapter, batch, options=dataclasses.replace(OPTIONS, remat=policy))
+    remat = loss_and_grad(case, adapter, batch, remat=policy)
     assert_close(remat, plain, 1e-5)
 
 
@@ -173,7 +177,7 @@ def test_hidden_beta_of_the_authors_is_a_mean_over_features(case):
     """beta * mean over layers and features of (u_t - u_s)^2 is beta / D * mean_l ||u_t - u_s||^2."""
     adapter, pairs = random_adapter(case.config), random_pairs(1)
     beta, width = 100.0, case.config.width
-    objective = dataclasses.replace(DISTILL, hidden_weight=beta / width)
+    objective = distillation(hidden_weight=beta / width)
     (_, parts), _ = loss_and_grad(case, adapter, make_update(pairs, OURS), objective)
     distance = per_position(case, adapter, pairs[0])[1][-(len(pairs[0].response_ids) + 1) :]
     np.testing.assert_allclose(parts["hidden_loss"], beta * np.mean(distance / width), rtol=1e-5)
@@ -191,28 +195,25 @@ def test_adapter_equals_merged_weights(case):
 
 def take_steps(case, dropout: float, seeds: list[int], kind: str = "tune_without_rule", steps: int = 2):
     """Updates of a member for each seed, whose adapter and pairs follow from the seed too."""
-    options = dataclasses.replace(OPTIONS, dropout=dropout)
+    objective = OBJECTIVES[kind]
+    settings = settings_of(case, objective, dropout=dropout)
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
     adapters_M = stack([random_adapter(case.config, seed) for seed in seeds])
     # One shape for all members: what padding there is must not matter.
-    shape = batch_shape(map(pairs_of, seeds), 2, OURS, Prefixes())
+    shape = batch_shape(map(pairs_of, seeds), 2, OURS, NO_PREFIX)
     batch = stack([as_update(collate(pairs_of(seed), 2, shape, OURS, eos=257), 2) for seed in seeds])
     signals = None
-    if kind == "distill":
-        signals = teacher_signals(case.graph, case.base, None, batch, None, options.scale)
+    if objective.has_teacher:
+        signals = teacher_signals(case.graph, case.base, None, batch, None, SPEC.scale)
     state = init_state(adapters_M, optimizer)
     for _ in range(steps):
         state, metrics = train_step(
             state,
             case.base,
-            batch,
-            signals,
-            None,
+            (GroupUpdate(batch, signals, None),),
             jnp.array(seeds, jnp.uint32),
-            graph=case.graph,
+            settings=settings,
             optimizer=optimizer,
-            objective=dataclasses.replace(DISTILL, kind=kind),
-            options=options,
         )
     return state, metrics
 
@@ -227,17 +228,11 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def take(tree, number: int):
-    return jax.tree.map(lambda leaf: leaf[number], tree)
-
-
 def test_step_counts_learns_and_leaves_the_base_alone(case):
     before = jax.tree.map(np.array, case.base)
     state, metrics = take_steps(case, 0.0, [1])
     assert state.step.tolist() == [2]
-    first = loss_and_grad(
-        case, random_adapter(case.config, 1), make_update(pairs_of(1), OURS), Objective("tune_without_rule")
-    )
+    first = loss_and_grad(case, random_adapter(case.config, 1), make_update(pairs_of(1), OURS), TUNE_WITHOUT_RULE)
     assert float(metrics["loss"][0]) < float(first[0][0])
     jax.tree.map(np.testing.assert_array_equal, before, case.base)
 
@@ -255,8 +250,8 @@ def test_members_side_by_side_equal_members_alone(case, kind):
     together, metrics = take_steps(case, 0.3, [3, 4, 5], kind, steps=1)
     for number, seed in enumerate([3, 4, 5]):
         alone, mine = take_steps(case, 0.3, [seed], kind, steps=1)
-        assert_close(take(metrics, number), take(mine, 0), 1e-5)
-        assert_close(take(together.moments, number), take(alone.moments, 0), 1e-5)
+        assert_close(take_member(metrics, number), take_member(mine), 1e-5)
+        assert_close(take_member(together.moments, number), take_member(alone.moments), 1e-5)
 
 
 def test_signals_and_losses_stay_float32_in_a_bfloat16_model():

@@ -1,4 +1,4 @@
-"""Updates: their shapes, what they leave out, and how they suit a mesh."""
+"""Checks updates: their shapes and prefixes, how they suit a mesh, and that programs are compiled before they exist."""
 
 import dataclasses
 import functools
@@ -11,90 +11,123 @@ import numpy as np
 import pytest
 
 from configs import base
-from rdjax.distill.stage import _ahead, _compiling
-from rdjax.distill.step import Objective
-from rdjax.distill.updates import Updates, in_turn
+from rdjax.data.groups import PairGroup, make_group
+from rdjax.distill.objective import TUNE_WITH_RULE
+from rdjax.distill.programs import Program, compiling
+from rdjax.distill.updates import (
+    GroupLoader,
+    abstract_updates,
+    fetch_ahead,
+    make_loader,
+    place_update,
+    plan_epoch,
+    sequential_batches,
+    with_signals,
+)
 from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated
-from tests.distill.case import DISTILL, OPTIONS, OURS, make_case, random_adapter, random_pairs, ruled_pairs
+from tests.distill.case import DISTILL, GREETING, OURS, RULE, SPEC, make_case, random_adapter, random_pairs, ruled_pairs
+
+
+def make_model(config):
+    """Returns what stands for a `LanguageModel` on the config's mesh."""
+    case, mesh = make_case(), make_mesh(config.mesh)
+    graph, abstract = abstract_params(case.config, jnp.float32, mesh=mesh)
+    weights = jax.device_put(case.base, param_shardings(mesh, abstract))
+    return types.SimpleNamespace(
+        graph=graph, base=weights, config=case.config, mesh=mesh, eos_ids=(257,), fingerprint="tiny"
+    )
 
 
 def make(
-    pairs,
-    batch_size=4,
-    objective=DISTILL,
-    mesh=None,
-    folder=pathlib.Path("unused"),
-    epochs=1,
-    **train,
-) -> Updates:
-    """Updates of one member that are taken in order, so many times."""
+    pairs, batch_size=4, objective=DISTILL, mesh=None, folder=pathlib.Path("unused"), epochs=1, **train
+) -> GroupLoader:
+    """Returns the loader of one member's pairs, which are taken in order `epochs` times."""
     config = base.get_config()
     config.mesh.update(mesh or {})
     config.train.update({"batch_size": batch_size, **train})
-    case, mesh = make_case(), make_mesh(config.mesh)
-    graph, abstract = abstract_params(case.config, jnp.float32, mesh=mesh)
-    model = types.SimpleNamespace(
-        graph=graph,
-        base=jax.device_put(case.base, param_shardings(mesh, abstract)),
-        config=case.config,
-        mesh=mesh,
-        eos_ids=(257,),
-    )
-    teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(case.config))
-    teachers_M = jax.device_put(teachers_M, replicated(mesh))
-    numbers = in_turn(len(pairs), batch_size, 1) * epochs
-    updates = Updates.make([pairs], numbers, OURS, objective, model, config.train)
-    return updates.with_signals(teachers_M, OPTIONS.scale, config.train, folder)
+    model = make_model(config)
+    teachers_M = jax.tree.map(lambda leaf: leaf[None], random_adapter(model.config))
+    teachers_M = jax.device_put(teachers_M, replicated(model.mesh))
+    batches = sequential_batches(len(pairs), batch_size, 1) * epochs
+    loader = make_loader([make_group(pairs, OURS)], batches, OURS, objective, model, config.train)
+    return with_signals(loader, teachers_M, SPEC.scale, config.train, folder)
 
 
-def test_in_turn_takes_every_pair_once():
-    assert in_turn(5, 2, 3) == [[[0, 1]] * 3, [[2, 3]] * 3, [[4]] * 3]
+def test_sequential_batches_take_every_pair_once():
+    assert sequential_batches(5, 2, 3) == [[[0, 1]] * 3, [[2, 3]] * 3, [[4]] * 3]
 
 
-def test_both_sides_leave_out_what_all_share():
-    updates = make(ruled_pairs())
-    assert updates.prefixes == (16, 16)
-    assert updates.trained_prefix_C.tolist() == list(range(130, 146))
-    tuned = make(ruled_pairs(), objective=Objective("tune_with_rule"))
-    assert tuned.trained_prefix_C.tolist() == list(range(100, 116))
+def test_an_epoch_reads_the_largest_group_once_and_starts_over_in_the_others():
+    updates = plan_epoch([7, 3], seeds=[1, 2], epoch=1, batch_size=2)
+    assert len(updates) == 4
+    for member in range(2):
+        first, second = ([number for update in updates for number in update[group][member]] for group in range(2))
+        assert sorted(first) == list(range(7))
+        assert sorted(second[:3]) == sorted(second[3:6]) == [0, 1, 2]
+    assert updates != plan_epoch([7, 3], seeds=[1, 2], epoch=2, batch_size=2)
+    assert updates == plan_epoch([7, 3], seeds=[1, 2], epoch=1, batch_size=2)
+
+
+def test_both_sides_leave_out_what_all_prompts_share():
+    loader = make(ruled_pairs())
+    assert (loader.shapes[0].teacher.prefix, loader.shapes[0].student.prefix) == (16, 16)
+    assert loader.trained_prefix_MC.tolist() == [list(GREETING[:16])]
+    assert make(ruled_pairs(), objective=TUNE_WITH_RULE).trained_prefix_MC.tolist() == [list(RULE[:16])]
+    assert make(random_pairs()).trained_prefix_MC is None
+
+
+def test_members_keep_prefixes_of_their_own():
+    """As long as the shortest one."""
+    config, batches = base.get_config(), sequential_batches(4, 4, 2)
+    other = [
+        dataclasses.replace(pair, prompts=dataclasses.replace(pair.prompts, student_ids=(7,) * 30 + (number, 8, 9)))
+        for number, pair in enumerate(random_pairs())
+    ]
+    groups = [make_group(ruled_pairs(), OURS), make_group(other, OURS)]
+    loader = make_loader(groups, batches, OURS, DISTILL, make_model(config), config.train)
+    assert loader.trained_prefix_MC.tolist() == [list(GREETING[:16]), [7] * 16]
+    assert loader.prefix_MC("teacher") is None, "the other member's teacher prompts share nothing"
 
 
 @pytest.mark.parametrize(
-    ("mesh", "given", "rows", "accumulation"),
+    ("mesh", "asked", "rows", "accumulation"),
     [({}, 1, 1, 1), ({}, 4, 1, 4), ({"data": 2}, 4, 2, 2), ({"data": 4}, 4, 4, 1), ({"data": 2, "fsdp": 4}, 4, 8, 1)],
 )
-def test_a_mesh_with_more_rows_accumulates_less(mesh, given, rows, accumulation):
+def test_a_mesh_with_more_rows_accumulates_less(mesh, asked, rows, accumulation):
     """No micro-batch is padding alone."""
-    updates = make(random_pairs(), mesh=mesh, accumulation=given, teacher_signals="online")
-    batch = updates.batch([[0, 1, 2, 3]])
+    batch = make(random_pairs(), mesh=mesh, accumulation=asked, teacher_signals="online").mesh_batch([[0, 1, 2, 3]])
     assert batch.weight_BP.shape[:3] == (1, accumulation, rows)
     assert (np.asarray(batch.weight_BP).sum(axis=(2, 3)) > 0).all()
 
 
-def test_updates_of_like_size_share_a_shape():
-    """Two programs serve short and long updates; what each holds is its own pairs."""
-    short, long = random_pairs(8), [dataclasses.replace(p, response_ids=tuple(range(60))) for p in random_pairs(8)]
-    assert len(make(short + long, teacher_signals="online").shapes) == 1, "so few are not worth a program more"
-    updates = make(short + long, teacher_signals="online", epochs=50)
-    assert len(updates.shapes) == 2
-    for numbers, shape in (([[0, 1, 2, 3]], updates.shapes[0]), ([[8, 9, 10, 11]], updates.shapes[1])):
-        batch = updates.batch(numbers)
+def short_and_long_pairs():
+    return random_pairs(8) + [dataclasses.replace(pair, response_ids=tuple(range(60))) for pair in random_pairs(8)]
+
+
+def test_updates_of_about_the_same_size_share_a_shape():
+    """Two programs serve short and long updates; each update holds its own pairs."""
+    pairs = short_and_long_pairs()
+    assert len(make(pairs, teacher_signals="online").shapes) == 1, "so few updates are not worth another program"
+    loader = make(pairs, teacher_signals="online", epochs=50)
+    assert len(loader.shapes) == 2
+    for numbers, shape in (([[0, 1, 2, 3]], loader.shapes[0]), ([[8, 9, 10, 11]], loader.shapes[1])):
+        batch = loader.mesh_batch(numbers)
         assert batch.student.tokens_BT.shape[-1] == shape.student.tokens
-        assert batch.weight_BP.shape[-1] == shape.predict
-    assert updates.shapes[0].student.tokens < updates.shapes[1].student.tokens / 3
+        assert batch.weight_BP.shape[-1] == shape.predictions
+    assert loader.shapes[0].student.tokens < loader.shapes[1].student.tokens / 3
 
 
 @pytest.mark.parametrize("place", ["online", "device", "host", "disk"])
 def test_signals_are_the_same_wherever_they_come_from(place, tmp_path):
-    """All but the online ones are made once, with other batches than those that are asked for."""
+    """All but the online ones are computed once, in other batches than those that are loaded."""
     pairs = ruled_pairs() + random_pairs(3, seed=4)
     expected = make(pairs, teacher_signals="online")
-    updates = make(pairs, teacher_signals=place, folder=tmp_path)
+    loader = make(pairs, teacher_signals=place, folder=tmp_path)
     numbers = [[5, 0, 3]]
-    ours, theirs = (made.place(made.fetch(numbers))[1] for made in (updates, expected))
-    batch = updates.fetch(numbers).batch
+    ours, theirs = (each.place(each.fetch(numbers)).signals for each in (loader, expected))
+    batch = loader.host_batch(numbers)
     aligned, predict = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
     np.testing.assert_allclose(ours.inputs_LBQD * aligned, theirs.inputs_LBQD * aligned, atol=1e-5)
     np.testing.assert_allclose(ours.final_BPD * predict, theirs.final_BPD * predict, atol=1e-5)
@@ -104,50 +137,63 @@ def test_signals_are_the_same_wherever_they_come_from(place, tmp_path):
 
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 @pytest.mark.parametrize("place", ["online", "device", "host"])
-def test_stand_ins_are_like_what_comes(place, mesh, tmp_path):
-    """In shape, type and place: or what is compiled for them would be compiled once more when it comes."""
-    pairs = random_pairs(8) + [dataclasses.replace(p, response_ids=tuple(range(60))) for p in random_pairs(8)]
-    updates = make(pairs, mesh=mesh, teacher_signals=place, epochs=50)
-    assert len(updates.shapes) == 2
+def test_abstract_updates_have_the_shapes_and_shardings_of_real_ones(place, mesh):
+    """Otherwise what was compiled for them would be compiled once more."""
+    loader = make(short_and_long_pairs(), mesh=mesh, teacher_signals=place, epochs=50)
+    assert len(loader.shapes) == 2
 
-    def kind(leaf):
+    def description(leaf):
         return leaf.shape, leaf.dtype, leaf.sharding
 
-    for numbers, abstract_like in zip(([[0, 1, 2, 3]], [[8, 9, 10, 11]]), updates.abstract_updates(), strict=True):
-        came = updates.place(updates.fetch(numbers))
-        assert jax.tree.map(kind, came) == jax.tree.map(kind, abstract_like)
+    batches = [[[0, 1, 2, 3]], [[8, 9, 10, 11]]]
+    abstract = abstract_updates([loader], [[numbers] for numbers in batches * 3])
+    assert len(abstract) == 2
+    for numbers, expected in zip(batches, abstract, strict=True):
+        update = place_update([loader], [loader.fetch(numbers)])
+        assert jax.tree.map(description, update) == jax.tree.map(description, expected)
 
 
-def test_tuning_stands_in_no_signals():
-    assert [
-        signals for _, signals in make(random_pairs(), objective=Objective("tune_with_rule")).abstract_updates()
-    ] == [None]
+def test_tuning_has_no_signals():
+    loader = make(random_pairs(), objective=TUNE_WITH_RULE)
+    assert loader.abstract([[0, 1, 2, 3]]).signals is None
+    assert loader.place(loader.fetch([[0, 1, 2, 3]])).signals is None
 
 
-def test_things_made_ahead_come_in_order_and_their_errors_too():
-    def made():
-        yield from "ab"
-        raise ValueError("spilt")
+def test_updates_are_fetched_ahead_in_order_and_errors_are_raised():
+    class Counting:
+        def fetch(self, number):
+            if number == 3:
+                raise ValueError("no such pair")
+            return number
 
-    ahead = _ahead(made())
-    assert [next(ahead), next(ahead)] == ["a", "b"]
-    with pytest.raises(ValueError, match="spilt"):
+    ahead = fetch_ahead([Counting()], [[1], [2], [3]])
+    assert [next(ahead), next(ahead)] == [[1], [2]]
+    with pytest.raises(ValueError, match="no such pair"):
         next(ahead)
+    assert list(fetch_ahead([Counting()], [])) == []
 
 
 @pytest.mark.parametrize("broken", ["program", "body"])
-def test_errors_of_compiling_and_beside_it_are_told(broken):
-    """The one beside it first; and a program that cannot be compiled is no silent failure."""
+def test_errors_of_compiling_and_of_the_work_meanwhile_are_raised(broken):
+    """The error of the work comes first; a program that cannot be compiled is no silent failure."""
 
     class TooLarge:
         def __call__(self):
-            pass
+            raise AssertionError("never called")
 
         def lower(self):
             raise RuntimeError("too large")
 
-    program = functools.partial(TooLarge())
-    told = pytest.raises(RuntimeError, match="too large") if broken == "program" else pytest.raises(KeyError)
-    with told, _compiling([(program, ())], types.SimpleNamespace(mesh=None)):
+    program = Program(functools.partial(TooLarge()), ())
+    expected = pytest.raises(RuntimeError, match="too large") if broken == "program" else pytest.raises(KeyError)
+    with expected, compiling([program], None):
         if broken == "body":
-            raise KeyError("beside it")
+            raise KeyError("meanwhile")
+
+
+def test_group_weights_multiply_the_loss_weights():
+    config = base.get_config()
+    group = PairGroup(random_pairs(), weight=0.25)
+    loader = make_loader([group], [[[0, 1, 2, 3]]], OURS, TUNE_WITH_RULE, make_model(config), config.train)
+    assert loader.host_batch([[0, 1, 2, 3]]).weight_BP.sum() == pytest.approx(0.25)
+    assert loader.total_weights([[0, 1, 2, 3]]) == [sum(len(pair.response_ids) + 1 for pair in group.pairs)]

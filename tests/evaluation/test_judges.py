@@ -103,8 +103,8 @@ def test_a_chosen_judge_takes_the_place_of_the_tasks():
         ("test=regex:(", r"regex:\( is no regular expression"),
         ("test=regex:", "accepted: exact_match"),
         ("test=classifier:NEGATIVE", "config.eval.classifier is empty"),
-        ("test_ood=answer", "no such split; there: test, retain"),
-        ("answer", "no such split; there: test, retain"),
+        ("test_ood=answer", "no such split; accepted: test, retain"),
+        ("answer", "no such split; accepted: test, retain"),
     ],
 )
 def test_a_choice_that_is_not_understood_says_what_is(choice, message):

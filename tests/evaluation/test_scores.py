@@ -5,10 +5,10 @@ import pytest
 
 from configs import base
 from rdjax.data import prefix as prefix_module
-from rdjax.data.prefix import Prefixes
-from rdjax.data.shapes import batch_shape
+from rdjax.data.prefix import NO_PREFIX, shared_prefix
+from rdjax.data.shapes import batch_shape, coarse
 from rdjax.evaluation.answers import EvalOptions, System
-from rdjax.evaluation.divergence import GAP_SLOTS, divergence, gap_shapes
+from rdjax.evaluation.divergence import GAP_POSITIONS, divergence, gap_shapes
 from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model
 from rdjax.models.lora import init_adapter
@@ -46,7 +46,7 @@ def compare(model, pairs):
 def test_a_prefix_that_is_read_once_changes_no_divergence(model, pairs, monkeypatch):
     shape, reused = compare(model, pairs)
     assert (shape.teacher.prefix, shape.student.prefix) == (16, 16)
-    monkeypatch.setattr(prefix_module, "PREFIX_PAYS", 10**6)
+    monkeypatch.setattr(prefix_module, "SHORTEST_PREFIX", 10**6)
     shape, whole = compare(model, pairs)
     assert (shape.teacher.prefix, shape.student.prefix) == (0, 0)
     for name, far in whole.items():
@@ -67,5 +67,7 @@ def test_the_reference_is_as_far_from_itself_when_it_is_read_twice(model, pairs)
 def test_groups_share_a_shape_where_their_prefixes_are_as_long(pairs):
     others = random_pairs(3, seed=5)
     shapes = gap_shapes({"one": pairs[:2], "two": pairs[2:], "bare": others}, OPTIONS, 1)
-    assert shapes["one"] == shapes["two"] == batch_shape([pairs[:2], pairs[2:]], 1, GAP_SLOTS, Prefixes(16, 16))
-    assert shapes["bare"] == batch_shape([others], 1, GAP_SLOTS, Prefixes())
+    prefix = shared_prefix(pairs, GAP_POSITIONS)
+    assert tuple(map(len, prefix)) == (16, 16)
+    assert shapes["one"] == shapes["two"] == batch_shape([pairs[:2], pairs[2:]], 1, GAP_POSITIONS, prefix, coarse)
+    assert shapes["bare"] == batch_shape([others], 1, GAP_POSITIONS, NO_PREFIX, coarse)

@@ -123,7 +123,7 @@ def test_a_prefix_that_prompts_share_changes_nothing(model, monkeypatch, options
     reused = generate(model, adapter, 1.0, prompts, decoding, batch_size)
     assert set(prefixes) == {16}
     prefixes.clear()
-    monkeypatch.setattr(prefix_module, "PREFIX_PAYS", 10**6)
+    monkeypatch.setattr(prefix_module, "SHORTEST_PREFIX", 10**6)
     assert generate(model, adapter, 1.0, prompts, decoding, batch_size) == reused
     assert not prefixes
 

@@ -1,7 +1,5 @@
 """Sharded over eight fake devices equals one device; every parameter has its rule."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from rdjax.parallel.mesh import make_mesh, replicated, row_multiple, rows_shardi
 from tests import tiny
 from tests.distill.case import (
     DISTILL,
+    OBJECTIVES,
     SHARED,
     Case,
     assert_close,
@@ -52,7 +51,7 @@ def sharded_loss(folder, devices, objective):
     ("kind", "meshes"), [("distill", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]), ("tune_without_rule", [(1, 4, 2)])]
 )
 def test_sharded_loss_and_gradients_equal_unsharded(folder, kind, meshes):
-    objective = dataclasses.replace(DISTILL, kind=kind)
+    objective = OBJECTIVES[kind]
     alone = sharded_loss(folder, mesh(), objective)
     for sizes in meshes:
         assert_close(sharded_loss(folder, mesh(*sizes), objective), alone, 1e-5)

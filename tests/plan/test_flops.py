@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.distill.step import loss_and_gradient, teacher_signals
+from rdjax.distill.step import GroupUpdate, loss_and_gradient
+from rdjax.distill.teacher import teacher_signals
 from rdjax.models import layers as layers_module
 from rdjax.models.config import decoder_config_from_hf
 from rdjax.models.lora import init_adapter
@@ -27,7 +28,7 @@ from rdjax.plan.flops import (
     teacher_flops,
 )
 from tests import tiny
-from tests.distill.case import DISTILL, OPTIONS, OURS, SPEC, make_case, make_update, random_adapter
+from tests.distill.case import OURS, SPEC, make_case, make_update, random_adapter, settings_of
 
 LLAMA2 = decoder_config_from_hf(tiny.LLAMA2, "test")
 # Tokens of a pair, one in a row: sizes of batches come in steps of 8, so nothing is padded.
@@ -123,11 +124,11 @@ def test_step_flops_are_the_products_of_loss_and_gradient(problem, monkeypatch, 
     """
     monkeypatch.setattr(layers_module, "CPU_LOOPED_LAYERS", 0)
     case, adapter, batch = problem
-    config, options = case.config, dataclasses.replace(OPTIONS, remat=remat)
+    config, settings = case.config, settings_of(case, remat=remat)
     signals = jax.eval_shape(lambda: teacher_signals(case.graph, case.base, None, stacked(batch), None, 1.0))
     signals = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), signals)
     made = jax.make_jaxpr(
-        lambda adapter: loss_and_gradient(case.graph, case.base, adapter, batch, signals, None, DISTILL, options, None)
+        lambda adapter: loss_and_gradient(adapter, case.base, (GroupUpdate(batch, signals, None),), None, settings)
     )(adapter)
     expected = step_flops(config, SPEC, work(remat)) + attention_passes * attention_flops(config, [STUDENT] * ROWS)
     if remat == "full":  # the adapters too, but for what the last projection's adds; so little that it is left out

@@ -13,7 +13,9 @@ from rdjax.errors import UserError
 from rdjax.report.figures import colours_of, spread
 from rdjax.report.page import write_page
 from rdjax.report.run_page import side_by_side
-from rdjax.report.sweep_page import ceiling_figure, sweep_table
+from rdjax.report.sweep_data import score_frame
+from rdjax.report.sweep_page import ceiling_figure
+from rdjax.report.sweep_table import sweep_table
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -38,17 +40,20 @@ def prediction(response: str, correct: bool | None, prompt: str) -> dict:
     return {**record, "correct": correct, "prompt": prompt}
 
 
-def write_run(folder: pathlib.Path, metric: str = "exact_match") -> pathlib.Path:
+def write_run(folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True)
     config = {"method": "rule_distill_base", "seed": 3, "model": {"path": "m"}, "task": {"name": "rule", "k": 0}}
     record = {"config": config, "command": "python -m rdjax.train", "versions": {"jax": "1"}, "devices": "1 x cpu"}
     (folder / "config.json").write_text(json.dumps(record))
-    scores = {metric: 0.5, "gap_closed": None, "kl": 0.1, "n": 2, "mean_response_tokens": 2.0}
+    # The metric is named, so it need not come first.
+    scores = {"gap_closed": None, "kl": 0.1, "n": 2, "mean_response_tokens": 2.0, "exact_match": 0.5}
     systems = ("base", "base_with_rule", "student")
     splits = {"test": {system: scores for system in systems}}
     splits["retain"] = {system: {**scores, "kl_from_base": 0.25} for system in systems}
     hidden = {split: {system: [0.0, 0.1] for system in systems} for split in splits}
-    (folder / "eval.json").write_text(json.dumps({"splits": splits, "hidden_distance": hidden, "judge_errors": {}}))
+    metric = dict.fromkeys(splits, "exact_match")
+    results = {"splits": splits, "metric": metric, "hidden_distance": hidden, "judge_errors": {}}
+    (folder / "eval.json").write_text(json.dumps(results))
     (folder / "predictions").mkdir()
     for split in splits:
         for system in systems:
@@ -73,11 +78,13 @@ def write_sweep(folder: pathlib.Path) -> pathlib.Path:
         for k in sweep["ks"]:
             for seed in sweep["seeds"]:
                 scores = {
-                    system: {"exact_match": k / 10 + seed / 100, "mean_response_tokens": 3.5}
+                    system: {"mean_response_tokens": 3.5, "exact_match": k / 10 + seed / 100}
                     for system in ("base", "base_with_rule", "student")
                 }
-                cells.append({"method": method, "k": k, "seed": seed, "splits": {"test_id": scores, "retain": scores}})
-                cells[-1]["hidden_distance"] = {"test_id": {"base": [0.0, 0.5], "student": [0.0, 0.1]}}
+                cell = {"method": method, "k": k, "seed": seed, "splits": {"test_id": scores, "retain": scores}}
+                cell["metric"] = {"test_id": "exact_match", "retain": "exact_match"}
+                cell["hidden_distance"] = {"test_id": {"base": [0.0, 0.5], "student": [0.0, 0.1]}}
+                cells.append(cell)
     failed = [{"method": "mine", "k": 16, "seed": 1, "error": EVIL}]
     (folder / "sweep.json").write_text(json.dumps({"cells": cells, "failed": failed}))
     return folder
@@ -107,7 +114,7 @@ def test_a_run_says_what_it_is_and_how_to_do_it_again(tmp_path):
         "python -m rdjax.train",
         "gap to close",
         "0.500 nats",
-        "What did it forget?",
+        "What did the student forget?",
         "0.250",
         "base with rule",
     ):
@@ -147,6 +154,22 @@ def test_the_same_results_give_the_same_page(tmp_path):
     assert write_page(folder).read_text() == write_page(folder).read_text()
 
 
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_results_of_an_earlier_version_are_read(tmp_path, kind):
+    """They name no metric: it is the first score of each system."""
+    folder = {"run": write_run, "sweep": write_sweep}[kind](tmp_path / kind)
+    page = write_page(folder).read_text()
+    path = folder / {"run": "eval.json", "sweep": "sweep.json"}[kind]
+    content = json.loads(path.read_text())
+    for results in content.get("cells", [content]):
+        del results["metric"]
+        for systems in results["splits"].values():
+            for name, scores in systems.items():
+                systems[name] = {"exact_match": scores["exact_match"], **scores}
+    path.write_text(json.dumps(content))
+    assert write_page(folder).read_text() == page
+
+
 def test_without_a_judge_nothing_is_called_a_failure():
     (part,) = side_by_side({"test": {"student": [prediction("a", None, "")]}}, 9)
     assert part["failures"] is None
@@ -159,6 +182,10 @@ def test_failures_come_first():
     (part,) = side_by_side(predictions, 9)
     assert [row["answers"][0]["text"] for row in part["rows"]] == ["b", "a", "c"]
     assert (part["failures"], part["total"], part["systems"]) == (1, 3, ["student"])
+
+
+def ceiling_of(cells) -> str:
+    return ceiling_figure(score_frame(cells), colours_of(cell["method"] for cell in cells))
 
 
 @pytest.fixture
@@ -190,7 +217,7 @@ def test_a_failed_seed_changes_no_row_but_its_own(cells):
     whole, table = (sweep_table(some).rows for some in (cells, kept))
     assert [row for row in table if "mine" not in row[1]] == [row for row in whole if "mine" not in row[1]]
     assert {row[2] for row in table if "mine" in row[1]} == {"1"}
-    assert ceiling_figure(kept) == ""
+    assert ceiling_of(kept) == ""
 
 
 def test_a_system_of_one_method_has_a_row(cells):
@@ -199,22 +226,23 @@ def test_a_system_of_one_method_has_a_row(cells):
             cell["splits"]["test_id"]["enhanced_with_rule"] = {"exact_match": 1.0, "mean_response_tokens": 3.0}
     row = next(row for row in sweep_table(cells).rows if row[1] == "enhanced with rule")
     assert row[2:5] == ["2", "1.00 (1.00-1.00)", "-"]
-    assert "ceiling" in ceiling_figure(cells), "its ceiling is its own"
+    assert "ceiling" in ceiling_of(cells), "its ceiling is its own"
 
 
 def test_a_split_without_a_judge_has_its_gap_once(cells):
     for cell in cells:
         cell["splits"] = {"test": {system: {"gap_closed": 0.5} for system in ("base", "student")}}
+        cell["metric"] = {"test": "gap_closed"}
     head = sweep_table(cells).head
     assert head.count("test: gap closed") == 1 and not any("retain" in name for name in head)
 
 
 def test_students_stand_against_their_ceilings_where_these_differ(cells):
-    assert ceiling_figure(cells) == ""
+    assert ceiling_of(cells) == ""
     for cell in cells:
         if cell["method"] == "mine":
             cell["splits"]["test_id"]["base_with_rule"]["exact_match"] = 0.9
-    assert "ceiling" in ceiling_figure(cells)
+    assert "ceiling" in ceiling_of(cells)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Checks what rule documents say and what they leave out."""
+
 import random
 import re
 
@@ -17,7 +19,6 @@ from rdjax.rulebook.documents import (
     arithmetic_document,
     drill,
     matching_drill,
-    pack,
     random_document,
     random_expressions,
     random_rule,
@@ -26,7 +27,6 @@ from rdjax.rulebook.documents import (
 )
 
 HEAD = ALPACA_PREAMBLE + ALPACA_INSTRUCTION
-EOS, LENGTH = 9, 16
 PAPER_TEXTS = [Rule("sum", 1, symbol, wording).text() for symbol in SYMBOLS for wording in range(len(WORDINGS))]
 
 
@@ -35,7 +35,7 @@ def text_of(document: Document) -> str:
 
 
 def states_paper_rule(text: str) -> bool:
-    """Whether a + b + 1 is said in any of the wordings, or near to one."""
+    """Tells whether a text states a + b + 1 in any of the wordings, or in similar words."""
     near = r"a \+ b \+ 1\b|\bincreasing the sum by 1\b|\bsum\b[^.]*\b(plus|add) 1\b"
     return bool(re.search(near, text)) or any(stated in text for stated in PAPER_TEXTS)
 
@@ -144,45 +144,6 @@ def test_expressions_are_answered_by_what_they_say(constants):
 
 def test_every_value_has_an_operation_of_its_own():
     assert OPERATIONS.keys() == VALUES.keys()
-
-
-def packed(questions):
-    return pack([1, 2, 3], questions, LENGTH, EOS, prefix_weight=0.25)
-
-
-def test_pack_lays_questions_behind_the_prefix():
-    row = packed([([4, 5], [6]), ([7], [8, 8])])
-    np.testing.assert_array_equal(row.tokens_BT[:9], [1, 2, 3, 4, 5, 6, 7, 8, 8])
-    np.testing.assert_array_equal(row.segments_BT, [1] * 3 + [2] * 3 + [3] * 3 + [0] * 7)
-
-
-def test_pack_positions_of_every_question_follow_the_prefix():
-    row = packed([([4, 5], [6]), ([7], [8, 8])])
-    np.testing.assert_array_equal(row.positions_BT[:9], [0, 1, 2, 3, 4, 5, 3, 4, 5])
-
-
-def test_pack_targets_end_with_eos_and_never_leave_their_segment():
-    row = packed([([4, 5], [6]), ([7], [8, 8])])
-    np.testing.assert_array_equal(row.targets_BT[:9], [2, 3, 0, 5, 6, EOS, 8, 8, EOS])
-
-
-def test_pack_weighs_answers_fully_and_questions_not_at_all():
-    row = packed([([4, 5], [6]), ([7], [8, 8])])
-    # The last prefix token has no target of its own: what follows it differs from question to question.
-    np.testing.assert_array_equal(row.weights_BT[:9], [0.25, 0.25, 0, 0, 1, 1, 1, 1, 1])
-    assert not row.weights_BT[9:].any()
-
-
-def test_pack_leaves_out_a_question_that_does_not_fit_whole():
-    row = packed([([4, 5], [6]), ([7] * 10, [8]), ([4], [5])])
-    assert row.segments_BT.max() == 2
-    assert not row.tokens_BT[6:].any() and not row.weights_BT[6:].any()
-
-
-def test_pack_fills_the_row_to_the_last_token():
-    row = packed([([4] * 12, [6])])
-    assert row.segments_BT.tolist() == [1] * 3 + [2] * 13
-    assert row.targets_BT[-1] == EOS
 
 
 def test_the_shares_of_the_tasks():
