@@ -10,7 +10,7 @@ import rdjax
 ROOT = pathlib.Path(rdjax.__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "no_health_advice"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tpu_scripts" / "README.md"]
-PAGES += sorted((ROOT / "rdjax" / "assets").glob("*/README.md"))
+PAGES += [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "rdjax" / "assets").glob("*/README.md"))]
 
 
 def anchors(path: pathlib.Path) -> set[str]:

@@ -11,6 +11,8 @@ import pytest
 
 from rdjax.parallel.processes import EXIT_RERUN
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = (
     "--config=configs/quickstart.py",

@@ -28,6 +28,7 @@ def finished(model, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_every_run_of_every_cell_has_scores(finished):
     summary = json.loads((finished / "sweep.json").read_text())
     assert summary["failed"] == []
@@ -39,6 +40,7 @@ def test_every_run_of_every_cell_has_scores(finished):
         assert cell["metric"] == dict.fromkeys(cell["splits"], "exact_match")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sentiment", "safety"])
 def test_the_other_tasks_run_from_their_generator_to_the_report(model, tmp_path, task):
     changes = {"task.name": task, "sweep.methods": ("rule_distill_base",), "sweep.ks": (3,), "eval.batch_size": 3}
@@ -52,6 +54,7 @@ def test_the_other_tasks_run_from_their_generator_to_the_report(model, tmp_path,
     assert "How often the judges are wrong" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_seed_is_laid_out_as_a_run(finished):
     folder = finished / "cells" / "tune_k5" / "seed7"
     record = json.loads((folder / "config.json").read_text())
@@ -62,6 +65,7 @@ def test_a_seed_is_laid_out_as_a_run(finished):
     assert {"adapter", "predictions", "eval.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rule_distill_base", "tune"])
 def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp_path):
     config = sweep.cell_config(small_sweep(model), method, 5, 7)
@@ -75,6 +79,7 @@ def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp
     assert max(np.abs(array).max() for name, array in theirs.items() if "lora_B" in name) > 1e-4
 
 
+@pytest.mark.slow
 def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_path):
     """Marked answers of the first cell turn up in another one, unless that asks in another way."""
     first = tmp_path / "first"
@@ -90,11 +95,13 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
         assert not any("student" in name for name in found)
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_again(finished, model, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run_cell", None)
     assert run_sweep(small_sweep(model), finished, tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch, capfd):
     config = small_sweep(model, **{"sweep.ks": (2,)})
     run_cell = sweep.run_cell
@@ -116,6 +123,7 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base", "tune"} and not summary["failed"]
 
 
+@pytest.mark.slow
 def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp_path, monkeypatch):
     config = small_sweep(model, **{"sweep.methods": ("rule_distill_base",), "sweep.ks": (2,)})
     trained, evaluate_all = [], sweep.evaluate_all
@@ -138,6 +146,7 @@ def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp
     assert (sweep.run_folder(tmp_path / "run", "rule_distill_base", 2, 0) / "eval.json").exists()
 
 
+@pytest.mark.slow
 def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monkeypatch):
     train_all = sweep.train_all
 

@@ -206,6 +206,7 @@ def test_prompts_of_predictions_hold_the_rule_where_the_system_reads_it(student)
     assert RULE in prompt("base_with_rule") and RULE not in prompt("student")
 
 
+@pytest.mark.slow
 def test_baselines_and_the_enhanced_teacher_keep_their_adapters(model, own_folder, tmp_path):
     systems = '--config.eval.systems=("student","enhanced_with_rule","inst_tune_without_rule")'
     splits = run(model, own_folder, tmp_path / "run", "--config.method=rule_distill_enhanced", systems)
@@ -290,6 +291,7 @@ def test_a_run_starts_from_an_existing_adapter(model, own_folder, student, tmp_p
     assert splits["test"]["base"]["mean_response_tokens"] == student[1]["test"]["student"]["mean_response_tokens"]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_ends_like_one_on_a_single_device(model, own_folder, student, tmp_path):
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     splits = run(model, own_folder, tmp_path / "run", *mesh)

@@ -8,6 +8,8 @@ from safetensors.numpy import load_file
 
 from tests.commands import run_sweep, small_sweep
 
+pytestmark = pytest.mark.slow
+
 SMALLER = {"sweep.methods": ("rule_distill_base",), "sweep.ks": (5,), "task.responses": "teacher"}
 
 

@@ -17,6 +17,8 @@ from safetensors.numpy import load_file
 from rdjax.parallel.processes import EXIT_RERUN
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = (
     "rdjax.train",

@@ -66,13 +66,13 @@ def test_no_expression_is_the_papers_rule():
 
 def test_no_question_is_answered_by_the_papers_rule(monkeypatch):
     rules: list[Rule] = []
-    original = documents._question
+    row = Rule.row
 
-    def spy(rng, rule):
+    def spy(rule, a, b):
         rules.append(rule)
-        return original(rng, rule)
+        return row(rule, a, b)
 
-    monkeypatch.setattr(documents, "_question", spy)
+    monkeypatch.setattr(Rule, "row", spy)
     rng = random.Random("questions")
     for _ in range(2000):
         random_document(rng, 4)
