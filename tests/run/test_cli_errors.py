@@ -1,4 +1,4 @@
-"""Tests that a user's mistake ends with exit status 2 and one line, and leaves the workdir alone."""
+"""A user's mistake ends with exit status 2 and one line, and leaves the workdir alone."""
 
 import json
 import pathlib
@@ -23,11 +23,11 @@ RULES = [{"instruction": RULE, "input": text, "output": "7."} for text in ("one"
 
 class Ended(NamedTuple):
     status: int
-    error: str  # the line that begins with "error:"
+    error: str  # the one line that is ours
 
 
 def run_command(main: Callable[[list[str]], None], arguments: list[str], monkeypatch, capfd) -> Ended:
-    """Runs a command in this process, as a user would, and restores the flags."""
+    """Runs a command in this process, as a user would, and gives the flags back as they were."""
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         flags.FLAGS.unparse_flags()
@@ -48,7 +48,7 @@ def model(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def broken_model(model, tmp_path) -> pathlib.Path:
-    """Returns a copy of the model that a test can damage."""
+    """A copy of the model, to be broken."""
     folder = tmp_path / "broken"
     folder.mkdir()
     for path in model.iterdir():
@@ -58,7 +58,7 @@ def broken_model(model, tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def own_folder(tmp_path) -> pathlib.Path:
-    """Returns a user's task folder without a fault."""
+    """A user's task folder without a fault."""
     root = tmp_path / "mine"
     root.mkdir()
     (root / "rule.md").write_text(RULE)
@@ -68,7 +68,7 @@ def own_folder(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def published(tmp_path) -> pathlib.Path:
-    """Returns a task folder in the published form without a fault."""
+    """A task folder in the published form without a fault."""
     root = tmp_path / "published"
     root.mkdir()
     (root / "train_full_2shot.json").write_text(json.dumps(RULES, indent=0))
@@ -318,7 +318,7 @@ def test_a_workdir_of_another_run(tmp_path, monkeypatch, capfd):
 
 
 def test_the_command_itself_exits_with_two(tmp_path):
-    """Runs in a process of its own, once: what a shell sees."""
+    """Once in a process of its own: what a shell sees."""
     arguments = [f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", "--config.method=magic"]
     ended = subprocess.run(
         [sys.executable, "-m", "rdjax.train", *arguments], capture_output=True, text=True, check=False
