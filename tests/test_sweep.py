@@ -1,4 +1,4 @@
-"""Sweeps on a random tiny model: every cell, all seeds at once, resumed, failing, reported."""
+"""Tests sweeps on a random tiny model: every cell, all seeds at once, resumed, failing, reported."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp
 
 @pytest.mark.slow
 def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_path):
-    """Marked answers of the first cell turn up in another one, unless that asks in another way."""
+    """Marked answers of the first cell are found in another one, unless its prompts differ."""
     first = tmp_path / "first"
     shutil.copytree(finished / "cells" / "rule_distill_base_k2" / "seed0", first)
     for path in (first / "predictions").glob("*.jsonl"):

@@ -1,4 +1,4 @@
-"""Whole runs on a random tiny model: what they write, what they train, what they measure."""
+"""Tests whole runs on a random tiny model: what they write, what they train, what they measure."""
 
 import contextlib
 import itertools
@@ -81,7 +81,7 @@ def run(model, root, workdir, *overrides: str) -> dict:
 
 @pytest.fixture(scope="module")
 def student(model, own_folder, tmp_path_factory):
-    """A finished run and its scores."""
+    """Returns the workdir of a finished run, and its scores."""
     workdir = tmp_path_factory.mktemp("runs") / "student"
     return workdir, run(model, own_folder, workdir)
 
@@ -105,7 +105,7 @@ def test_workdir_holds_what_the_design_says(student):
     assert lines[0]["stage"] == "gap" and lines[0]["kl"] > 0
 
 
-def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder, student, tmp_path, monkeypatch, capfd):
+def test_a_run_terminated_within_an_epoch_resumes_from_there(model, own_folder, student, tmp_path, monkeypatch, capfd):
     """After three of six updates, two an epoch: its adapter and metrics are those of a run that never stopped."""
     asked = itertools.count(1)
     with monkeypatch.context() as patch:
@@ -232,7 +232,7 @@ def test_teacher_writes_the_responses_of_unlabelled_inputs(model, tmp_path):
 
 
 def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_path, monkeypatch, capfd):
-    """The teacher's words are given here: the tiny model would never say yes."""
+    """The teacher's answers are replaced, because the tiny model never answers yes."""
     say = ["yes", "no", "yes", "maybe", "yes"]
 
     def given(model, system, prompts, options, **rest):

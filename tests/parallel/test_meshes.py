@@ -1,4 +1,4 @@
-"""Whole sweeps on eight fake devices end as on one, however the mesh is laid out: a grouped-query model, two seeds."""
+"""Tests that whole sweeps on eight fake devices end as on one, on every mesh: a grouped-query model, two seeds."""
 
 import json
 
@@ -14,7 +14,7 @@ SMALLER = {"sweep.methods": ("rule_distill_base",), "sweep.ks": (5,), "task.resp
 
 
 def sweep_on(mesh: tuple[int, int, int], model, folder):
-    """Its cells, and every seed's adapter."""
+    """Returns the cells of a sweep, and every seed's adapter."""
     sizes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)}
     assert run_sweep(small_sweep(model, **SMALLER, **sizes), folder / "run", folder) == 0
     cells = json.loads((folder / "run" / "sweep.json").read_text())["cells"]
