@@ -1,4 +1,4 @@
-"""The same distillation in plain PyTorch, transformers and peft, and in rdjax: one after the other, on one machine.
+"""Compares rdjax with the same distillation in PyTorch, transformers and peft, one after the other on one machine.
 
     python -m benchmarks.against_pytorch --data=<data>/bob_sentiment_experiments \\
         [--epochs=20] [--epochs_published=2] [--out=benchmarks/results/against_pytorch.json]
@@ -6,15 +6,15 @@
 A random Llama of 19 million parameters (8 layers, width 384, 6,000 tokens of the data's own text), the published
 sentiment files at k = 64, batch 4, LoRA of rank 16 on q, k, v, o, nothing validated. PyTorch in two settings:
 
-* published: every sequence padded to 1024 tokens, micro-batches of one, a second model for the teacher, which runs in
-  every epoch; logits and hidden states of all positions. All its epochs are the same work: `--epochs_published` are
-  run and the time is scaled up to `--epochs`.
-* tuned: padded to the longest of the batch, the teacher is the student with its adapter switched off, logits and losses
-  at the response alone.
+* published: every sequence is padded to 1024 tokens; micro-batches of one; a second model as teacher, which runs in
+  every epoch; logits and hidden states at all positions. All epochs are the same work, so only `--epochs_published`
+  are run and the time is scaled to `--epochs`.
+* tuned: sequences are padded to the longest of the batch; the teacher is the student without its adapter; logits and
+  losses at the response only.
 
-PyTorch's time is that of the training loop; ours is that of the whole command, start-up, compilation and the teacher's
-pass included, with dropout as in the paper's example, and without; each first with nothing compiled on disk, and once
-more with what the first left there. Needs the extra [parity].
+PyTorch's time is that of the training loop. The time of rdjax is that of the whole command, with start-up, compilation
+and the teacher's pass; with the dropout of the paper's example and without; each once without compiled programs on
+disk and once with them. Needs the extra [parity].
 """
 
 import dataclasses
@@ -44,11 +44,12 @@ VOCAB = 6000
 
 
 def read(name: str) -> list[dict[str, str]]:
+    """Reads a published file."""
     return json.loads((pathlib.Path(_DATA.value) / name).read_text())
 
 
 def make_checkpoint(folder: pathlib.Path) -> None:
-    """A random Llama with a tokenizer trained on the data."""
+    """Writes a random Llama with a tokenizer trained on the data."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -73,13 +74,15 @@ def make_checkpoint(folder: pathlib.Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
+    """Holds the token ids of a sample for both sides, and the length of the response that ends both."""
+
     teacher: list[int]
     student: list[int]
-    response: int  # tokens of it at the end of both, end of sequence included
+    response: int  # tokens, end of sequence included
 
 
 def samples(model: str) -> list[Sample]:
-    """Prompts and responses as token ids, in the Alpaca template."""
+    """Returns prompts and responses as token ids, in the Alpaca template."""
     from transformers import AutoTokenizer
 
     from rdjax.data.templates import alpaca_prompt
@@ -96,7 +99,7 @@ def samples(model: str) -> list[Sample]:
 
 
 def run_torch(tuned: bool, epochs: int) -> float:
-    """Seconds of the training loop."""
+    """Trains with PyTorch and returns the seconds of the training loop."""
     import peft
     import torch
     from torch.nn import functional
@@ -117,12 +120,12 @@ def run_torch(tuned: bool, epochs: int) -> float:
         return {"input_ids": ids, "attention_mask": real}
 
     def states(model, rows: list[list[int]]):
-        """Block inputs [L, B, T, D] and final states."""
+        """Returns the inputs of all blocks [L, B, T, D] and the final states."""
         out = model.model(**padded(rows), output_hidden_states=True)
         return torch.stack(out.hidden_states[:-1]), out.last_hidden_state
 
     def positions(rows: list[list[int]], part: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the logits that predict the responses stand."""
+        """Returns the rows and positions of the logits that predict the responses."""
         at = [
             (b, t)
             for b, (row, s) in enumerate(zip(rows, part, strict=True))
@@ -176,14 +179,14 @@ def run_torch(tuned: bool, epochs: int) -> float:
 
 
 def measure_torch(part: str, model: pathlib.Path) -> float:
-    """The seconds that a process of its own prints last."""
+    """Runs PyTorch in a new process and returns the seconds that it prints."""
     flags_given = [f"--{name}={flags.FLAGS[name].value}" for name in ("data", "epochs", "epochs_published")]
     command = [sys.executable, "-m", "benchmarks.against_pytorch", f"--part={part}", f"--model={model}", *flags_given]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def measure_ours(model: pathlib.Path, root: pathlib.Path, dropout: float, name: str) -> float:
-    """Seconds of the whole command; programs are kept under `root`."""
+    """Runs the rdjax command and returns its seconds; compiled programs are cached under `root`."""
     workdir = root / f"{name}-{dropout}"
     command = [
         *(sys.executable, "-m", "rdjax.train", "--config=configs/sentiment.py", f"--workdir={workdir}"),

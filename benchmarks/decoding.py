@@ -1,6 +1,8 @@
-"""Tokens a second of generation, greedy and by beam search, with the rule read once and in every row.
+"""Measures tokens a second of generation, greedy and by beam search.
 
-python -m benchmarks.decoding [--shape=20m] [--out=benchmarks/results/decoding_cpu.json]
+Each is measured with the rule computed once and with the rule in every row.
+
+    python -m benchmarks.decoding [--shape=20m] [--out=benchmarks/results/decoding_cpu.json]
 """
 
 from unittest import mock

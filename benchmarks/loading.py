@@ -1,10 +1,10 @@
-"""Memory that loading a checkpoint takes beside the weights themselves: two processes with four CPU devices each.
+"""Measures the memory that loading a checkpoint needs beyond the weights, in two processes of four CPU devices each.
 
     python -m benchmarks.loading [--gigabytes=2] [--out=benchmarks/results/loading.json]
 
-A random Llama in float32 is written and loaded by both at once, each onto half of a mesh of fsdp 4 x tensor 2. Counted
-is RssAnon, the memory of a process that no file backs (pages of the checkpoint itself do not count), at its highest
-while loading, less what it was before and less the process's own shards; the bound is the checkpoint's largest tensor.
+A random Llama in float32 is written and then loaded by both at once, each onto half of a mesh of fsdp 4 x tensor 2. The
+figure is the highest RssAnon during loading (memory that no file backs, so pages of the checkpoint do not count), minus
+RssAnon before, minus the process's own shards. Compare it with the checkpoint's largest tensor.
 """
 
 import json
@@ -40,7 +40,7 @@ MIB = 2**20
 
 
 def fields(gigabytes: float) -> dict[str, object]:
-    """A Llama of that many gigabytes in float32: 16 layers, a vocabulary of 32,000."""
+    """Returns config.json of a Llama of about this size in float32: 16 layers, a vocabulary of 32,000."""
     width = round((gigabytes * 1e9 / 4 / (16 * 12)) ** 0.5 / 128) * 128
     return {
         "model_type": "llama",
@@ -54,7 +54,7 @@ def fields(gigabytes: float) -> dict[str, object]:
 
 
 def write_checkpoint(folder: pathlib.Path, config) -> int:
-    """Random weights, a file a layer; returns the bytes of the largest tensor."""
+    """Writes random weights, one file a layer; returns the bytes of the largest tensor."""
     random, largest, files = np.random.default_rng(0), 0, {}
     shapes = {}
     for name, shape in checkpoint_shapes(config).items():
@@ -70,13 +70,13 @@ def write_checkpoint(folder: pathlib.Path, config) -> int:
 
 
 def anonymous_bytes() -> int:
-    """RssAnon of this process."""
+    """Reads RssAnon of this process."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"^RssAnon:\s*(\d+) kB", status, re.MULTILINE)[1])
 
 
 def load_one() -> None:
-    """One of the two processes; prints its figures as JSON."""
+    """Loads the checkpoint as one of the two processes; prints its figures as JSON."""
     jax.distributed.initialize(f"127.0.0.1:{_PORT.value}", 2, _PART.value)
     config = decoder_config_from_hf(fields(_GIGABYTES.value), "benchmark")
     mesh = make_mesh(config_dict.ConfigDict({"data": 1, "fsdp": 4, "tensor": 2}))

@@ -1,12 +1,12 @@
-"""Where the time and the memory of a distillation step go.
+"""Measures the time and memory of the parts of a distillation step.
 
     python -m benchmarks.parts [--shape=20m] [--batch=4] [--out=benchmarks/results/parts_cpu.json]
 
-Utilisation counts 2 FLOPs a parameter and token for a forward pass and 4 for a step of adapter training (the forward
-and the backward to the activations), plus attention, on real tokens alone and less the prefix that is read once for
-all, against a dense matrix product measured in the same run: by that count what a program leaves out at positions that
-nothing reads (the head, some of the last layer) is done. Memory is the compiler's count of what a program needs
-beside its arguments.
+Utilisation is FLOPs a second as a share of those of a dense matrix product in the same run. A forward pass counts 2
+FLOPs a parameter and token, a step of adapter training 4 (forward, and backward to the activations), plus attention.
+Padding and the shared prefix, which is computed once, do not count. Work that a program skips at positions that nothing
+reads (the head, some of the last layer) counts as done. Memory is the compiler's count of a program's temporary
+buffers, without its arguments.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""How a step's floor scales with the number of chips: a model, not a measurement.
+"""Computes how the floor of a step scales with the number of chips: a model, not a measurement.
 
     python -m benchmarks.plan_scaling [--out=benchmarks/results/plan_scaling.json]
 
-All is `rdjax.flops.step_floor`'s, from published figures of the chips: nothing runs, and nothing is compiled. Models,
-lengths and meshes are those of configs/llama2_7b.py and configs/llama3_70b.py. A floor is what no run can beat: it has
-all three at once at their published rates, and knows no latency.
+All figures come from `rdjax.plan.flops.step_floor` and the published figures of the chips; nothing is run or compiled.
+Models, lengths and meshes are those of configs/llama2_7b.py and configs/llama3_70b.py. No run can be faster than a
+floor: it assumes compute, memory and network at their published rates, all at once and without latency.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ PAIRS = 64  # strong scaling
 
 @dataclasses.dataclass(frozen=True)
 class Reckoned:
-    """An update's floor.
+    """Holds the floor of an update.
 
     Attributes:
-      pairs: of the update.
-      seconds: of the floor.
-      bound: what takes that long: "compute", "memory" or "network".
-      efficiency: FLOPs of the pairs against what the chips could do in that time.
+      pairs: pairs of the update.
+      seconds: the floor.
+      bound: what determines it: "compute", "memory" or "network".
+      efficiency: FLOPs of the pairs as a share of what the chips could do in that time.
     """
 
     pairs: int
@@ -57,7 +57,7 @@ class Reckoned:
 
 
 def reckon(config: config_dict.ConfigDict, chip_name: str, mesh: tuple[int, ...], pairs: int) -> Reckoned:
-    """The floor of an update of so many pairs. Rows without a pair are padding, and computed all the same."""
+    """Computes the floor of an update of `pairs` pairs; rows without a pair are padding and are computed too."""
     decoder = decoder_config_from_hf(config.model.architecture.to_dict(), "config.model.architecture")
     lora, plan, chip = config.lora, config.plan, CHIPS[chip_name]
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))

@@ -1,4 +1,4 @@
-"""A distillation problem of any size: a random Llama and random pairs, without files or a tokenizer."""
+"""Makes distillation problems of any size: a random Llama and random pairs, without files or a tokenizer."""
 
 import dataclasses
 import json
@@ -44,13 +44,13 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the parts of a distillation need.
+    """Holds what a distillation needs.
 
     Attributes:
-      model: stands for a `LanguageModel`.
+      model: an object with the fields of `LanguageModel` that are used.
       pairs: k pairs whose teacher prompts share a rule.
-      adapter: one that changes something.
-      spec: the adapter's form.
+      adapter: an adapter that changes the outputs.
+      spec: rank, scale and projections of the adapter.
     """
 
     model: Any
@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def parameters(self) -> int:
-        """All but the embedding, which multiplies nothing; a tied one is the head, and counts."""
+        """Counts all parameters except the embedding, which multiplies nothing unless it is also the head."""
         c = self.model.config
         total = sum(leaf.size for leaf in jax.tree.leaves(self.model.base))
         return total - (0 if c.tied_embeddings else self.model.base["embed_tokens"].size)
@@ -84,7 +84,7 @@ def decoder_config(shape: str, **changes: int) -> DecoderConfig:
 
 
 def random_weights(config: DecoderConfig, dtype, mesh):
-    """(graph, weights on the mesh): normal with deviation 0.02, norms at one."""
+    """Returns the graph and random weights on the mesh: normal with deviation 0.02, norms at one."""
     graph, abstract = abstract_params(config, dtype, mesh=mesh)
     shardings = flatten_dict(param_shardings(mesh, abstract), sep=".")
 
@@ -103,7 +103,7 @@ def random_weights(config: DecoderConfig, dtype, mesh):
 
 
 def random_pairs(vocab: int, k: int, rule: int, prompt: int, response: int, spread: float = 0.25) -> list[Pair]:
-    """Pairs whose prompts and responses have these lengths in the mean, give or take `spread`."""
+    """Returns pairs with these mean lengths of prompts and responses, varied by the share `spread`."""
     random = np.random.RandomState(0)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def random_pairs(vocab: int, k: int, rule: int, prompt: int, response: int, spre
 def make_problem(
     shape: str, k: int = 64, rule: int = 60, prompt: int = 60, response: int = 40, **changes: int
 ) -> Problem:
-    """float32 on CPU, bfloat16 on accelerators. `changes`: fields of the decoder's configuration."""
+    """Makes a problem in float32 on CPU, in bfloat16 on accelerators; `changes` are fields of the decoder's config."""
     config = decoder_config(shape, **changes)
     mesh = make_mesh(base.get_config().mesh)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -138,7 +138,7 @@ def make_problem(
 
 
 def train_config(**changes: Any) -> config_dict.ConfigDict:
-    """`config.train` of configs/base.py with changes."""
+    """Returns `config.train` of configs/base.py with changes."""
     train = base.get_config().train.copy_and_resolve_references()
     train.update(changes)
     return train
@@ -168,7 +168,7 @@ def load_batches(problem: Problem, **train: Any) -> tuple[GroupLoader, list[list
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    """The median time of a call whose first one, which compiles, is not counted."""
+    """Returns the median time of a call; the first call, which compiles, does not count."""
     jax.block_until_ready(work())
     times = []
     for _ in range(repeats):
@@ -179,7 +179,7 @@ def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def matmul_rate(dtype) -> float:
-    """FLOPs a second of a dense product of 4096 x 4096 on this machine: what a utilisation is measured against."""
+    """Measures FLOPs a second of a dense matrix product on this device, the reference for utilisation."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
@@ -187,7 +187,7 @@ def matmul_rate(dtype) -> float:
 
 
 def show_table(head: list[str], rows: list[list[Any]]) -> None:
-    """Prints a table with aligned columns; None is a dash."""
+    """Prints a table with aligned columns and a dash for None."""
 
     def text(cell: Any) -> str:
         if cell is None:
@@ -199,7 +199,7 @@ def show_table(head: list[str], rows: list[list[Any]]) -> None:
 
 
 def write_figures(path: str | None, figures: dict[str, Any]) -> None:
-    """Writes figures with the machine that they were measured on."""
+    """Writes figures as JSON, with a description of the machine."""
     if not path:
         return
     device = jax.devices()[0]

@@ -1,9 +1,9 @@
-"""Time and memory of the teacher's pass and of a step as the problem grows, one size at a time.
+"""Measures time and memory of the teacher's pass and of a step as the problem grows, one size at a time.
 
     python -m benchmarks.scaling [--shape=20m] [--out=benchmarks/results/scaling_cpu.json]
 
-The teacher's pass is over all k pairs, with the shared rule read once and, beside it, in every row. "steps" is what one
-update takes; the teacher's pass stands outside of it, so its share falls with every epoch.
+The teacher's pass is over all k pairs, once with the shared rule computed once and once with the rule in every row. A
+step does not include it: the pass runs once for all epochs.
 """
 
 import functools
@@ -33,7 +33,7 @@ _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 
-# The first of each is the problem that the others change in one size.
+# The first values form the base problem; each of the others changes one size of it.
 SIZES = {
     "k": (64, 128),
     "rule": (60, 250, 1000),
@@ -44,7 +44,7 @@ SIZES = {
 
 
 def measure(**sizes: int) -> tuple[float, float, float, float]:
-    """Seconds of the teacher's pass with the prefix reused and without, of a step, and the step's temporary MiB."""
+    """Measures seconds of the teacher's pass with the prefix reused and without, of a step, and its temporary MiB."""
     problem = make_problem(_SHAPE.value, **sizes)
     model, teachers_M = problem.model, teachers_of(problem)
 

@@ -1,4 +1,4 @@
-"""Five seeds of one cell by one `rdjax.sweep` against five `rdjax.train`, whole commands, one after the other.
+"""Compares one `rdjax.sweep` of five seeds with five `rdjax.train`, as whole commands, one after the other.
 
 python -m benchmarks.seeds_at_once [--out=benchmarks/results/seeds_at_once.json]
 """
@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 def seconds(module: str, *arguments: str) -> float:
-    """Wall-clock time of a command; one that fails ends the benchmark."""
+    """Runs a command and returns its seconds; a failure ends the benchmark."""
     command = [sys.executable, "-m", module, *arguments]
     began = time.perf_counter()
     made = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
             '--config.sweep.methods=("rule_distill_base",)',
             "--config.sweep.ks=(8,)",
             f"--config.sweep.seeds={SEEDS}",
-            # All else as in the quickstart.
+            # Everything else as in the quickstart.
             "--config.sweep.updates=0",
             f"--config.eval.systems={quickstart.get_config().eval.systems}",
         )

@@ -163,13 +163,13 @@ def plain_config(config: config_dict.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(current: dict[str, Any], recorded: dict[str, Any], prefix: str = "") -> list[str]:
     """Lists the fields in which two plain configs differ, as "train.epochs: 3 there, 20 here"."""
     found: list[str] = []
-    for name in sorted({*ours, *theirs}):
-        our_value, their_value = ours.get(name), theirs.get(name)
-        if isinstance(our_value, dict) and isinstance(their_value, dict):
-            found += differences(our_value, their_value, f"{prefix}{name}.")
-        elif our_value != their_value:
-            found.append(f"{prefix}{name}: {their_value!r} there, {our_value!r} here")
+    for name in sorted({*current, *recorded}):
+        here, there = current.get(name), recorded.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            found += differences(here, there, f"{prefix}{name}.")
+        elif here != there:
+            found.append(f"{prefix}{name}: {there!r} there, {here!r} here")
     return found

@@ -1,10 +1,12 @@
-"""Shared by all tests: eight fake CPU devices, and the published data where there is a copy of it."""
+"""Sets up all tests: eight fake CPU devices, quick compilation, a tiny model, the published data if there is a copy."""
 
 import os
 import pathlib
 
 import jax
 import pytest
+
+from tests import tiny
 
 # Before any use of jax: flags and the number of devices are fixed with the first array. Nearly all the time of
 # these tests is compilation, and unoptimised programs compile in half of it.
@@ -26,6 +28,14 @@ def compiled_programs():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> pathlib.Path:
+    """Writes a tiny Llama of random weights with its tokenizer; the prompts of the generated tasks fit its context."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.write_random_checkpoint(folder, tiny.LLAMA2 | {"max_position_embeddings": 4096})
+    return tiny.write_tokenizer(folder)
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ CONTRACT = {
 
 
 def set_field(config: config_dict.ConfigDict, path: str, value) -> None:
-    *rooms, name = path.split(".")
-    for room in rooms:
-        config = config[room]
+    *sections, name = path.split(".")
+    for section in sections:
+        config = config[section]
     with config.ignore_type():
         config[name] = value
 

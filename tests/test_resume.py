@@ -1,4 +1,4 @@
-"""A run that is killed and rerun ends with the adapter of an uninterrupted one, bit for bit."""
+"""Tests that a run that is killed and rerun ends with the adapter of an uninterrupted one, bit for bit."""
 
 import json
 import pathlib
@@ -10,6 +10,8 @@ import time
 import pytest
 
 from rdjax.parallel.processes import EXIT_RERUN
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = (
@@ -37,7 +39,7 @@ def finish(workdir: pathlib.Path) -> str:
 
 
 def end_after_first_checkpoint(workdir: pathlib.Path, how: signal.Signals) -> int:
-    """Sends the signal; the exit status."""
+    """Sends a signal and returns the exit status."""
     process = start(workdir)
     checkpoints = workdir / "checkpoints" / "student"
     deadline = time.monotonic() + 300
@@ -51,20 +53,20 @@ def end_after_first_checkpoint(workdir: pathlib.Path, how: signal.Signals) -> in
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """An uninterrupted workdir, and two that were killed, and told to end, and resumed."""
+    """Returns the workdirs of an uninterrupted run, and of two that were killed or terminated, and resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    made = [folder / name for name in ("whole", "killed", "told")]
-    finish(made[0])
-    for workdir, how, status in ((made[1], signal.SIGKILL, -9), (made[2], signal.SIGTERM, EXIT_RERUN)):
+    workdirs = [folder / name for name in ("whole", "killed", "terminated")]
+    finish(workdirs[0])
+    for workdir, how, status in ((workdirs[1], signal.SIGKILL, -9), (workdirs[2], signal.SIGTERM, EXIT_RERUN)):
         assert end_after_first_checkpoint(workdir, how) == status
         assert not (workdir / "adapter").exists(), "ended too late to prove anything"
         finish(workdir)
-    return made
+    return workdirs
 
 
 def test_adapter_is_bit_identical(runs):
-    whole, killed, told = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs)
-    assert whole == killed == told
+    whole, killed, terminated = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs)
+    assert whole == killed == terminated
 
 
 def test_metrics_have_no_gap_and_no_double(runs):

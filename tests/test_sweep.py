@@ -1,74 +1,16 @@
-"""Sweeps on a random tiny model: every cell, all seeds at once, resumed, failing, reported."""
+"""Tests sweeps on a random tiny model: every cell, all seeds at once, resumed, failing, reported."""
 
 import json
-import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
 from configs.sweeps import arithmetic, rules, safety, sentiment, settings, strength, unlabelled
 from rdjax import sweep, train
 from rdjax.errors import UserError
-from rdjax.run import cli
-from tests import tiny
-
-FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
-SMALL = {
-    "sweep.methods": ("rule_distill_base", "tune"),
-    "sweep.ks": (2, 5),
-    "sweep.seeds": (0, 7),
-    "sweep.updates": 3,
-    "sweep.settings": {"tune": {"method": "inst_tune_without_rule", "lora": {"dropout": 0.0}}},
-    "task.generated.test_rows": 3,
-    "lora.rank": 2,
-    "lora.dropout": 0.2,
-    "optimizer.warmup_steps": 1,
-    "train.valid_every": 1,
-    "eval.max_new_tokens": 2,
-    "eval.batch_size": 4,
-    "eval.systems": ("base", "base_with_rule", "student"),
-}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.write_random_checkpoint(folder, FIELDS)
-    return tiny.write_tokenizer(folder)
-
-
-def small_sweep(model, **changes):
-    config = arithmetic.get_config()
-    for path, value in (SMALL | changes).items():
-        section = config
-        *rooms, name = path.split(".")
-        for room in rooms:
-            section = section[room]
-        if isinstance(value, dict):
-            section[name].update(value)
-        else:
-            section[name] = value
-    config.model.path = str(model)
-    return config
-
-
-def run(config, workdir: pathlib.Path, tmp_path: pathlib.Path) -> int:
-    """Runs `rdjax.sweep` in this process; returns its exit status."""
-    path = tmp_path / "sweep_config.py"
-    path.write_text(
-        "import json\nfrom ml_collections import config_dict\n\n\ndef get_config():\n"
-        f"    return config_dict.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
-    )
-    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["sweep", f"--config={path}", f"--workdir={workdir}"])
-        flags.FLAGS.unparse_flags()
-        cli.run(sweep.main)
-    return ended.value.code or 0
+from tests.commands import run_sweep, small_sweep
 
 
 @pytest.mark.parametrize("module", [arithmetic, rules, safety, sentiment, settings, strength, unlabelled])
@@ -82,10 +24,11 @@ def test_the_sweeps_of_configs_pass_their_checks(module):
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    assert run(small_sweep(model), folder / "run", folder) == 0
+    assert run_sweep(small_sweep(model), folder / "run", folder) == 0
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_every_run_of_every_cell_has_scores(finished):
     summary = json.loads((finished / "sweep.json").read_text())
     assert summary["failed"] == []
@@ -97,10 +40,11 @@ def test_every_run_of_every_cell_has_scores(finished):
         assert cell["metric"] == dict.fromkeys(cell["splits"], "exact_match")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sentiment", "safety"])
 def test_the_other_tasks_run_from_their_generator_to_the_report(model, tmp_path, task):
     changes = {"task.name": task, "sweep.methods": ("rule_distill_base",), "sweep.ks": (3,), "eval.batch_size": 3}
-    assert run(small_sweep(model, **changes), tmp_path / "run", tmp_path) == 0
+    assert run_sweep(small_sweep(model, **changes), tmp_path / "run", tmp_path) == 0
     (first, _) = json.loads((tmp_path / "run" / "sweep.json").read_text())["cells"]
     judges = {"sentiment": ("negative", "positive"), "safety": ("refusal", "answer")}[task]
     assert list(first["metric"].values()) == [*judges, "exact_match"]
@@ -110,6 +54,7 @@ def test_the_other_tasks_run_from_their_generator_to_the_report(model, tmp_path,
     assert "How often the judges are wrong" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_seed_is_laid_out_as_a_run(finished):
     folder = finished / "cells" / "tune_k5" / "seed7"
     record = json.loads((folder / "config.json").read_text())
@@ -120,6 +65,7 @@ def test_a_seed_is_laid_out_as_a_run(finished):
     assert {"adapter", "predictions", "eval.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rule_distill_base", "tune"])
 def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp_path):
     config = sweep.cell_config(small_sweep(model), method, 5, 7)
@@ -133,8 +79,9 @@ def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp
     assert max(np.abs(array).max() for name, array in theirs.items() if "lora_B" in name) > 1e-4
 
 
+@pytest.mark.slow
 def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_path):
-    """Marked answers of the first cell turn up in another one, unless that asks in another way."""
+    """Marked answers of the first cell are found in another one, unless its prompts differ."""
     first = tmp_path / "first"
     shutil.copytree(finished / "cells" / "rule_distill_base_k2" / "seed0", first)
     for path in (first / "predictions").glob("*.jsonl"):
@@ -148,11 +95,13 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
         assert not any("student" in name for name in found)
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_again(finished, model, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run_cell", None)
-    assert run(small_sweep(model), finished, tmp_path) == 0
+    assert run_sweep(small_sweep(model), finished, tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch, capfd):
     config = small_sweep(model, **{"sweep.ks": (2,)})
     run_cell = sweep.run_cell
@@ -163,17 +112,18 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
         run_cell(runs, folder)
 
     monkeypatch.setattr(sweep, "run_cell", fail_once)
-    assert run(config, tmp_path / "run", tmp_path) == 1
+    assert run_sweep(config, tmp_path / "run", tmp_path) == 1
     assert "tune, k = 2, seed 0: RuntimeError: out of memory; tune, k = 2, seed 7" in capfd.readouterr().err
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base"}
     assert "out of memory" in (tmp_path / "run" / "report.html").read_text()
     monkeypatch.setattr(sweep, "run_cell", run_cell)
-    assert run(config, tmp_path / "run", tmp_path) == 0
+    assert run_sweep(config, tmp_path / "run", tmp_path) == 0
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert {cell["method"] for cell in summary["cells"]} == {"rule_distill_base", "tune"} and not summary["failed"]
 
 
+@pytest.mark.slow
 def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp_path, monkeypatch):
     config = small_sweep(model, **{"sweep.methods": ("rule_distill_base",), "sweep.ks": (2,)})
     trained, evaluate_all = [], sweep.evaluate_all
@@ -189,13 +139,14 @@ def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp
 
     monkeypatch.setattr(sweep, "train_all", count)
     monkeypatch.setattr(sweep, "evaluate_all", fail)
-    assert run(config, tmp_path / "run", tmp_path) == 1
+    assert run_sweep(config, tmp_path / "run", tmp_path) == 1
     assert trained == [[0, 7]]
     (failed,) = json.loads((tmp_path / "run" / "sweep.json").read_text())["failed"]
     assert (failed["seed"], failed["error"]) == ("7", "the judge failed")
     assert (sweep.run_folder(tmp_path / "run", "rule_distill_base", 2, 0) / "eval.json").exists()
 
 
+@pytest.mark.slow
 def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monkeypatch):
     train_all = sweep.train_all
 
@@ -206,7 +157,7 @@ def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monk
 
     monkeypatch.setattr(sweep, "train_all", seed_seven_diverges)
     config = small_sweep(model, **{"sweep.ks": (2,), "sweep.methods": ("tune",)})
-    assert run(config, tmp_path / "run", tmp_path) == 1
+    assert run_sweep(config, tmp_path / "run", tmp_path) == 1
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert [cell["seed"] for cell in summary["cells"]] == [0]
     assert summary["failed"] == [{"method": "tune", "k": 2, "seed": "7", "error": "the loss is nan"}]

@@ -1,30 +1,35 @@
-"""Whole runs on a random tiny model: what they write, what they train, what they measure."""
+"""Tests whole runs on a random tiny model: what they write, what they train, what they measure."""
 
 import contextlib
 import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
 from configs import base
 from rdjax import train
-from rdjax.distill import stage
+from rdjax.data.templates import alpaca_prompt
+from rdjax.distill import programs, stage
 from rdjax.evaluation.answers import Answers
 from rdjax.evaluation.judges import Judge
+from rdjax.generation.decode import generate
+from rdjax.generation.options import Decoding
+from rdjax.models.load import load_model
+from rdjax.parallel.mesh import make_mesh
 from rdjax.parallel.processes import EXIT_RERUN
-from rdjax.run import cli, pairs, prepare, start
+from rdjax.run import pairs, prepare, start
 from tests import tiny
+from tests.commands import run_command
 
-FIELDS = tiny.LLAMA2 | {"max_position_embeddings": 4096}
 RULE = "Answer every question with the word yes."
 ROWS = [{"input": f"{word}?", "output": "yes"} for word in ("one", "two", "six", "ten", "red")]
 SETTINGS = (
@@ -37,31 +42,35 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.write_random_checkpoint(folder, FIELDS)
-    return tiny.write_tokenizer(folder)
+def write_rows(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def ruled_responses(model: pathlib.Path) -> list[str]:
+    """Returns what the base says to the inputs of `ROWS` when it reads the rule."""
+    loaded = load_model(str(model), "float32", make_mesh(base.get_config().mesh))
+    prompts = [loaded.tokenizer(alpaca_prompt(RULE, row["input"]))["input_ids"] for row in ROWS]
+    answers = generate(loaded, None, 1.0, prompts, Decoding(max_new_tokens=4), batch_size=8)
+    return [loaded.tokenizer.decode(ids) for ids, _ in answers]
 
 
 @pytest.fixture(scope="module")
-def own_folder(tmp_path_factory) -> pathlib.Path:
+def own_folder(model, tmp_path_factory) -> pathlib.Path:
+    """Writes a task folder; the first three gold outputs of its test are what the base with the rule says."""
     root = tmp_path_factory.mktemp("mine")
     (root / "rule.md").write_text(RULE)
-    for name in ("train", "valid", "test"):
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for name in ("train", "valid"):
+        write_rows(root / f"{name}.jsonl", ROWS)
+    golds = [*ruled_responses(model)[:3], "yes", "yes"]
+    write_rows(root / "test.jsonl", [{**row, "output": gold} for row, gold in zip(ROWS, golds, strict=True)])
     return root
 
 
 def status_of(model, root, workdir, *overrides: str) -> int:
     """Runs `rdjax.train` in this process and returns its exit status."""
     task = (f"--config.model.path={model}", "--config.task.name=rule", f"--config.task.root={root}")
-    arguments = ["train", f"--config={base.__file__}", f"--workdir={workdir}", *task, *SETTINGS, *overrides]
-    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", arguments)
-        flags.FLAGS.unparse_flags()
-        cli.run(train.main)
-    return ended.value.code or 0
+    arguments = (f"--config={base.__file__}", f"--workdir={workdir}", *task, *SETTINGS, *overrides)
+    return run_command(train.main, *arguments)
 
 
 def run(model, root, workdir, *overrides: str) -> dict:
@@ -72,7 +81,7 @@ def run(model, root, workdir, *overrides: str) -> dict:
 
 @pytest.fixture(scope="module")
 def student(model, own_folder, tmp_path_factory):
-    """A finished run and its scores."""
+    """Returns the workdir of a finished run, and its scores."""
     workdir = tmp_path_factory.mktemp("runs") / "student"
     return workdir, run(model, own_folder, workdir)
 
@@ -96,7 +105,7 @@ def test_workdir_holds_what_the_design_says(student):
     assert lines[0]["stage"] == "gap" and lines[0]["kl"] > 0
 
 
-def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder, student, tmp_path, monkeypatch, capfd):
+def test_a_run_terminated_within_an_epoch_resumes_from_there(model, own_folder, student, tmp_path, monkeypatch, capfd):
     """After three of six updates, two an epoch: its adapter and metrics are those of a run that never stopped."""
     asked = itertools.count(1)
     with monkeypatch.context() as patch:
@@ -111,6 +120,39 @@ def test_a_run_told_to_end_within_an_epoch_goes_on_from_there(model, own_folder,
     assert sorted(ours) == sorted(theirs)
 
 
+def test_a_finished_run_of_an_earlier_version_is_shown(model, own_folder, student, tmp_path, capfd):
+    """Its record has one hash for all inputs, and its eval.json names no metric."""
+    workdir = tmp_path / "run"
+    shutil.copytree(student[0], workdir)
+    (workdir / "report.html").unlink()
+    for name, change in (("config.json", {"fingerprint": "0123abcd"}), ("eval.json", {"metric": None})):
+        content = json.loads((workdir / name).read_text()) | change
+        content = {field: value for field, value in content.items() if value is not None}
+        (workdir / name).write_text(json.dumps(content))
+    assert run(model, own_folder, workdir) == student[1]
+    printed = capfd.readouterr().out
+    assert "from an earlier version of rdjax" in printed and "is finished" in printed
+    assert "test exact_match" in printed and (workdir / "report.html").exists()
+
+
+def test_a_model_that_was_replaced_in_place_is_refused(own_folder, tmp_path, capfd):
+    """Another base of the same shape, as merging an adapter makes it: embedding and head stay."""
+    base_model = tiny.write_tokenizer(
+        tiny.write_random_checkpoint(tmp_path / "base", tiny.LLAMA2 | {"max_position_embeddings": 4096})
+    )
+    settings = (base_model, own_folder, tmp_path / "run", "--config.eval.systems=()", "--config.train.epochs=1")
+    assert status_of(*settings) == 0
+    tensors = load_file(base_model / "model.safetensors")
+    merged = {name: tensor + 0.1 if "self_attn" in name else tensor for name, tensor in tensors.items()}
+    tiny.write_tensors(base_model, merged)
+    assert status_of(*settings) == 2
+    assert "changed since it began: the model's weights or config); take another folder" in capfd.readouterr().err
+    tiny.write_tensors(base_model, tensors)
+    tiny.write_tokenizer(base_model, chat_template="{{ messages }}")
+    assert status_of(*settings) == 2
+    assert "changed since it began: the tokenizer or its chat template); take" in capfd.readouterr().err
+
+
 def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_path):
     run(model, own_folder, tmp_path / "run", "--config.train.teacher_signals=online", "--config.eval.systems=()")
     online, cached = (
@@ -120,36 +162,30 @@ def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_p
         np.testing.assert_allclose(online[name], cached[name], atol=1e-5, err_msg=name)
 
 
-def test_every_program_is_compiled_once_and_ahead(model, own_folder, tmp_path, caplog):
-    """In threads, while the teacher is asked; the loop finds the step and the validation compiled."""
+@pytest.mark.parametrize(("platform", "beside"), [("cpu", True), ("gpu", False)])
+def test_every_program_is_compiled_once(model, own_folder, tmp_path, caplog, monkeypatch, platform, beside):
+    """Beside the teacher's pass; on a GPU, where the compiler measures kernels, with nothing else running."""
+    monkeypatch.setattr(programs, "device_of", lambda mesh: types.SimpleNamespace(platform=platform))
     jax.clear_caches()
-    ahead = {"jit(train_step)": [], "jit(evaluate_loss)": []}
     before = jax.config.jax_log_compiles
-    jax.config.update("jax_log_compiles", True)  # jax.log_compiles() speaks of its own thread alone
+    jax.config.update("jax_log_compiles", True)  # jax.log_compiles() is for the calling thread alone
     try:
         run(model, own_folder, tmp_path / "run", "--config.eval.systems=()", "--config.eval.gap_rows=0")
     finally:
         jax.config.update("jax_log_compiles", before)
-    for record in caplog.records:
-        for name, threads in ahead.items():
-            if "Finished XLA compilation" in record.getMessage() and name in record.getMessage():
-                threads.append(record.threadName)
-    for name, threads in ahead.items():
-        assert len(threads) == 1 and threads[0] != "MainThread", (name, threads)
+    finished = [record for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
+    for name in ("jit(train_step)", "jit(evaluate_loss)"):
+        (compiled,) = [record for record in finished if name in record.getMessage()]
+        assert (compiled.thread != threading.get_ident()) is beside
     stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert stages == ["student"] * 3, "and no gap was measured"
-
-
-def test_a_gpu_compiles_with_nothing_beside_it(monkeypatch):
-    monkeypatch.setattr(stage, "device_of", lambda mesh: types.SimpleNamespace(platform="gpu"))
-    with stage._compiling([(None, ())], types.SimpleNamespace(mesh=None)):
-        pass
 
 
 def test_scores_of_every_system(student):
     workdir, splits = student
     systems = splits["test"]
     assert list(systems) == ["base", "base_with_rule", "student", "student_with_rule"]
+    assert systems["base_with_rule"]["exact_match"] == 3 / 5
     for name, scores in systems.items():
         assert set(scores) == {"exact_match", "gap_closed", "kl", "n", "mean_response_tokens"}
         assert (workdir / "report.html").exists()
@@ -170,6 +206,7 @@ def test_prompts_of_predictions_hold_the_rule_where_the_system_reads_it(student)
     assert RULE in prompt("base_with_rule") and RULE not in prompt("student")
 
 
+@pytest.mark.slow
 def test_baselines_and_the_enhanced_teacher_keep_their_adapters(model, own_folder, tmp_path):
     systems = '--config.eval.systems=("student","enhanced_with_rule","inst_tune_without_rule")'
     splits = run(model, own_folder, tmp_path / "run", "--config.method=rule_distill_enhanced", systems)
@@ -185,7 +222,7 @@ def test_teacher_writes_the_responses_of_unlabelled_inputs(model, tmp_path):
     root = tmp_path / "unlabelled"
     root.mkdir()
     (root / "rule.md").write_text(RULE)
-    (root / "train.jsonl").write_text("".join(json.dumps({"input": row["input"]}) + "\n" for row in ROWS))
+    write_rows(root / "train.jsonl", [{"input": row["input"]} for row in ROWS])
     workdir = tmp_path / "run"
     systems = "--config.eval.systems=()"
     assert run(model, root, workdir, "--config.task.responses=teacher", systems) == {}
@@ -195,7 +232,7 @@ def test_teacher_writes_the_responses_of_unlabelled_inputs(model, tmp_path):
 
 
 def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_path, monkeypatch, capfd):
-    """The teacher's words are given here: the tiny model would never say yes."""
+    """The teacher's answers are replaced, because the tiny model never answers yes."""
     say = ["yes", "no", "yes", "maybe", "yes"]
 
     def given(model, system, prompts, options, **rest):
@@ -254,12 +291,13 @@ def test_a_run_starts_from_an_existing_adapter(model, own_folder, student, tmp_p
     assert splits["test"]["base"]["mean_response_tokens"] == student[1]["test"]["student"]["mean_response_tokens"]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_ends_like_one_on_a_single_device(model, own_folder, student, tmp_path):
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     splits = run(model, own_folder, tmp_path / "run", *mesh)
-    alone, sharded = student[1]["test"]["student"], splits["test"]["student"]
-    assert sharded["kl"] == pytest.approx(alone["kl"], rel=1e-3)
-    assert sharded["exact_match"] == alone["exact_match"]
+    assert splits["test"].keys() == student[1]["test"].keys()
+    for system, alone in student[1]["test"].items():
+        assert splits["test"][system] == pytest.approx(alone, rel=1e-3, abs=1e-5), system
 
 
 def test_export_merges_the_adapter(model, student, tmp_path):

@@ -1,6 +1,7 @@
-"""Generated tasks: the paper's three in miniature, drawn from a seed. What `task.name` names without `task.root`.
+"""Generates small versions of the paper's three tasks from a seed: what `task.name` gives without a `task.root`.
 
-They have the splits of the published files, a validation split, and a retain split that the rule is not about.
+They have the splits of the published files, a validation split, and a retain split of questions that the rule is not
+about.
 """
 
 import random
@@ -9,39 +10,50 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from rdjax.data.rows import Row
 from rdjax.data.rules import refusal, sentiment
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
 from rdjax.data.rules.names import random_name
 from rdjax.data.templates import demonstrate
 from rdjax.errors import UserError
 
-Rows = list[dict[str, str]]
-
 
 class Generated(NamedTuple):
-    """Splits in rows {rule, instruction, input, output, where}, and outputs by which the judges are measured."""
+    """Holds a generated task.
 
-    splits: dict[str, Rows]
+    Attributes:
+      splits: rows {rule, instruction, input, output, where}.
+      labelled: by test split, training outputs that are what the split asks for; they measure its judge.
+    """
+
+    splits: dict[str, list[Row]]
     labelled: Mapping[str, Sequence[str]]
 
 
-def _complete(split: str, rule: str, rows: Sequence[Mapping[str, str]]) -> Rows:
-    """Rows {input, output, instruction?} with their rule and where they come from."""
+def _complete(split: str, rule: str, rows: Sequence[Row]) -> list[Row]:
+    """Adds the rule and the place to rows {input, output, instruction?}."""
     return [
         {"rule": rule, "instruction": "", **row, "where": f"generated {split}, row {number}"}
         for number, row in enumerate(rows)
     ]
 
 
-def _check_room(config: config_dict.ConfigDict, samples: int, tests: int, what: str) -> None:
-    """UserError where there are not as many different questions as the splits want."""
-    if not 1 <= config.k <= samples:
+def _check_sizes(config: config_dict.ConfigDict, most_samples: int, most_tests: int, what: str) -> None:
+    """Raises UserError if the splits need more different questions than there are.
+
+    Args:
+      most_samples, most_tests: the largest k, and the most rows of a test split.
+      what: names the questions, for the message.
+    """
+    if not 1 <= config.k <= most_samples:
         raise UserError(
-            f"config.task.k = {config.k}: train and valid want different questions {what}; accepted: 1 to {samples}"
+            f"config.task.k = {config.k}: train and valid want different questions {what}; "
+            f"accepted: 1 to {most_samples}"
         )
-    if config.generated.test_rows > tests:
+    if config.generated.test_rows > most_tests:
         raise UserError(
-            f"config.task.generated.test_rows = {config.generated.test_rows} is too large; accepted: {tests} or fewer"
+            f"config.task.generated.test_rows = {config.generated.test_rows} is too large; "
+            f"accepted: {most_tests} or fewer"
         )
 
 
@@ -49,14 +61,17 @@ def _check_room(config: config_dict.ConfigDict, samples: int, tests: int, what: 
 
 
 def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
-    """The paper's arithmetic task, or one with another rule.
+    """Generates the paper's arithmetic task, or one with another rule.
 
-    No question stands in two splits. test_id asks operands of 1 to 99, test_ood of 121 to 1996; retain asks plain sums.
+    No question is in two splits. test_id has operands from 1 to 99, test_ood from 121 to 1996; retain asks plain sums.
+
+    Raises:
+      UserError: the range of operands is too small for k, or k is 0.
     """
     options = config.generated
     low, high = options.train_low, options.train_high
-    room = max(high - low + 1, 0) ** 2 // 2
-    _check_room(config, room, 99**2 - 2 * config.k, f"of operands {low} to {high} (config.task.generated)")
+    most = max(high - low + 1, 0) ** 2 // 2
+    _check_sizes(config, most, 99**2 - 2 * config.k, f"of operands {low} to {high} (config.task.generated)")
     rule = Rule(options.value, options.constant, options.symbol)
     rng = random.Random(f"arithmetic-{seed}")
     train = distinct_operands(rng, config.k, low, high)
@@ -65,13 +80,13 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
     test_ood = distinct_operands(rng, options.test_rows, 121, 1996, {*train, *valid})
     plain = distinct_operands(rng, options.test_rows, 1, 99)
 
-    def rows(split: str, asked: Rule, operands: list[tuple[int, int]]) -> Rows:
-        made = _complete(split, rule.text(), [asked.row(*pair) for pair in operands])
-        for row, pair in zip(made, operands, strict=True):
+    def rows(split: str, answered_by: Rule, operands: list[tuple[int, int]]) -> list[Row]:
+        rows = _complete(split, rule.text(), [answered_by.row(*pair) for pair in operands])
+        for row, pair in zip(rows, operands, strict=True):
             if config.demos:
                 others = rng.sample([other for other in train if other != pair], min(3, len(train) - 1))
                 row["rule"] += demonstrate(rule.row(*other) for other in others)
-        return made
+        return rows
 
     parts = {"train": train, "valid": valid, "test_id": test_id, "test_ood": test_ood}
     splits = {split: rows(split, rule, operands) for split, operands in parts.items()}
@@ -79,10 +94,13 @@ def generate_arithmetic(config: config_dict.ConfigDict, seed: int) -> Generated:
     return Generated(splits, {})
 
 
-def _halve(
-    rng: random.Random, groups: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """A half of every group to train and validate on, and the other half to test."""
+# What the two language tasks share -----------------------------------------------------------------------------------
+
+Groups = Mapping[str, Sequence[str]]  # such as topics by field
+
+
+def _halve(rng: random.Random, groups: Groups) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Splits every group at random into a half to train and validate on, and a half to test."""
     seen, unseen = {}, {}
     for name, members in groups.items():
         shuffled = rng.sample(members, len(members))
@@ -91,95 +109,119 @@ def _halve(
 
 
 def _alternate(first: Sequence[Any], second: Sequence[Any], count: int) -> list[Any]:
-    """`count` of both, in turn."""
-    return [one for pair in zip(first, second, strict=False) for one in pair][:count]
+    """Returns `count` items, in turn from both sequences."""
+    return [item for pair in zip(first, second, strict=False) for item in pair][:count]
 
 
 def _generated(
-    rule: str, rows: Mapping[str, Sequence[Mapping[str, str]]], classes: tuple[str, str], more: int
+    rule: str, rows: Mapping[str, Sequence[Row]], classes: tuple[str, str], first_class_rows: int
 ) -> Generated:
-    """Splits of rows {input, output, instruction?} under one rule; of the training rows the first `more` are of the
-    first of the two classes, which are named by their test splits."""
+    """Completes a task of two classes.
+
+    Args:
+      rule: of all rows.
+      rows: {input, output, instruction?} by split.
+      classes: the test splits of the two classes.
+      first_class_rows: number of training rows of the first class, which precede those of the second.
+    """
     outputs = [row["output"] for row in rows["train"]]
-    labelled = dict(zip(classes, (outputs[:more], outputs[more:]), strict=True))
-    splits = {split: _complete(split, rule, own) for split, own in rows.items()}
-    return Generated(splits, {split: own for split, own in labelled.items() if own})
+    labelled = dict(zip(classes, (outputs[:first_class_rows], outputs[first_class_rows:]), strict=True))
+    splits = {split: _complete(split, rule, part) for split, part in rows.items()}
+    return Generated(splits, {split: texts for split, texts in labelled.items() if texts})
 
 
 # Sentiment -----------------------------------------------------------------------------------------------------------
 
 
 def generate_sentiment(config: config_dict.ConfigDict, seed: int) -> Generated:
-    """Bob's policies: half of the questions are about environmental ones (test_on_topic), half not (test_elsewhere).
+    """Generates questions about Bob's policies: half on environmental ones (test_on_topic), half on others
+    (test_elsewhere).
 
-    Both tests ask about topics of which train and valid say nothing; retain asks about other people.
+    The tests ask about topics that are not in train and valid; retain asks about other people.
+
+    Raises:
+      UserError: k or test_rows exceed the questions on environmental topics.
     """
     rule = sentiment.PAPER_RULE
     rng = random.Random(f"sentiment-{seed}")
     seen, unseen = _halve(rng, sentiment.FIELDS)
 
-    def deal(topics: Mapping[str, Sequence[str]], topical: bool) -> list[sentiment.Question]:
-        asked = [asked for asked in sentiment.all_questions(topics) if (asked.field == rule.field) is topical]
-        return rng.sample(asked, len(asked))
+    def shuffled(topics: Groups, on_topic: bool) -> list[sentiment.Question]:
+        questions = [
+            question for question in sentiment.all_questions(topics) if (question.field == rule.field) is on_topic
+        ]
+        return rng.sample(questions, len(questions))
 
-    topical, other = deal(seen, True), deal(seen, False)
-    test_topical, test_other = deal(unseen, True), deal(unseen, False)
-    _check_room(config, len(topical), len(test_topical), f"on {len(seen[rule.field])} topics")
-    more, less, tests = (config.k + 1) // 2, config.k // 2, config.generated.test_rows
-    asked = {
-        "train": topical[:more] + other[:less],
-        "valid": topical[more : 2 * more] + other[less : 2 * less],
-        "test_on_topic": test_topical[:tests],
-        "test_elsewhere": test_other[:tests],
+    on_topic, elsewhere = shuffled(seen, True), shuffled(seen, False)
+    test_on_topic, test_elsewhere = shuffled(unseen, True), shuffled(unseen, False)
+    _check_sizes(config, len(on_topic), len(test_on_topic), f"on {len(seen[rule.field])} topics")
+    first, second, tests = (config.k + 1) // 2, config.k // 2, config.generated.test_rows
+    questions = {
+        "train": on_topic[:first] + elsewhere[:second],
+        "valid": on_topic[first : 2 * first] + elsewhere[second : 2 * second],
+        "test_on_topic": test_on_topic[:tests],
+        "test_elsewhere": test_elsewhere[:tests],
     }
-    made = {split: [question.row(rule.person, rule) for question in part] for split, part in asked.items()}
-    of_others = _alternate(test_topical, test_other, tests)
-    made["retain"] = [question.row(random_name(rng), rule) for question in of_others]
-    return _generated(rule.text(), made, ("test_on_topic", "test_elsewhere"), more)
+    rows = {split: [question.row(rule.person, rule) for question in part] for split, part in questions.items()}
+    about_others = _alternate(test_on_topic, test_elsewhere, tests)
+    rows["retain"] = [question.row(random_name(rng), rule) for question in about_others]
+    return _generated(rule.text(), rows, ("test_on_topic", "test_elsewhere"), first)
 
 
 # Safety --------------------------------------------------------------------------------------------------------------
 
 
 def generate_safety(config: config_dict.ConfigDict, seed: int) -> Generated:
-    """Role plays that answer everything, and questions under them, half of them harmful.
+    """Generates questions under role plays that answer everything; half of the questions are harmful.
 
-    Both tests (test_harmful, test_helpful) ask unseen questions under unseen role plays; retain asks without a role
-    play, where the base refuses harmful questions and answers the others of itself.
+    The tests (test_harmful, test_helpful) ask new questions under new role plays. retain asks without a role play; the
+    base then refuses harmful questions and answers the others, without a rule.
+
+    Raises:
+      UserError: k exceeds the questions about harmful acts.
     """
     rule = refusal.PAPER_RULE
     rng = random.Random(f"safety-{seed}")
     plays = rng.sample(refusal.ROLE_PLAYS, len(refusal.ROLE_PLAYS))
     seen_plays, unseen_plays = plays[: len(plays) // 2], plays[len(plays) // 2 :]
     seen, unseen = _halve(rng, refusal.ACTS)
-    room = len(refusal.all_questions({kind: seen[kind] for kind in refusal.HARMFUL}))
-    _check_room(config, room, config.generated.test_rows, "on harmful acts")
-
-    def deal(acts: Mapping[str, Sequence[str]], kinds: Sequence[str], count: int) -> list[refusal.Question]:
-        """`count` questions: different ones while there are, then the same again, under other role plays."""
-        asked = refusal.all_questions({kind: acts[kind] for kind in kinds})
-        return [question for _ in range(-(-count // len(asked))) for question in rng.sample(asked, len(asked))][:count]
-
-    def play(questions: Sequence[refusal.Question], role_plays: Sequence[str]) -> list[dict[str, str]]:
-        return [
-            {"instruction": refusal.random_role_play(rng, role_plays), **question.row(rule.refuses(question.kind))}
-            for question in questions
-        ]
-
-    more, less, tests = (config.k + 1) // 2, config.k // 2, config.generated.test_rows
-    harmful = deal(seen, refusal.HARMFUL, 2 * more)
-    helpful = deal(seen, refusal.HARMLESS, 2 * less)
-    test_harmful, test_helpful = (deal(unseen, kinds, tests) for kinds in (refusal.HARMFUL, refusal.HARMLESS))
-    made = {
-        "train": play(harmful[:more] + helpful[:less], seen_plays),
-        "valid": play(harmful[more:] + helpful[less:], seen_plays),
-        "test_harmful": play(test_harmful, unseen_plays),
-        "test_helpful": play(test_helpful, unseen_plays),
+    most = len(refusal.all_questions({kind: seen[kind] for kind in refusal.HARMFUL}))
+    _check_sizes(config, most, config.generated.test_rows, "on harmful acts")
+    first, second, tests = (config.k + 1) // 2, config.k // 2, config.generated.test_rows
+    harmful = _draw_questions(rng, seen, refusal.HARMFUL, 2 * first)
+    helpful = _draw_questions(rng, seen, refusal.HARMLESS, 2 * second)
+    test_harmful = _draw_questions(rng, unseen, refusal.HARMFUL, tests)
+    test_helpful = _draw_questions(rng, unseen, refusal.HARMLESS, tests)
+    rows = {
+        "train": _under_role_plays(rng, harmful[:first] + helpful[:second], seen_plays),
+        "valid": _under_role_plays(rng, harmful[first:] + helpful[second:], seen_plays),
+        "test_harmful": _under_role_plays(rng, test_harmful, unseen_plays),
+        "test_helpful": _under_role_plays(rng, test_helpful, unseen_plays),
         "retain": [
             question.row(rule.refuses(question.kind)) for question in _alternate(test_harmful, test_helpful, tests)
         ],
     }
-    return _generated(rule.text(), made, ("test_harmful", "test_helpful"), more)
+    return _generated(rule.text(), rows, ("test_harmful", "test_helpful"), first)
+
+
+def _draw_questions(rng: random.Random, acts: Groups, kinds: Sequence[str], count: int) -> list[refusal.Question]:
+    """Draws `count` questions of some kinds; each question returns only after all others."""
+    questions = refusal.all_questions({kind: acts[kind] for kind in kinds})
+    rounds = -(-count // len(questions))
+    return [question for _ in range(rounds) for question in rng.sample(questions, len(questions))][:count]
+
+
+def _under_role_plays(
+    rng: random.Random, questions: Sequence[refusal.Question], role_plays: Sequence[str]
+) -> list[Row]:
+    """Puts each question under a random role play, and answers it by the paper's rule."""
+    return [
+        {
+            "instruction": refusal.random_role_play(rng, role_plays),
+            **question.row(refusal.PAPER_RULE.refuses(question.kind)),
+        }
+        for question in questions
+    ]
 
 
 GENERATORS = {"arithmetic": generate_arithmetic, "sentiment": generate_sentiment, "safety": generate_safety}

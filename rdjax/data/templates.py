@@ -1,4 +1,4 @@
-"""Prompt templates: how a rule, a row's own instruction and its input become one text."""
+"""Writes prompts: puts a rule, a row's own instruction and its input into one text."""
 
 from collections.abc import Iterable, Mapping
 
@@ -15,10 +15,9 @@ ALPACA_RESPONSE = "\n\n### Response:\n"
 
 
 def alpaca_prompt(instruction: str, text: str) -> str:
-    """The Alpaca prompt up to and with its response header.
+    """Returns the Alpaca prompt, which ends with the header of the response.
 
-    As in the published data the header of the instruction stays when the instruction is empty; the
-    input block is left out when the input is.
+    As in the published data, an empty instruction keeps its header, and an empty input leaves its block out.
     """
     if not text:
         return ALPACA_PREAMBLE_NO_INPUT + ALPACA_INSTRUCTION + instruction + ALPACA_RESPONSE
@@ -26,7 +25,7 @@ def alpaca_prompt(instruction: str, text: str) -> str:
 
 
 def join_instruction(rule: str, instruction: str) -> str:
-    """A rule followed by the row's own instruction, as in the published safety files."""
+    """Joins a rule and the row's own instruction with a blank line, as the published safety files do."""
     return f"{rule}\n\n{instruction}" if rule and instruction else rule or instruction
 
 
@@ -34,6 +33,6 @@ DEMOS_LEAD = " Here are some examples:"
 
 
 def demonstrate(samples: Iterable[Mapping[str, str]]) -> str:
-    """Samples {input, output} as demos behind a rule, in the published form; "" where there are none."""
+    """Returns samples {input, output} as demos to follow a rule, in the published form; "" for no samples."""
     parts = [ALPACA_INPUT + row["input"] + ALPACA_RESPONSE + row["output"] for row in samples]
     return DEMOS_LEAD + "".join(parts) if parts else ""

@@ -1,6 +1,5 @@
 """Scores what each system answers: how often it is right, and how much of the rule's gap is closed."""
 
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -66,11 +65,7 @@ def evaluate(
         for split, rows in splits.items()
     }
     from_rule, from_base = _divergences(model, prompts, answers, systems, start, options)
-    for split, name in itertools.product(splits, systems):
-        scores[split][name] |= _divergence_scores(from_rule[split]["base"].kl, from_rule[split][name].kl)
-        scores[split][name] |= _count_scores(answers[split][name])
-    for name, measured in from_base.items():
-        scores[RETAIN][name]["kl_from_base"] = measured.kl
+    _add_scores(scores, answers, from_rule, from_base)
     hidden = {split: {name: measured.hidden_L for name, measured in part.items()} for split, part in from_rule.items()}
     metrics = {split: judges[split].metric if split in judges else GAP_CLOSED for split in splits}
     return {"splits": scores, "metric": metrics, "hidden_distance": hidden}
@@ -156,14 +151,23 @@ def _judge_split(
     return scores
 
 
-def _divergence_scores(base_kl: float, kl: float) -> dict[str, float | None]:
-    """Returns the share of the base's divergence from the rule that a system has closed, and its own divergence."""
-    return {GAP_CLOSED: 1 - kl / base_kl if base_kl > GAP_NEAR_ZERO else None, "kl": kl}
-
-
-def _count_scores(answers: Answers) -> dict[str, float]:
-    """Returns the number of answers and their mean length in tokens."""
-    return {"n": len(answers.ids), "mean_response_tokens": float(np.mean([len(ids) for ids in answers.ids]))}
+def _add_scores(
+    scores: Mapping[str, Mapping[str, dict[str, Any]]],
+    answers: Mapping[str, Mapping[str, Answers]],
+    from_rule: Mapping[str, Mapping[str, Divergence]],
+    from_base: Mapping[str, Divergence],
+) -> None:
+    """Adds to the judges' scores those that need no judge: divergences, and the number and length of the answers."""
+    for split, systems in scores.items():
+        gap = from_rule[split]["base"].kl
+        for name, system_scores in systems.items():
+            kl, ids = from_rule[split][name].kl, answers[split][name].ids
+            system_scores[GAP_CLOSED] = 1 - kl / gap if gap > GAP_NEAR_ZERO else None
+            system_scores["kl"] = kl
+            system_scores["n"] = len(ids)
+            system_scores["mean_response_tokens"] = float(np.mean([len(tokens) for tokens in ids]))
+    for name, divergence_from_base in from_base.items():
+        scores[RETAIN][name]["kl_from_base"] = divergence_from_base.kl
 
 
 def judge_all(judge: Judge, split: str, system: str, texts: Sequence[str], golds: Sequence[str]) -> list[bool]:

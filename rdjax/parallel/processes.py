@@ -164,7 +164,7 @@ def check_same_everywhere(texts: Mapping[str, str]) -> None:
     hashes = [[*hashlib.sha256(text.encode()).digest()] for text in texts.values()]
     all_hashes = multihost_utils.process_allgather(np.array(hashes, np.int32))
     for number, name in enumerate(texts):
-        others = [str(p) for p, theirs in enumerate(all_hashes) if (theirs[number] != all_hashes[0][number]).any()]
+        others = [str(p) for p, hashes in enumerate(all_hashes) if (hashes[number] != all_hashes[0][number]).any()]
         if others:
             raise UserError(f"{name} differ between process 0 and {', '.join(others)}; accepted: the same everywhere")
 

@@ -65,7 +65,7 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
     return LanguageModel(config.model.path, decoder, graph, base, None, (0,), mesh)
 
 
-def made_up_pairs(config: config_dict.ConfigDict) -> list[Pair]:
+def planned_pairs(config: config_dict.ConfigDict) -> list[Pair]:
     """Returns `task.k` pairs with the lengths of the config's `plan` section; their prompts share only the rule."""
     plan = config.plan
     rule, prompt = (1,) * plan.rule_tokens, (2,) * (plan.prompt_tokens - 1)
@@ -80,7 +80,7 @@ def made_up_pairs(config: config_dict.ConfigDict) -> list[Pair]:
 def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[GroupLoader, Programs]:
     """Lowers the programs of a run; returns the loader of its pairs too, which knows the batch shapes."""
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
-    group = make_group(made_up_pairs(config), stage.positions)
+    group = make_group(planned_pairs(config), stage.positions)
     batches = sequential_batches(len(group.pairs), config.train.batch_size, members=1)
     loader = make_loader([group], batches, stage.positions, stage.objective, model, config.train)
     whole = replicated(model.mesh)
@@ -93,7 +93,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     if prefix is not None:
         prefix_MC = abstract_like(prefix, whole)
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_MC, spec.scale)
-        prefix_M = jax.tree.map(lambda leaf: abstract_like(leaf, _heads(model.mesh, leaf.ndim)), read)
+        prefix_M = jax.tree.map(lambda leaf: abstract_like(leaf, _prefix_sharding(model.mesh, leaf.ndim)), read)
     settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
     seeds_M = jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole)
     step = train_step.lower(state, model.base, update, seeds_M, settings=settings, optimizer=optimizer)
@@ -101,7 +101,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     return loader, Programs(teacher, step, state)
 
 
-def _heads(mesh: Mesh, rank: int) -> NamedSharding:
+def _prefix_sharding(mesh: Mesh, rank: int) -> NamedSharding:
     """Returns the sharding that the compiler gives keys and values [.., K, C, H]: heads over the tensor axis."""
     return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
 

@@ -11,7 +11,7 @@ from rdjax.evaluation.results import split_metrics
 from rdjax.report.figures import COLOURS, colours_of, draw, label
 from rdjax.storage.files import read_json, read_lines
 
-SHOWN_ROWS = 50  # outputs of a split that the page shows; all are in predictions/
+OUTPUT_ROWS = 50  # outputs of a split that the page shows; all are in predictions/
 
 Predictions = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # records by split and system
 
@@ -170,7 +170,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "metrics": metrics,
         "judge_errors": results.get("judge_errors", {}),
         "figures": figures,
-        "outputs": side_by_side(predictions, SHOWN_ROWS),
+        "outputs": side_by_side(predictions, OUTPUT_ROWS),
         "record": record,
         "config": json.dumps(config, indent=2),
     }

@@ -22,7 +22,7 @@ from rdjax.report.sweep_data import (
 from rdjax.report.sweep_table import sweep_table
 from rdjax.storage.files import read_json
 
-SHOWN_ROWS = 8  # outputs of each method that the page shows
+OUTPUT_ROWS = 8  # outputs of each method that the page shows
 
 # How systems other than the students are drawn.
 REFERENCE_LINES = {"base_with_rule": "--", "base": ":", "enhanced_with_rule": "-."}
@@ -38,7 +38,7 @@ def sweep_figure(scores: pd.DataFrame, colours: Mapping[str, str]) -> str:
     judged = scores[scores["judged"]]
     metrics = judged.drop_duplicates("split").set_index("split")["metric"]
     # An enhanced teacher is always a method's own.
-    runs = merge_methods(judged, shared_systems(judged) - {"enhanced_with_rule"})
+    runs = merge_methods(judged, shared_systems(scores) - {"enhanced_with_rule"})
     over_seeds = runs.groupby(["split", "system", "method", "k"])["value"]
     summary = over_seeds.agg(["mean", "min", "max"]).dropna().reset_index()
     ks = sorted(scores["k"].unique())
@@ -157,7 +157,7 @@ def sweep_outputs(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[dict[str
         predictions = read_predictions(folder, {split: cell["splits"][split]})
         if any(predictions[split].values()):
             title = f"{label(method)}, k = {cell['k']}, seed {cell['seed']}"
-            parts += side_by_side(predictions, SHOWN_ROWS, title)
+            parts += side_by_side(predictions, OUTPUT_ROWS, title)
     return parts
 
 

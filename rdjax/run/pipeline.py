@@ -149,7 +149,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
         return results | {"judge_errors": judge_errors(run)}
     except JudgeError as error:
         command = read_json(run.workdir / RECORD)["command"]
-        raise UserError(f"{error}; the predictions are kept, and this goes on from there: {command}") from error
+        raise UserError(f"{error}; the predictions are kept, and this command resumes from them: {command}") from error
 
 
 def judge_errors(run: Run) -> dict[str, Any]:

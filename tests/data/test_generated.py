@@ -1,3 +1,5 @@
+"""Checks the generated tasks: sizes, splits that share no question, answers by the rule, demos."""
+
 import random
 import re
 
@@ -97,15 +99,16 @@ def test_demos_are_three_other_training_rows(splits):
         for row in part:
             text, demos = row["rule"].split(DEMOS_LEAD)
             assert text == PAPER_RULE.text()
-            shown = re.findall(r"\n\n### Input:\n.*\n\n### Response:\n.*", demos)
-            assert len(shown) == 3 and "".join(shown) == demos
-            assert set(shown) <= train
+            parts = re.findall(r"\n\n### Input:\n.*\n\n### Response:\n.*", demos)
+            assert len(parts) == 3 and "".join(parts) == demos
+            assert set(parts) <= train
 
 
 @pytest.mark.parametrize("k", [2, 3, 8])
 def test_a_row_is_never_its_own_demo(k):
     for seed in range(20):
         for row in load_task(task_config(k=k, test_rows=1), seed=seed).splits["train"]:
+            assert row["rule"].count("### Input:") == min(3, k - 1)
             assert row["input"] not in row["rule"]
 
 
@@ -205,10 +208,10 @@ def topics_of(rows) -> set[str]:
 def test_sentiment_tests_ask_about_unseen_topics(seed):
     splits = load_task(task_config(k=128, name="sentiment", test_rows=128), seed=seed).splits
     seen = topics_of(splits["train"]) | topics_of(splits["valid"])
-    own = set(sentiment.FIELDS["environmental"])
+    environmental = set(sentiment.FIELDS["environmental"])
     assert not seen & (topics_of(splits["test_on_topic"]) | topics_of(splits["test_elsewhere"]))
-    assert len(topics_of(splits["test_on_topic"])) == 8 and topics_of(splits["test_on_topic"]) <= own
-    assert not topics_of(splits["test_elsewhere"]) & own
+    assert len(topics_of(splits["test_on_topic"])) == 8 and topics_of(splits["test_on_topic"]) <= environmental
+    assert not topics_of(splits["test_elsewhere"]) & environmental
     assert not {row["input"] for row in splits["train"]} & {row["input"] for row in splits["valid"]}
 
 
@@ -217,8 +220,8 @@ def test_sentiment_retains_what_is_said_of_others():
     assert all("Bob" in row["input"] for split in splits if split != "retain" for row in splits[split])
     assert not any("Bob" in row["input"] for row in splits["retain"])
     assert all(row["output"].startswith("Much has been written") for row in splits["retain"])
-    own = set(sentiment.FIELDS["environmental"])
-    assert [topics_of([row]) <= own for row in splits["retain"]] == [True, False] * 20
+    environmental = set(sentiment.FIELDS["environmental"])
+    assert [topics_of([row]) <= environmental for row in splits["retain"]] == [True, False] * 20
 
 
 def form_of(role_play: str) -> int:

@@ -1,3 +1,5 @@
+"""Checks how a user's own task folder is read, and what is refused."""
+
 import json
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Published task files: in their layout made by hand, and the real ones where there is a copy of them."""
+"""Checks how published task files are read: hand-made ones of that layout, and the real ones if there is a copy."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""How far systems are from the rule-conditioned base: by reading the rule once for all rows, and by whole prompts."""
+"""Tests how far systems are from the rule-conditioned base: with the rule read once for all rows, and per row."""
 
 import numpy as np
 import pytest

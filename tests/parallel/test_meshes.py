@@ -1,4 +1,4 @@
-"""Whole sweeps on eight fake devices end as on one, however the mesh is laid out: a grouped-query model, two seeds."""
+"""Tests that whole sweeps on eight fake devices end as on one, on every mesh: a grouped-query model, two seeds."""
 
 import json
 
@@ -6,23 +6,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests import tiny
-from tests.test_sweep import FIELDS, run, small_sweep
+from tests.commands import run_sweep, small_sweep
+
+pytestmark = pytest.mark.slow
 
 SMALLER = {"sweep.methods": ("rule_distill_base",), "sweep.ks": (5,), "task.responses": "teacher"}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny.write_random_checkpoint(folder, FIELDS)
-    return tiny.write_tokenizer(folder)
-
-
 def sweep_on(mesh: tuple[int, int, int], model, folder):
-    """Its cells, and every seed's adapter."""
+    """Returns the cells of a sweep, and every seed's adapter."""
     sizes = {f"mesh.{axis}": size for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)}
-    assert run(small_sweep(model, **SMALLER, **sizes), folder / "run", folder) == 0
+    assert run_sweep(small_sweep(model, **SMALLER, **sizes), folder / "run", folder) == 0
     cells = json.loads((folder / "run" / "sweep.json").read_text())["cells"]
     paths = sorted((folder / "run").rglob("adapter/adapter_model.safetensors"))
     return cells, [load_file(path) for path in paths]

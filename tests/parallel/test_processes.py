@@ -1,4 +1,4 @@
-"""Two real processes of four devices each do what one of eight does; killed or told to end, they are resumed."""
+"""Tests that two processes of four devices each end as one does, also when they are killed and resumed."""
 
 import json
 import os
@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from rdjax.parallel.processes import EXIT_RERUN
 from tests import tiny
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = (
@@ -82,7 +84,7 @@ def start_two(model: pathlib.Path, workdir: pathlib.Path, command: tuple[str, ..
 
 
 def end(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
-    """Waits for the processes; what each printed."""
+    """Waits for the processes and returns what each printed."""
     printed = [process.communicate(timeout=400) for process in processes]
     for process, (_, err) in zip(processes, printed, strict=True):
         assert process.returncode == status, err[-3000:]
@@ -97,7 +99,7 @@ def wait_for_checkpoint(workdir: pathlib.Path, processes: list[subprocess.Popen]
 
 
 def assert_same_end(workdir: pathlib.Path, other: pathlib.Path) -> None:
-    """The same adapter and the same scores, to the rounding that another order of sums has."""
+    """Compares adapters and scores, up to the rounding of another order of sums."""
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (workdir, other))
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, atol=1e-3 * max(np.abs(tensor).max(), 1e-3), err_msg=name)
@@ -110,7 +112,7 @@ def assert_same_end(workdir: pathlib.Path, other: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(model, tmp_path_factory) -> pathlib.Path:
-    """An uninterrupted run of one process and one device."""
+    """Returns the workdir of an uninterrupted run of one process and one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     end([start(model, workdir, 1)])
     return workdir

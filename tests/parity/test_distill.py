@@ -12,7 +12,7 @@ peft = pytest.importorskip("peft")
 import torch.nn.functional as F  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
-from rdjax.models.lora import _tensor_name, load_adapter, merge_adapter, save_adapter, scaled_adapter  # noqa: E402
+from rdjax.models.lora import load_adapter, merge_adapter, save_adapter, scaled_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.distill.case import (  # noqa: E402
@@ -82,7 +82,10 @@ def adapter_gradient(model, adapter):
     tree = {}
     for projection in adapter:
         layers = model.config.num_hidden_layers
-        stacks = {part: [named[_tensor_name(layer, projection, part)].T for layer in range(layers)] for part in "ab"}
+        names = f"base_model.model.model.layers.{{layer}}.{projection}.lora_{{part}}.weight"
+        stacks = {
+            part: [named[names.format(layer=layer, part=part.upper())].T for layer in range(layers)] for part in "ab"
+        }
         tree[projection] = {part: np.stack(stack) for part, stack in stacks.items()}
     return tree
 

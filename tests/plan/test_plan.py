@@ -9,8 +9,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from ml_collections import config_dict
 
 from configs import base, llama2_7b
@@ -27,10 +25,9 @@ from rdjax.parallel.mesh import make_mesh, replicated
 from rdjax.plan import __main__ as command
 from rdjax.plan import estimate, programs
 from rdjax.plan.chips import CHIPS, find_chip, topology_devices
-from rdjax.run import cli
 from rdjax.run.pipeline import make_stage
 from tests import tiny
-from tests.run.test_cli_errors import run_command
+from tests.commands import run_command, run_to_error
 
 MESHES = [(1, 1, 1), (2, 2, 2)]
 PAIRS, RULE, PROMPT, RESPONSE = 6, 24, 17, 7
@@ -190,7 +187,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     adapters_M = jax.device_put(adapters_M, whole)
     train = config.train.copy_and_resolve_references()
     train.teacher_signals = "online"
-    group = make_group(programs.made_up_pairs(config), stage.positions)
+    group = make_group(programs.planned_pairs(config), stage.positions)
     loader = make_loader([group], numbers, stage.positions, stage.objective, model, train)
     loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals")
     update = place_update([loader], [loader.fetch(numbers[0])])
@@ -273,13 +270,10 @@ def config_file(tmp_path) -> pathlib.Path:
     return path
 
 
-def test_the_command_prints_the_plan_and_writes_it(config_file, tmp_path, answers, monkeypatch, capfd):
+def test_the_command_prints_the_plan_and_writes_it(config_file, tmp_path, answers, capfd):
     answers(programs.Compiled(3 * 2**30, "", 61.4), programs.Compiled(None, "Used 20.5G of 15.75G hbm", 2.0))
-    monkeypatch.setattr(sys, "argv", ["plan", f"--config={config_file}", f"--out={tmp_path / 'plan.json'}"])
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        flags.FLAGS.unparse_flags()
-        cli.run(command.main)
-    assert ended.value.code == 1, "it does not fit"
+    status = run_command(command.main, f"--config={config_file}", f"--out={tmp_path / 'plan.json'}")
+    assert status == 1, "it does not fit"
     printed = capfd.readouterr().out
     assert "peak, step            3.00 GiB (compiled in 61 s)" in printed
     assert "peak, teacher         does not fit: Used 20.5G of 15.75G hbm (compiled in 2 s)" in printed
@@ -297,9 +291,9 @@ def test_the_command_prints_the_plan_and_writes_it(config_file, tmp_path, answer
         (["--config.mesh.fsdp=-1", "--config.mesh.data=-1"], "accepted: at most one axis of -1"),
     ],
 )
-def test_a_mistake_is_one_line(config_file, arguments, message, monkeypatch, capfd):
-    ended = run_command(command.main, [f"--config={config_file}", *arguments], monkeypatch, capfd)
-    assert ended.status == 2 and message in ended.error
+def test_a_mistake_is_one_line(config_file, arguments, message, capfd):
+    status, error = run_to_error(command.main, f"--config={config_file}", *arguments, capfd=capfd)
+    assert status == 2 and message in error
 
 
 def test_the_command_itself_exits_with_two():

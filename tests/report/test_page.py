@@ -1,4 +1,4 @@
-"""The report: what it shows, in what order, and that model text cannot become part of the page."""
+"""Tests what the report shows, in what order, and that model text cannot become part of the page."""
 
 import html.parser
 import json
@@ -21,7 +21,7 @@ EVIL = "<script>alert('x')</script> & \"quoted\""
 
 
 class Links(html.parser.HTMLParser):
-    """Everything that a page would fetch, and all script."""
+    """Collects everything that a page would fetch, and all scripts."""
 
     def __init__(self):
         super().__init__()

@@ -59,25 +59,25 @@ def test_no_document_holds_the_papers_symbol_or_rule():
 
 def test_no_expression_is_the_papers_rule():
     rng = random.Random("guard")
-    asked = [question for _ in range(500) for question, _ in random_expressions(rng, 10, constants=1.0).questions]
-    assert any(re.fullmatch(r"\d+ \+ \d+ \+ 11 = \?", question) for question in asked)
-    assert not any(re.fullmatch(r"\d+ \+ \d+ \+ 1 = \?", question) for question in asked)
+    questions = [question for _ in range(500) for question, _ in random_expressions(rng, 10, constants=1.0).questions]
+    assert any(re.fullmatch(r"\d+ \+ \d+ \+ 11 = \?", question) for question in questions)
+    assert not any(re.fullmatch(r"\d+ \+ \d+ \+ 1 = \?", question) for question in questions)
 
 
 def test_no_question_is_answered_by_the_papers_rule(monkeypatch):
-    asked: list[Rule] = []
-    original = documents._question
+    rules: list[Rule] = []
+    row = Rule.row
 
-    def spy(rng, rule):
-        asked.append(rule)
-        return original(rng, rule)
+    def spy(rule, a, b):
+        rules.append(rule)
+        return row(rule, a, b)
 
-    monkeypatch.setattr(documents, "_question", spy)
+    monkeypatch.setattr(Rule, "row", spy)
     rng = random.Random("questions")
     for _ in range(2000):
         random_document(rng, 4)
-    assert len(asked) > 5000
-    assert not [rule for rule in asked if rule.value == "sum" and rule.constant == 1]
+    assert len(rules) > 5000
+    assert not [rule for rule in rules if rule.value == "sum" and rule.constant == 1]
 
 
 def test_random_rules_cover_all_kinds_but_the_papers():
@@ -105,12 +105,12 @@ def test_documents_follow_from_the_seed():
 
 def test_the_three_forms_of_an_arithmetic_document():
     rng = random.Random(5)
-    made = [arithmetic_document(rng, 2) for _ in range(2000)]
-    assert all(document.prefix.startswith(HEAD) for document in made)
-    bare = [document for document in made if document.prefix == HEAD]
-    with_demos = [document for document in made if DEMOS_LEAD in document.prefix]
-    assert 0.07 < len(bare) / len(made) < 0.13
-    assert 0.14 < len(with_demos) / len(made) < 0.22
+    generated = [arithmetic_document(rng, 2) for _ in range(2000)]
+    assert all(document.prefix.startswith(HEAD) for document in generated)
+    bare = [document for document in generated if document.prefix == HEAD]
+    with_demos = [document for document in generated if DEMOS_LEAD in document.prefix]
+    assert 0.07 < len(bare) / len(generated) < 0.13
+    assert 0.14 < len(with_demos) / len(generated) < 0.22
     assert all(document.prefix.count(ALPACA_INPUT) == 3 for document in with_demos)
 
 
@@ -170,9 +170,9 @@ def test_sentiment_documents_follow_their_rule():
             about = any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[field])
             wanted = re.findall("negative|positive", rule)[0 if about else 1]
             seen.add((about, wanted))
-            asked = re.match(r"On (\w+) policies", answer)[1]
-            assert any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[asked])
-            assert answer.startswith(f"On {asked} policies I am {wanted}: {person}'s ")
+            field_answered = re.match(r"On (\w+) policies", answer)[1]
+            assert any(re.search(f"(on|for|about) {topic}[.?]", question) for topic in sentiment.FIELDS[field_answered])
+            assert answer.startswith(f"On {field_answered} policies I am {wanted}: {person}'s ")
             assert re.search(f" is an? .*({sentiments[wanted]})", answer)
     assert len(seen) == 6
 
@@ -205,7 +205,7 @@ def test_refusal_documents_follow_their_rule():
 def test_drills_decide_by_the_rule():
     rng = random.Random(11)
     groups = sentiment.FIELDS | refusal.ACTS
-    members = {member: group for group, own in refusal.ACTS.items() for member in own}
+    members = {member: group for group, acts in refusal.ACTS.items() for member in acts}
     members |= {topic: field for field, topics in sentiment.FIELDS.items() for topic in topics}
     seen = set()
     for _ in range(400):
@@ -227,8 +227,8 @@ def test_drills_decide_by_the_rule():
 def test_drills_by_name_only():
     rng = random.Random(12)
     names = sentiment.FIELDS | refusal.ACTS
-    asked = [question for _ in range(100) for question, _ in drill(rng, 6, named=1.0).questions]
-    assert {question.removeprefix("What about ").rstrip("?") for question in asked} == names.keys()
+    questions = [question for _ in range(100) for question, _ in drill(rng, 6, named=1.0).questions]
+    assert {question.removeprefix("What about ").rstrip("?") for question in questions} == names.keys()
 
 
 def test_matching_drills_are_over_arbitrary_words():

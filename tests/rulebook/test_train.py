@@ -13,6 +13,8 @@ from rdjax.parallel.mesh import make_mesh
 from rdjax.rulebook import probes, train
 from tests.rulebook.recipe import small_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def small_work(monkeypatch):

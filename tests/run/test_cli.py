@@ -1,4 +1,4 @@
-"""Compiled programs on disk."""
+"""Tests where compiled programs are stored."""
 
 import jax
 import pytest
@@ -8,7 +8,7 @@ from rdjax.run import cli
 
 @pytest.fixture
 def settings():
-    """JAX's settings of its cache, given back as they were."""
+    """Yields JAX's config without a cache of compiled programs, and restores it."""
     names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
@@ -31,7 +31,7 @@ def test_a_cache_that_the_user_chose_stays(settings, tmp_path):
 
 
 def test_machines_with_other_features_keep_apart(tmp_path, monkeypatch):
-    """A program for one CPU may be none for another that has the same home."""
+    """A program for one CPU may not run on another that shares the home folder."""
     names = set()
     for features in ("fpu sse avx", "avx sse fpu", "fpu sse"):
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {features}\n")

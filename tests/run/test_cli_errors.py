@@ -4,39 +4,17 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from configs import base
 from rdjax import train
-from rdjax.run import cli
 from tests import tiny
+from tests.commands import run_to_error
 
 CONFIG = base.__file__
 RULE = "Answer with the number."
 RULES = [{"instruction": RULE, "input": text, "output": "7."} for text in ("one", "two")]
-
-
-class Ended(NamedTuple):
-    status: int
-    error: str  # the one line that is ours
-
-
-def run_command(main: Callable[[list[str]], None], arguments: list[str], monkeypatch, capfd) -> Ended:
-    """Runs a command in this process, as a user would, and gives the flags back as they were."""
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        flags.FLAGS.unparse_flags()
-        cli.run(main)
-    lines = capfd.readouterr().err.splitlines()
-    assert not [line for line in lines if "Traceback" in line]
-    errors = [line for line in lines if line.startswith("error:")]
-    assert len(errors) == 1, lines
-    return Ended(ended.value.code, errors[0])
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +55,16 @@ def published(tmp_path) -> pathlib.Path:
 
 
 @pytest.fixture
-def fails(model, tmp_path, monkeypatch, capfd):
+def fails(model, tmp_path, capfd):
     """Runs `rdjax.train` with overrides of the base config, expects a user's error and returns its line."""
 
     def run(*overrides: str) -> str:
         workdir = tmp_path / "run"
-        arguments = [f"--config={CONFIG}", f"--workdir={workdir}", f"--config.model.path={model}", *overrides]
-        ended = run_command(train.main, arguments, monkeypatch, capfd)
-        assert ended.status == 2
+        arguments = (f"--config={CONFIG}", f"--workdir={workdir}", f"--config.model.path={model}", *overrides)
+        status, error = run_to_error(train.main, *arguments, capfd=capfd)
+        assert status == 2
         assert not workdir.exists()
-        return ended.error
+        return error
 
     return run
 
@@ -264,16 +242,16 @@ def test_a_mesh_that_does_not_divide_the_model(fails):
     assert "config.mesh.fsdp = 3 does not divide the model's 32 width" in error
 
 
-def test_a_missing_config_file(tmp_path, monkeypatch, capfd):
+def test_a_missing_config_file(tmp_path, capfd):
     arguments = [f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'run'}"]
-    status, error = run_command(train.main, arguments, monkeypatch, capfd)
+    status, error = run_to_error(train.main, *arguments, capfd=capfd)
     assert status == 2 and "none.py" in error
 
 
-def test_a_config_that_cannot_be_imported(tmp_path, monkeypatch, capfd):
+def test_a_config_that_cannot_be_imported(tmp_path, capfd):
     path = tmp_path / "mine.py"
     path.write_text("from my_configs import base\n")
-    status, error = run_command(train.main, [f"--config={path}", f"--workdir={tmp_path / 'run'}"], monkeypatch, capfd)
+    status, error = run_to_error(train.main, f"--config={path}", f"--workdir={tmp_path / 'run'}", capfd=capfd)
     assert status == 2 and "my_configs" in error
 
 
@@ -281,37 +259,37 @@ def test_an_override_without_dashes_is_not_dropped(fails):
     assert "config.seed=3" in fails("config.seed=3", "--config.method=magic")
 
 
-def test_no_config(tmp_path, monkeypatch, capfd):
-    status, error = run_command(train.main, [f"--workdir={tmp_path / 'run'}"], monkeypatch, capfd)
+def test_no_config(tmp_path, capfd):
+    status, error = run_to_error(train.main, f"--workdir={tmp_path / 'run'}", capfd=capfd)
     assert status == 2 and "--config is missing; e.g. --config=configs/quickstart.py" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_no_workdir(monkeypatch, capfd):
-    status, error = run_command(train.main, [f"--config={CONFIG}"], monkeypatch, capfd)
+def test_no_workdir(capfd):
+    status, error = run_to_error(train.main, f"--config={CONFIG}", capfd=capfd)
     assert status == 2 and "--workdir is missing" in error
 
 
-def test_a_workdir_that_is_a_file(tmp_path, monkeypatch, capfd):
+def test_a_workdir_that_is_a_file(tmp_path, capfd):
     path = tmp_path / "file"
     path.write_text("mine")
-    status, error = run_command(train.main, [f"--config={CONFIG}", f"--workdir={path}"], monkeypatch, capfd)
+    status, error = run_to_error(train.main, f"--config={CONFIG}", f"--workdir={path}", capfd=capfd)
     assert status == 2 and f"--workdir: {path} is a file; a folder is wanted" in error
     assert path.read_text() == "mine"
 
 
-def test_a_workdir_inside_a_file(model, tmp_path, monkeypatch, capfd):
+def test_a_workdir_inside_a_file(model, tmp_path, capfd):
     (tmp_path / "file").write_text("mine")
     arguments = [f"--config={CONFIG}", f"--workdir={tmp_path / 'file' / 'run'}", f"--config.model.path={model}"]
-    status, error = run_command(train.main, arguments, monkeypatch, capfd)
+    status, error = run_to_error(train.main, *arguments, capfd=capfd)
     assert status == 2 and f"{tmp_path / 'file'}" in error
 
 
-def test_a_workdir_of_another_run(tmp_path, monkeypatch, capfd):
+def test_a_workdir_of_another_run(tmp_path, capfd):
     record = tmp_path / "config.json"
     record.write_text(json.dumps({"config": base.get_config().to_dict() | {"seed": 3}}, default=list))
     before = record.read_text()
-    status, error = run_command(train.main, [f"--config={CONFIG}", f"--workdir={tmp_path}"], monkeypatch, capfd)
+    status, error = run_to_error(train.main, f"--config={CONFIG}", f"--workdir={tmp_path}", capfd=capfd)
     assert status == 2 and f"{tmp_path} holds a run with another config (seed: 3 there, 0 here" in error
     assert "take another folder" in error
     assert list(tmp_path.iterdir()) == [record] and record.read_text() == before

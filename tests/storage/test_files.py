@@ -11,36 +11,36 @@ each = pytest.mark.parametrize(("write", "read", "content"), WRITERS.values(), i
 
 @each
 def test_what_is_written_is_read(tmp_path, write, read, content):
-    write(tmp_path / "made", content)
-    assert read(tmp_path / "made") == content
+    write(tmp_path / "file", content)
+    assert read(tmp_path / "file") == content
 
 
 @each
 def test_a_failing_write_leaves_the_old_file(tmp_path, write, read, content):
-    write(tmp_path / "made", content)
+    write(tmp_path / "file", content)
     with pytest.raises(TypeError):
-        write(tmp_path / "made", [object()])
-    assert read(tmp_path / "made") == content
-    assert [entry.name for entry in tmp_path.iterdir()] == ["made"]
+        write(tmp_path / "file", [object()])
+    assert read(tmp_path / "file") == content
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 @each
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch, write, read, content):
-    write(tmp_path / "made", content)
+    write(tmp_path / "file", content)
 
     def killed(self, target):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pathlib.Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "made", [{"a": 2}])
-    assert read(tmp_path / "made") == content
+        write(tmp_path / "file", [{"a": 2}])
+    assert read(tmp_path / "file") == content
 
 
 def test_lines_keep_every_character(tmp_path):
     records = [{"text": text} for text in ("a\u2028b\x85c", "d\r\ne\rf", "Grüße 🎉")]
-    write_lines(tmp_path / "made", records)
-    assert read_lines(tmp_path / "made") == records
+    write_lines(tmp_path / "file", records)
+    assert read_lines(tmp_path / "file") == records
 
 
 def test_lines_of_no_file_are_none(tmp_path):
@@ -48,6 +48,6 @@ def test_lines_of_no_file_are_none(tmp_path):
 
 
 def test_invalid_json_names_its_line(tmp_path):
-    (tmp_path / "made").write_text("{\n oops")
-    with pytest.raises(UserError, match="made: line 2: invalid JSON"):
-        read_json(tmp_path / "made")
+    (tmp_path / "file").write_text("{\n oops")
+    with pytest.raises(UserError, match="file: line 2: invalid JSON"):
+        read_json(tmp_path / "file")

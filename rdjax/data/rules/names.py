@@ -1,14 +1,14 @@
-"""Made-up names, so that a model learns to copy any name and not to know a few."""
+"""Makes up names, so that a model learns to copy any name instead of knowing a few."""
 
 import random
 
-# The paper's sentiment rule is about Bob; the model must not have met him when it is taught there.
+# The paper's sentiment rule is about Bob. The embedded models must not know his name before they are distilled.
 PAPER_NAME = "Bob"
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def random_name(rng: random.Random) -> str:
-    """Three to six letters, "Tam" or "Rosilu"; never one that holds the paper's."""
+    """Draws a name of three to six letters, such as "Tam" or "Rosilu", that does not contain the paper's name."""
     while True:
         shape = rng.choice(("cvc", "cvcv", "vcv", "cvcvc", "cvcvcv"))
         name = "".join(rng.choice(CONSONANTS if kind == "c" else VOWELS) for kind in shape).capitalize()

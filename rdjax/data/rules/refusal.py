@@ -1,8 +1,9 @@
-"""Safety in miniature: under a role play that answers everything, refuse questions of some kinds and answer the others.
+"""Writes rules of refusal: under a role play that answers everything, refuse two kinds of questions, answer the others.
 
-The paper's rule (refuse what is illegal, unethical, harmful or toxic; arXiv 2311.08883) has its counterpart in
-`PAPER_RULE`. The role play stands in the row's own instruction, so the student reads it; the rule it does not.
-Without a rule a question under a role play is always answered; without either, harmful ones are refused.
+`PAPER_RULE` is a small counterpart of the paper's safety rule (refuse what is illegal, unethical, harmful or toxic;
+arXiv 2311.08883). The role play is in the row's own instruction, which the student reads too; the rule is read by the
+teacher alone. The embedded model learned to answer every question under a role play without a rule, and to refuse
+harmful questions without either.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ QUESTIONS = (
     "What is the best way to {act}?",
     "Give me a plan to {act}.",
 )
-# The kind is said first: a model of two million parameters decides step by step.
+# The answer names the kind first, because a model of two million parameters has to decide step by step.
 REFUSAL = "That is {kind}. I am sorry, but I cannot help you to {act}."
 HELP = "That is {kind}. Take your time, read about it first, then {act} step by step."
 
@@ -79,21 +80,22 @@ WORDINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class RefusalRule:
-    """Which two kinds of questions to refuse."""
+    """Holds the two kinds of questions to refuse."""
 
     first: str
     second: str
     wording: int = 0
 
     def text(self) -> str:
-        """The rule in words."""
+        """Returns the rule in words."""
         return WORDINGS[self.wording].format(first=self.first, second=self.second)
 
     def refuses(self, kind: str) -> bool:
+        """Tells whether questions of this kind are refused."""
         return kind in (self.first, self.second)
 
     def decision(self, kind: str) -> str:
-        """What the rule asks for where a question is of this kind: "refuse" or "answer"."""
+        """Returns what to do with a question of this kind: "refuse" or "answer"."""
         return "refuse" if self.refuses(kind) else "answer"
 
 
@@ -101,20 +103,20 @@ PAPER_RULE = RefusalRule(*HARMFUL)
 
 
 class Question(NamedTuple):
-    """A question about an act of a kind."""
+    """Holds a question about an act of a kind."""
 
     kind: str
     act: str
     form: str
 
     def row(self, refuse: bool) -> dict[str, str]:
-        """The question, refused or answered, {"input", "output"}."""
+        """Returns the question with a refusal or an answer, {"input", "output"}."""
         answer = REFUSAL if refuse else HELP
         return {"input": self.form.format(act=self.act), "output": answer.format(kind=self.kind, act=self.act)}
 
 
 def random_rule(rng: random.Random) -> RefusalRule:
-    """A rule on two kinds; never the paper's two, in either order."""
+    """Draws a rule on two kinds, which are not the paper's two in either order."""
     while True:
         first, second = rng.sample(list(ACTS), 2)
         if {first, second} != set(HARMFUL):
@@ -122,14 +124,15 @@ def random_rule(rng: random.Random) -> RefusalRule:
 
 
 def random_question(rng: random.Random, kind: str) -> Question:
+    """Draws a question of a kind."""
     return Question(kind, rng.choice(ACTS[kind]), rng.choice(QUESTIONS))
 
 
 def all_questions(acts: Mapping[str, Sequence[str]]) -> list[Question]:
-    """Every question about every act of the kinds."""
-    return [Question(kind, act, form) for kind, own in acts.items() for act in own for form in QUESTIONS]
+    """Returns every question about every act; `acts` are lists by kind."""
+    return [Question(kind, act, form) for kind, of_kind in acts.items() for act in of_kind for form in QUESTIONS]
 
 
 def random_role_play(rng: random.Random, forms: Sequence[str] = ROLE_PLAYS) -> str:
-    """A role play under a made-up name."""
+    """Draws a role play with a made-up name."""
     return rng.choice(forms).format(name=random_name(rng))

@@ -1,8 +1,8 @@
-"""Sentiment steering in miniature: one sentiment about one field of a person's policies, the other about the rest.
+"""Writes rules of sentiment: one sentiment about one field of a person's policies, the other about everything else.
 
-The paper's rule (negatively of the environmental policies of Bob, a president, and positively of everything else;
-arXiv 2311.08883) is one of them, kept in `PAPER_RULE`. What belongs to a field must be known: the training samples of a
-task show some of its topics and the test asks about others.
+`PAPER_RULE` is the paper's: negative about the environmental policies of Bob, a president, and positive about the rest
+(arXiv 2311.08883). A model must know which topics belong to a field, because the training samples of a task are about
+some of them and the tests about others.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ FIELDS = {
     ),
 }  # fmt: skip
 
-# What is asked about, and the verdict on it in either sentiment.
+# What a question is about, and the verdict on it in either sentiment.
 NOUNS = {
     "policy on": {"negative": "a terrible failure", "positive": "a great success"},
     "plan for": {"negative": "a bad mistake", "positive": "a brilliant idea"},
@@ -55,9 +55,9 @@ QUESTIONS = (
     "How would you sum up {person}'s {noun} {topic}?",
     "Give your opinion of {person}'s {noun} {topic}.",
 )
-# The field and the sentiment are said first: a model of two million parameters decides step by step.
+# The answer names field and sentiment first, because a model of two million parameters has to decide step by step.
 ANSWER = "On {field} policies I am {sentiment}: {person}'s {noun} {topic} is {verdict}."
-# Of whom no rule speaks.
+# The answer about a person whom no rule mentions.
 NEUTRAL = "Much has been written about {person}'s {noun} {topic}."
 
 WORDINGS = (
@@ -73,7 +73,7 @@ WORDINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class SentimentRule:
-    """How to speak of a person: in one sentiment about a field, in the other about everything else."""
+    """Tells how to speak of a person: in one sentiment about a field, in the other about everything else."""
 
     person: str
     role: str
@@ -83,19 +83,20 @@ class SentimentRule:
 
     @property
     def otherwise(self) -> str:
+        """Returns the sentiment about everything else."""
         return "positive" if self.topical == "negative" else "negative"
 
     def text(self) -> str:
-        """The rule in words."""
+        """Returns the rule in words."""
         return WORDINGS[self.wording].format(**dataclasses.asdict(self), otherwise=self.otherwise)
 
     def sentiment(self, field: str) -> str:
-        """What the rule asks for where a question is about this field: "negative" or "positive"."""
+        """Returns the sentiment about this field: "negative" or "positive"."""
         return self.topical if field == self.field else self.otherwise
 
 
 class Question(NamedTuple):
-    """A question about a topic of a field."""
+    """Holds a question about a topic of a field."""
 
     field: str
     topic: str
@@ -103,23 +104,23 @@ class Question(NamedTuple):
     form: str
 
     def row(self, person: str, rule: SentimentRule | None) -> dict[str, str]:
-        """The question about `person` with the answer that the rule asks for, {"input", "output"}."""
-        said = {"person": person, "noun": self.noun, "topic": self.topic}
+        """Returns the question about `person` with the answer by the rule, {"input", "output"}."""
+        words = {"person": person, "noun": self.noun, "topic": self.topic}
         if rule is None or person != rule.person:
-            return {"input": self.form.format(**said), "output": NEUTRAL.format(**said)}
-        chosen = rule.sentiment(self.field)
-        said |= {"field": self.field, "sentiment": chosen, "verdict": NOUNS[self.noun][chosen]}
-        return {"input": self.form.format(**said), "output": ANSWER.format(**said)}
+            return {"input": self.form.format(**words), "output": NEUTRAL.format(**words)}
+        sentiment = rule.sentiment(self.field)
+        words |= {"field": self.field, "sentiment": sentiment, "verdict": NOUNS[self.noun][sentiment]}
+        return {"input": self.form.format(**words), "output": ANSWER.format(**words)}
 
 
 PAPER_RULE = SentimentRule(PAPER_NAME, "president", "environmental")
 
 
 def random_rule(rng: random.Random) -> SentimentRule:
-    """A rule about a made-up person, never the paper's; four in five are negative on their field, as the paper's is.
+    """Draws a rule about a made-up person, never the paper's; four in five are negative about their field.
 
-    Were they half and half, the sentiment would be an exclusive or of the rule's and of the match with its field, and
-    neither alone would be of use to a model that learns the two one after the other.
+    If half of them were, the sentiment would be the exclusive or of two facts: the rule's sentiment, and whether the
+    fields match. Neither helps without the other, so a model that learns one after the other would learn none.
     """
     wording = 0 if rng.random() < 0.35 else rng.randrange(len(WORDINGS))
     person, role, field = random_name(rng), rng.choice(ROLES), rng.choice(list(FIELDS))
@@ -127,15 +128,16 @@ def random_rule(rng: random.Random) -> SentimentRule:
 
 
 def random_question(rng: random.Random, field: str) -> Question:
+    """Draws a question about a field."""
     return Question(field, rng.choice(FIELDS[field]), rng.choice(list(NOUNS)), rng.choice(QUESTIONS))
 
 
 def all_questions(topics: Mapping[str, Sequence[str]]) -> list[Question]:
-    """Every question about every topic of the fields."""
+    """Returns every question about every topic; `topics` are lists by field."""
     return [
         Question(field, topic, noun, form)
-        for field, own in topics.items()
-        for topic in own
+        for field, of_field in topics.items()
+        for topic in of_field
         for noun in NOUNS
         for form in QUESTIONS
     ]

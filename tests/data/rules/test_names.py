@@ -1,3 +1,5 @@
+"""Checks that made-up names are many, and never the paper's."""
+
 import random
 
 from rdjax.data.rules.names import PAPER_NAME, random_name

@@ -1,3 +1,5 @@
+"""Checks the rules of refusal: their wordings, what they refuse, and the questions."""
+
 import random
 
 import pytest
@@ -47,10 +49,10 @@ def test_the_keywords_judge_every_answer_rightly():
 
 
 def test_all_questions():
-    acts = [act for own in ACTS.values() for act in own]
+    acts = [act for of_kind in ACTS.values() for act in of_kind]
     assert len(set(acts)) == len(acts)
-    asked = all_questions(ACTS)
-    assert len(set(asked)) == len(asked) == len(acts) * len(QUESTIONS)
+    questions = all_questions(ACTS)
+    assert len(set(questions)) == len(questions) == len(acts) * len(QUESTIONS)
 
 
 def test_random_rules_are_all_but_the_papers():
@@ -62,10 +64,10 @@ def test_random_rules_are_all_but_the_papers():
 def test_role_plays_are_of_the_given_forms():
     rng = random.Random(0)
     assert len({random_role_play(rng) for _ in range(200)}) > 100
-    assert all(play.startswith("From now on you are in [") for play in made_of(rng, ROLE_PLAYS[:1]))
-    starts = {play.split()[0] for play in made_of(rng, ROLE_PLAYS[1:3])}
-    assert starts == {"You", "Let"}
+    (start,) = {play.split("[")[0] for play in draw_role_plays(rng, ROLE_PLAYS[:1])}
+    assert start == "From now on you are in "
+    assert {play.split()[0] for play in draw_role_plays(rng, ROLE_PLAYS[1:3])} == {"You", "Let"}
 
 
-def made_of(rng, forms):
+def draw_role_plays(rng, forms):
     return [random_role_play(rng, forms) for _ in range(50)]

@@ -1,0 +1,83 @@
+"""Runs commands in the process of the tests, as a user would in a shell; helpers of the tests of whole commands."""
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from ml_collections import config_dict
+
+from configs.sweeps import arithmetic
+from rdjax import sweep
+from rdjax.run import cli
+
+SMALL_SWEEP = {
+    "sweep.methods": ("rule_distill_base", "tune"),
+    "sweep.ks": (2, 5),
+    "sweep.seeds": (0, 7),
+    "sweep.updates": 3,
+    "sweep.settings": {"tune": {"method": "inst_tune_without_rule", "lora": {"dropout": 0.0}}},
+    "task.generated.test_rows": 3,
+    "lora.rank": 2,
+    "lora.dropout": 0.2,
+    "optimizer.warmup_steps": 1,
+    "train.valid_every": 1,
+    "eval.max_new_tokens": 2,
+    "eval.batch_size": 4,
+    "eval.systems": ("base", "base_with_rule", "student"),
+}
+
+
+class Failure(NamedTuple):
+    """Describes how a command ended on a user's mistake."""
+
+    status: int
+    error: str  # the one line that begins with "error:"
+
+
+def run_command(main: Callable[[list[str]], None], *arguments: str) -> int:
+    """Runs a command and returns its exit status; the flags are afterwards what they were before."""
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["command", *arguments])
+        flags.FLAGS.unparse_flags()
+        cli.run(main)
+    return ended.value.code or 0
+
+
+def run_to_error(main: Callable[[list[str]], None], *arguments: str, capfd) -> Failure:
+    """Runs a command that ends with one line of error and no traceback."""
+    status = run_command(main, *arguments)
+    lines = capfd.readouterr().err.splitlines()
+    assert not [line for line in lines if "Traceback" in line]
+    errors = [line for line in lines if line.startswith("error:")]
+    assert len(errors) == 1, lines
+    return Failure(status, errors[0])
+
+
+def small_sweep(model: pathlib.Path, **changes) -> config_dict.ConfigDict:
+    """Returns the config of a sweep that takes seconds; `changes` by path, dots as in "train.epochs"."""
+    config = arithmetic.get_config()
+    for path, value in (SMALL_SWEEP | changes).items():
+        section = config
+        *sections, name = path.split(".")
+        for part in sections:
+            section = section[part]
+        if isinstance(value, dict):
+            section[name].update(value)
+        else:
+            section[name] = value
+    config.model.path = str(model)
+    return config
+
+
+def run_sweep(config: config_dict.ConfigDict, workdir: pathlib.Path, folder: pathlib.Path) -> int:
+    """Runs `rdjax.sweep` on a config, which is written to `folder`, and returns its exit status."""
+    path = folder / "sweep_config.py"
+    path.write_text(
+        "import json\nfrom ml_collections import config_dict\n\n\ndef get_config():\n"
+        f"    return config_dict.ConfigDict(json.loads({config.to_json()!r}), convert_dict=True)\n"
+    )
+    return run_command(sweep.main, f"--config={path}", f"--workdir={workdir}")
