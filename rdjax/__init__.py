@@ -1,13 +1,16 @@
-"""rdjax: rule distillation (arXiv 2311.08883) for Flax language models.
+"""Moves written rules into the parameters of Flax language models (rule distillation, arXiv 2311.08883).
 
 Shape letters, used as suffixes of array names everywhere (`hidden_BTD`):
 
-    B batch rows            T tokens of a row        S key/value slots a query may look at
-    P prediction positions  Q aligned hidden positions (response, or the shared tail)
-    L layers                D model width            F feed-forward width    V vocabulary
-    N query heads           K key-value heads        G = N / K               H head width
-    R LoRA rank             A accumulation steps      M members trained side by side
-    C tokens of a prefix that all rows share
+    B batch rows                T tokens of a row           S keys that a query may attend to
+    E sequences in a row        U longest sequence          C tokens of a shared prefix
+    P prediction positions      Q aligned positions, at which hidden states are compared
+    L layers                    D model width               F feed-forward width        V vocabulary
+    N query heads               K key-value heads           G = N / K                   H head width
+    R LoRA rank                 A micro-batches             M members trained side by side
+    W beams                     Y candidates for beams      X axes of rows that were merged into one
+
+A digit is an axis of that size, a small letter a part of that axis (`student_BpD`).
 """
 
 import os
