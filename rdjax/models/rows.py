@@ -1,11 +1,11 @@
-"""Products along the rows of arrays, as norms, softmax and losses take them; in the type of their operands."""
+"""Computes products along the rows of arrays, in the type of their operands."""
 
 import jax
 import jax.numpy as jnp
 
 
 def dot_rows(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The inner product of every two rows, [..., D] and [..., D] to [...].
+    """Computes the inner product of every two rows, [..., D] and [..., D] to [...].
 
     In a backward pass XLA's CPU backend multiplies and adds in one go where a product comes in this form; for
     `jnp.sum` it writes the product first.
@@ -15,7 +15,7 @@ def dot_rows(x: jax.Array, y: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def scale_rows(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """`x` [..., D] times one number for each of its rows, [..., 1]."""
+    """Multiplies `x` [..., D] by one number for each of its rows, [..., 1]."""
     return x * scale
 
 
