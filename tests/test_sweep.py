@@ -92,6 +92,7 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
         sweep.share_predictions(own, [first])
         found = {path.name: path.read_text() for path in (own.workdir / "predictions").glob("*")}
         assert ("test_id.base_with_rule.jsonl" in found) is marked
+        assert not found or found["test_id.base_with_rule.jsonl"].count('"response": "marked ') == 3
         assert not any("student" in name for name in found)
 
 

@@ -98,13 +98,21 @@ def wait_for_checkpoint(workdir: pathlib.Path, processes: list[subprocess.Popen]
         time.sleep(0.01)
 
 
+def answers_of_base(workdir: pathlib.Path) -> list[list[int]]:
+    """Returns the tokens that the base with the rule answers to all test questions."""
+    paths = sorted((workdir / "predictions").glob("*.base_with_rule.jsonl"))
+    return [json.loads(line)["ids"] for path in paths for line in path.read_text().splitlines()]
+
+
 def assert_same_end(workdir: pathlib.Path, other: pathlib.Path) -> None:
     """Compares adapters and scores, up to the rounding of another order of sums."""
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (workdir, other))
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, atol=1e-3 * max(np.abs(tensor).max(), 1e-3), err_msg=name)
+    ours, theirs = (answers_of_base(run) for run in (workdir, other))
+    assert ours == theirs
     ours, theirs = (json.loads((run / "eval.json").read_text())["splits"] for run in (workdir, other))
-    assert ours.keys() == theirs.keys()
+    assert list(ours) == list(theirs) == ["test_id", "test_ood", "retain"]
     for split, systems in theirs.items():
         for system, scores in systems.items():
             assert ours[split][system] == pytest.approx(scores, rel=1e-3, abs=1e-4)

@@ -90,6 +90,12 @@ def write_sweep(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def test_what_a_page_would_fetch_is_found():
+    links = Links()
+    links.feed('<script src="a.js"></script><img src="data:image/png;base64,"><a href="#top"><a href="https://b.org">')
+    assert links.found == ["script", "a.js", "https://b.org"]
+
+
 @pytest.fixture(params=["run", "sweep"])
 def page(request, tmp_path) -> str:
     folder = {"run": write_run, "sweep": write_sweep}[request.param](tmp_path / request.param)

@@ -58,6 +58,7 @@ def test_the_record_holds_config_command_versions_and_devices(tmp_path, config, 
     open_workdir(tmp_path / "a" / "b", config, "rdjax.train", INPUTS)
     record = json.loads((tmp_path / "a" / "b" / RECORD).read_text())
     assert record["config"] == plain_config(config)
+    assert (record["config"]["task"]["k"], record["config"]["lora"]["rank"]) == (config.task.k, config.lora.rank)
     assert record["command"] == "python -m rdjax.train '--config=my config.py' --workdir=w"
     assert set(record["versions"]) == {"python", *PACKAGES}
     assert record["devices"].split(" x ")[0].isdigit()
