@@ -153,18 +153,19 @@ def step_settings(problem: Problem, remat: str = "none") -> StepSettings:
     return StepSettings(problem.model.graph, OBJECTIVE, problem.spec.scale, remat=remat)
 
 
-def teachers_of(problem: Problem) -> dict[str, dict[str, jax.Array]]:
-    """Returns the adapters of one member, [M, ...]."""
-    return jax.tree.map(lambda leaf: leaf[None], problem.adapter)
+def teachers_of(problem: Problem, members: int = 1) -> dict[str, dict[str, jax.Array]]:
+    """Returns the same adapter for every member, [M, ...]."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * members), problem.adapter)
 
 
-def load_batches(problem: Problem, **train: Any) -> tuple[GroupLoader, list[list[Sequence[int]]]]:
+def load_batches(problem: Problem, members: int = 1, **train: Any) -> tuple[GroupLoader, list[list[Sequence[int]]]]:
     """Returns a loader with signals of the problem's pairs, and the numbers of all batches in order."""
     config = train_config(**train)
-    batches = sequential_batches(len(problem.pairs), config.batch_size, members=1)
-    group = make_group(problem.pairs, POSITIONS)
-    loader = make_loader([group], batches, POSITIONS, OBJECTIVE, problem.model, config)
-    return with_signals(loader, teachers_of(problem), problem.spec.scale, config, pathlib.Path("unused")), batches
+    batches = sequential_batches(len(problem.pairs), config.batch_size, members)
+    groups = [make_group(problem.pairs, POSITIONS)] * members
+    loader = make_loader(groups, batches, POSITIONS, OBJECTIVE, problem.model, config)
+    teachers_M = teachers_of(problem, members)
+    return with_signals(loader, teachers_M, problem.spec.scale, config, pathlib.Path("unused")), batches
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:

@@ -1,6 +1,6 @@
 """Merges an adapter into its base: `python -m rdjax.export --model=<m> --adapter=<workdir>/adapter --out=<folder>`.
 
-The result is a Hugging Face folder that needs no PEFT. (The adapter itself already is in PEFT's format.)
+The result is a Hugging Face folder that needs no PEFT. The adapter itself is in PEFT's format already.
 """
 
 import json
@@ -27,6 +27,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"
 
 
 def main(argv: list[str]) -> None:
+    """Writes the merged model to a new folder."""
     cli.no_arguments(argv)
     out = pathlib.Path(_OUT.value)
     if out.exists():

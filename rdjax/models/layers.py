@@ -79,15 +79,6 @@ def _is_list(node: Any) -> bool:
     return isinstance(node, list)
 
 
-@jax.custom_vjp
-def _unstack(x: jax.Array) -> list[jax.Array]:
-    """Splits along the first axis. The gradients are stacked; JAX's own gradient would pad and add them."""
-    return [x[number] for number in range(x.shape[0])]
-
-
-_unstack.defvjp(lambda x: (_unstack(x), None), lambda _, g: (jnp.stack(g),))
-
-
 def loop(layers: Sequence[Layer], x: Any, inputs: Any) -> tuple[Any, list[Any]]:
     """Runs layers one after the other, as `jax.lax.scan` would.
 
@@ -99,7 +90,6 @@ def loop(layers: Sequence[Layer], x: Any, inputs: Any) -> tuple[Any, list[Any]]:
     Returns:
       The output of the last layer, and the result of every layer.
     """
-    inputs = jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _unstack(leaf), inputs, is_leaf=_is_list)
     compiled = {layer: jax.jit(layer) for layer in layers}  # under a jit of its own, a function is traced once
     results = []
     for number, layer in enumerate(layers):

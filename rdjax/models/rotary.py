@@ -44,22 +44,10 @@ def rope_angles(rope: RopeConfig, head_width: int, positions_BT: jax.Array) -> A
 
 def rotate(x_BTNH: jax.Array, angles: Angles) -> jax.Array:
     """Rotates the first part of every head, as wide as the angles, in Hugging Face's layout (halves, not pairs)."""
-    width = angles[0].shape[-1]
+    cos, sin = angles
+    width = cos.shape[-1]
+    rotated = x_BTNH[..., :width].astype(jnp.float32)
+    rotated = (rotated * cos + jnp.roll(rotated, width // 2, axis=-1) * sin).astype(x_BTNH.dtype)
     if width == x_BTNH.shape[-1]:
-        return _rotate(x_BTNH, *angles)
-    return jnp.concatenate([_rotate(x_BTNH[..., :width], *angles), x_BTNH[..., width:]], axis=-1)
-
-
-@jax.custom_vjp
-def _rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array) -> jax.Array:
-    """Rotates whole heads, in float32."""
-    x32_BTNH = x_BTNH.astype(jnp.float32)
-    rotated_BTNH = x32_BTNH * cos_BT1H + jnp.roll(x32_BTNH, x_BTNH.shape[-1] // 2, axis=-1) * sin_BT1H
-    return rotated_BTNH.astype(x_BTNH.dtype)
-
-
-# The transpose of a rotation is the rotation by the opposite angle.
-_rotate.defvjp(
-    lambda x_BTNH, cos, sin: (_rotate(x_BTNH, cos, sin), (cos, sin)),
-    lambda angles, g_BTNH: (_rotate(g_BTNH, angles[0], -angles[1]), None, None),
-)
+        return rotated
+    return jnp.concatenate([rotated, x_BTNH[..., width:]], axis=-1)

@@ -1,4 +1,4 @@
-"""What rdjax.flops counts, against the sizes of real trees and the products of the real programs."""
+"""FLOP counts against the sizes of real trees and the products of real programs."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.distill.step import GroupUpdate, loss_and_gradient
 from rdjax.distill.teacher import teacher_signals
+from rdjax.models.config import LayerKind
 from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.lora import init_adapter
 from rdjax.models.weights import abstract_params
@@ -64,6 +65,13 @@ def test_adapter_parameters_are_those_of_a_fresh_adapter(fields, targets):
 def test_attention_counts_half_of_the_square_for_queries_of_all_heads():
     # llama2: 2 layers, 4 query heads of width 8. Scores and mixing: 2 products of 2 * 8 FLOPs a pair and head.
     assert attention_flops(LLAMA2, [6, 10]) == 2 * 4 * (2 * 2 * 8) * (6 * 6 + 10 * 10) / 2
+
+
+def test_attention_in_a_window_counts_what_it_sees():
+    """Every second layer looks back 4 tokens: of a row of 10, the half square less that of the 6 beyond its window."""
+    windowed = dataclasses.replace(LLAMA2, pattern=(LayerKind(), LayerKind(window=4)))
+    assert attention_flops(windowed, [10]) == 4 * (4 * 8) * (10 * 10 / 2 + (10 * 10 - 6 * 6) / 2)
+    assert attention_flops(windowed, [3]) == attention_flops(LLAMA2, [3])
 
 
 def dot_flops(jaxpr) -> float:
