@@ -16,6 +16,7 @@ import optax
 from rdjax.data.batches import Batch
 from rdjax.distill.forward import Signals
 from rdjax.models.decoder import Head, logits
+from rdjax.models.rows import dot_rows, scale_rows
 
 # Positions whose logits are in memory at once, however long the responses are: at a vocabulary of 128,256 the logits of
 # one model take 0.26 GB in float32, and those of teacher, student and gradient a few times that.
@@ -31,13 +32,13 @@ def kl_divergence(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: f
       temperature: T; T^2 keeps the size of the gradient (Hinton et al. 2015, arXiv 1503.02531).
     """
     teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
+    return temperature**2 * dot_rows(jnp.exp(teacher), teacher - student)
 
 
 def soft_cross_entropy(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float) -> jax.Array:
     """Computes T^2 * -sum_v p_t log p_s, float32 [B, P]: the KL divergence plus the teacher's entropy."""
     teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
-    return -(temperature**2) * jnp.sum(jnp.exp(teacher) * student, axis=-1)
+    return -(temperature**2) * dot_rows(jnp.exp(teacher), student)
 
 
 def cross_entropy(student_BPV: jax.Array, labels_BP: jax.Array) -> jax.Array:
@@ -51,7 +52,8 @@ def hidden_distance(teacher_LBQD: jax.Array, student_LBQD: jax.Array) -> jax.Arr
     It equals 2 * (1 - cos(h_t, h_s)). The authors' loss, beta times a mean over features and layers, is beta / D times
     the mean of this over layers. Zero rows count as zero vectors and have a zero gradient.
     """
-    return jnp.sum((_normalise(teacher_LBQD) - _normalise(student_LBQD)) ** 2, axis=-1)
+    difference = _normalise(teacher_LBQD) - _normalise(student_LBQD)
+    return dot_rows(difference, difference)
 
 
 def _log_softmax(logits_BPV: jax.Array, temperature: float) -> jax.Array:
@@ -62,8 +64,10 @@ def _log_softmax(logits_BPV: jax.Array, temperature: float) -> jax.Array:
 def _normalise(hidden: jax.Array) -> jax.Array:
     """Divides vectors by their norm, float32; zero vectors stay zero."""
     hidden = hidden.astype(jnp.float32)
-    # Unlike that of a plain norm, the gradient of `safe_norm` is finite at zero.
-    return hidden / optax.safe_norm(hidden, NORM_EPSILON, axis=-1, keepdims=True)
+    squares = jnp.sum(hidden**2, axis=-1, keepdims=True)
+    # The square root has no gradient at zero: zero rows take the other branch, with a harmless number.
+    norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return scale_rows(hidden, 1 / jnp.maximum(norm, NORM_EPSILON))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
