@@ -6,11 +6,15 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import llama
+from rdjax.models.families import llama, qwen
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
-FAMILIES: dict[str, Family] = {"llama": llama.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "llama": llama.FAMILY,
+    "qwen2": qwen.QWEN2,
+    "qwen3": qwen.QWEN3,
+}
 
 
 def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:
