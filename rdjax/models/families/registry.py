@@ -6,7 +6,7 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import llama, qwen
+from rdjax.models.families import llama, mistral, qwen
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     "llama": llama.FAMILY,
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
+    "mistral": mistral.FAMILY,
 }
 
 
