@@ -6,7 +6,7 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import llama, mistral, qwen
+from rdjax.models.families import llama, mistral, qwen, smollm3
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
     "mistral": mistral.FAMILY,
+    "smollm3": smollm3.FAMILY,
 }
 
 
