@@ -75,12 +75,22 @@ QWEN2_WINDOW = _family("qwen2", vocab_size=264, use_sliding_window=True, sliding
 QWEN3 = _family("qwen3", head_dim=16, rope_theta=1e6, attention_bias=True)
 MISTRAL = _family("mistral", head_dim=16, sliding_window=9)
 SMOLLM3 = _family("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None)
+GRANITE = _family(
+    "granite",
+    embedding_multiplier=3.0,
+    attention_multiplier=0.2,
+    residual_multiplier=0.5,
+    logits_scaling=4.0,
+    attention_bias=True,
+    mlp_bias=True,
+)
 CONFIGS = LLAMAS | {
     "qwen2": QWEN2,
     "qwen2_window": QWEN2_WINDOW,
     "qwen3": QWEN3,
     "mistral": MISTRAL,
     "smollm3": SMOLLM3,
+    "granite": GRANITE,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import llama, mistral, qwen, smollm3
+from rdjax.models.families import granite, llama, mistral, qwen, smollm3
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
@@ -16,6 +16,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": qwen.QWEN3,
     "mistral": mistral.FAMILY,
     "smollm3": smollm3.FAMILY,
+    "granite": granite.FAMILY,
 }
 
 
