@@ -84,6 +84,7 @@ GRANITE = _family(
     attention_bias=True,
     mlp_bias=True,
 )
+OLMO2 = _family("olmo2")
 CONFIGS = LLAMAS | {
     "qwen2": QWEN2,
     "qwen2_window": QWEN2_WINDOW,
@@ -91,6 +92,7 @@ CONFIGS = LLAMAS | {
     "mistral": MISTRAL,
     "smollm3": SMOLLM3,
     "granite": GRANITE,
+    "olmo2": OLMO2,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import granite, llama, mistral, qwen, smollm3
+from rdjax.models.families import granite, llama, mistral, olmo, qwen, smollm3
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": mistral.FAMILY,
     "smollm3": smollm3.FAMILY,
     "granite": granite.FAMILY,
+    "olmo2": olmo.OLMO2,
 }
 
 
