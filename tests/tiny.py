@@ -85,6 +85,29 @@ GRANITE = _family(
     mlp_bias=True,
 )
 OLMO2 = _family("olmo2")
+GEMMA2 = _family(
+    "gemma2",
+    head_dim=16,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=12,
+    sliding_window=9,
+    attn_logit_softcapping=5.0,
+    final_logit_softcapping=4.0,
+    tie_word_embeddings=True,
+)
+GEMMA3 = _family(
+    "gemma3_text",
+    num_hidden_layers=4,
+    head_dim=16,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=12,
+    sliding_window=9,
+    sliding_window_pattern=3,
+    rope_theta=1e6,
+    rope_local_base_freq=1e4,
+    rope_scaling={"rope_type": "linear", "factor": 8.0},
+    tie_word_embeddings=True,
+)
 CONFIGS = LLAMAS | {
     "qwen2": QWEN2,
     "qwen2_window": QWEN2_WINDOW,
@@ -93,6 +116,8 @@ CONFIGS = LLAMAS | {
     "smollm3": SMOLLM3,
     "granite": GRANITE,
     "olmo2": OLMO2,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import granite, llama, mistral, olmo, qwen, smollm3
+from rdjax.models.families import gemma, granite, llama, mistral, olmo, qwen, smollm3
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
@@ -18,6 +18,8 @@ FAMILIES: dict[str, Family] = {
     "smollm3": smollm3.FAMILY,
     "granite": granite.FAMILY,
     "olmo2": olmo.OLMO2,
+    "gemma2": gemma.GEMMA2,
+    "gemma3_text": gemma.GEMMA3,
 }
 
 
