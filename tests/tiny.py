@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rdjax.models.decoder import Decoder, Output
-from rdjax.models.families.registry import read_decoder_config
-from rdjax.models.weights import abstract_params, load_params
+from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
+from rdjax.models.weights import abstract_params, checkpoint_shapes, load_params
 
 BOS, EOS = "<s>", "</s>"
 VOCAB = 258  # 256 bytes, BOS and EOS
@@ -59,11 +59,75 @@ BIASED = _COMMON | {
     "mlp_bias": True,
     "rope_scaling": {"rope_type": "linear", "factor": 4.0},
 }
-CONFIGS = {"llama1": LLAMA1, "llama2": LLAMA2, "llama3": LLAMA3, "biased": BIASED}
+LLAMAS = {"llama1": LLAMA1, "llama2": LLAMA2, "llama3": LLAMA3, "biased": BIASED}
+
+
+def _family(model_type: str, **fields: Any) -> dict[str, Any]:
+    """A config of another family, with two key-value heads."""
+    without = {"architectures", "hidden_act"} if "hidden_activation" in fields else {"architectures"}
+    common = {name: value for name, value in LLAMA2.items() if name not in without}
+    return common | {"model_type": model_type, **fields}
+
+
+# transformers gives a tokenizer beside a Qwen 2 config a token more.
+QWEN2 = _family("qwen2", vocab_size=264, rope_theta=1e6, tie_word_embeddings=True)
+QWEN2_WINDOW = _family("qwen2", vocab_size=264, use_sliding_window=True, sliding_window=9, max_window_layers=1)
+QWEN3 = _family("qwen3", head_dim=16, rope_theta=1e6, attention_bias=True)
+MISTRAL = _family("mistral", head_dim=16, sliding_window=9)
+SMOLLM3 = _family("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None)
+GRANITE = _family(
+    "granite",
+    embedding_multiplier=3.0,
+    attention_multiplier=0.2,
+    residual_multiplier=0.5,
+    logits_scaling=4.0,
+    attention_bias=True,
+    mlp_bias=True,
+)
+OLMO2 = _family("olmo2")
+GEMMA2 = _family(
+    "gemma2",
+    head_dim=16,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=12,
+    sliding_window=9,
+    attn_logit_softcapping=5.0,
+    final_logit_softcapping=4.0,
+    tie_word_embeddings=True,
+)
+GEMMA3 = _family(
+    "gemma3_text",
+    num_hidden_layers=4,
+    head_dim=16,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=12,
+    sliding_window=9,
+    sliding_window_pattern=3,
+    rope_theta=1e6,
+    rope_local_base_freq=1e4,
+    rope_scaling={"rope_type": "linear", "factor": 8.0},
+    tie_word_embeddings=True,
+)
+CONFIGS = LLAMAS | {
+    "qwen2": QWEN2,
+    "qwen2_window": QWEN2_WINDOW,
+    "qwen3": QWEN3,
+    "mistral": MISTRAL,
+    "smollm3": SMOLLM3,
+    "granite": GRANITE,
+    "olmo2": OLMO2,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+}
 
 
 def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a Llama checkpoint, as Hugging Face stores them."""
+    """Name and shape of every tensor of a checkpoint, as Hugging Face stores them.
+
+    Of a Llama, written out here; of other families by rdjax's own table, which tests/parity checks.
+    """
+    if fields["model_type"] != "llama":
+        return checkpoint_shapes(decoder_config_from_hf(fields, "tiny"))
     D, F, V = fields["hidden_size"], fields["intermediate_size"], fields["vocab_size"]
     H = fields.get("head_dim") or D // fields["num_attention_heads"]
     NH, KH = fields["num_attention_heads"] * H, fields["num_key_value_heads"] * H
@@ -100,7 +164,7 @@ def random_tensors(fields: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         if name.endswith(".bias"):
             return 0.3 * noise
         if "norm" in name:
-            return 1 + 0.3 * noise
+            return 0.3 * noise if fields["model_type"].startswith("gemma") else 1 + 0.3 * noise
         return noise if "embed_tokens" in name else noise * shape[-1] ** -0.5
 
     return {name: tensor(name, shape).astype(np.float32) for name, shape in tensor_shapes(fields).items()}

@@ -31,7 +31,7 @@ def refusal(folder) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("fields", tiny.CONFIGS.values(), ids=tiny.CONFIGS)
+@pytest.mark.parametrize("fields", tiny.LLAMAS.values(), ids=tiny.LLAMAS)
 def test_the_table_gives_the_tensors_of_a_checkpoint(fields):
     assert checkpoint_shapes(decoder_config_from_hf(fields, "here")) == tiny.tensor_shapes(fields)
 

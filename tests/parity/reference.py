@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 class Reference(NamedTuple):
@@ -14,8 +14,8 @@ class Reference(NamedTuple):
     logits_BTV: np.ndarray
 
 
-def load(folder: pathlib.Path) -> LlamaForCausalLM:
-    model, report = LlamaForCausalLM.from_pretrained(
+def load(folder: pathlib.Path) -> PreTrainedModel:
+    model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     # transformers only warns when weights are missing, and makes some up.
@@ -24,7 +24,7 @@ def load(folder: pathlib.Path) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def forward(model: LlamaForCausalLM, tokens_BT: np.ndarray, real_BT: np.ndarray) -> Reference:
+def forward(model: PreTrainedModel, tokens_BT: np.ndarray, real_BT: np.ndarray) -> Reference:
     out = model(
         torch.from_numpy(tokens_BT).long(), attention_mask=torch.from_numpy(real_BT).long(), output_hidden_states=True
     )

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rdjax.models.families.registry import read_decoder_config
+from rdjax.models.families.registry import FAMILIES, decoder_config_from_hf, read_decoder_config
 from rdjax.models.weights import abstract_params, load_params, save_params
 from tests import tiny
 
 torch = pytest.importorskip("torch")
+import transformers  # noqa: E402 (needs torch)
+
 from tests.parity import reference  # noqa: E402 (needs torch)
 
 pytestmark = pytest.mark.parity
@@ -74,3 +76,12 @@ def test_bfloat16_parameters_are_the_files_own_bits(tmp_path):
     params = load_params(tmp_path / "out", config, jnp.bfloat16, tiny.single_device(config, jnp.bfloat16))
     bits = model.model.embed_tokens.weight.detach().view(torch.int16).numpy()
     np.testing.assert_array_equal(np.asarray(params["embed_tokens"]).view(np.int16), bits)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_missing_fields_mean_what_they_mean_to_transformers(model_type):
+    """Published config.json files leave fields out that equal the defaults of their class."""
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 30}
+    fields = {"model_type": model_type, "num_attention_heads": 32, **sizes}
+    whole = transformers.AutoConfig.for_model(**fields).to_dict()
+    assert decoder_config_from_hf(fields, "short") == decoder_config_from_hf(whole, "whole")

@@ -1,14 +1,15 @@
 """Provides what the model families share: how fields of config.json are read, and the usual names of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rdjax.errors import UserError
-from rdjax.models.config import DecoderConfig, RopeConfig
+from rdjax.models.config import DecoderConfig, LayerKind, RopeConfig
 from rdjax.models.rotary import FREQUENCIES
 from rdjax.models.weight_table import Row
 
 Fields = dict[str, Any]
+Pattern = tuple[LayerKind, ...]
 
 
 class Family(NamedTuple):
@@ -37,6 +38,11 @@ BASE_ROWS = (
 NORMS_BEFORE = (
     Row("model.layers.{layer}.input_layernorm.weight", ("layers.attention_norm.weight",)),
     Row("model.layers.{layer}.post_attention_layernorm.weight", ("layers.mlp_norm.weight",)),
+)
+
+QK_NORMS = (
+    Row("model.layers.{layer}.self_attn.q_norm.weight", ("layers.self_attn.q_norm.weight",)),
+    Row("model.layers.{layer}.self_attn.k_norm.weight", ("layers.self_attn.k_norm.weight",)),
 )
 
 
@@ -68,15 +74,24 @@ def accept_only(fields: Fields, accepted: Fields, where: str) -> None:
             raise UserError(f"{where}: {name} = {fields[name]!r} is not supported; accepted: {value!r}")
 
 
-def read_rope(fields: Fields, where: str) -> RopeConfig:
+def read_rope(fields: Fields, where: str, default_theta: float = 10000.0) -> RopeConfig:
     """Reads rotary positions in either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`.
 
     Raises:
       UserError: the kind of scaling is not supported.
     """
     scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta", fields.get("rope_theta", 10000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return scaled_rope({"rope_theta": fields.get("rope_theta", default_theta), **scaling}, where)
+
+
+def scaled_rope(scaling: Fields, where: str) -> RopeConfig:
+    """Translates the fields of `rope_parameters`.
+
+    Raises:
+      UserError: the kind of scaling is not supported.
+    """
+    accept_only(scaling, {"partial_rotary_factor": 1.0}, where)
+    theta, kind = scaling["rope_theta"], scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return RopeConfig(theta=theta)
     if kind == "linear":
@@ -91,3 +106,22 @@ def read_rope(fields: Fields, where: str) -> RopeConfig:
             original_context=scaling["original_max_position_embeddings"],
         )
     raise UserError(f"{where}: rope type {kind!r} is not supported; accepted: {', '.join(FREQUENCIES)}")
+
+
+def read_layer_types(fields: Fields, kinds: dict[str, LayerKind], default: Sequence[str], where: str) -> Pattern:
+    """Returns the kinds of the layers by `layer_types`.
+
+    Args:
+      kinds: for each type of layer.
+      default: types where the field is missing.
+
+    Raises:
+      UserError: a type of layer is not supported, or their number is not that of the layers.
+    """
+    types = fields.get("layer_types") or default
+    unknown = sorted(set(types) - set(kinds))
+    if unknown:
+        raise UserError(f"{where}: layer_types has {unknown[0]!r}; accepted: {', '.join(kinds)}")
+    if len(types) != fields["num_hidden_layers"]:
+        raise UserError(f"{where}: layer_types has {len(types)} entries for {fields['num_hidden_layers']} layers")
+    return tuple(kinds[name] for name in types)

@@ -6,11 +6,21 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import llama
+from rdjax.models.families import gemma, granite, llama, mistral, olmo, qwen, smollm3
 from rdjax.models.families.common import Family
 
 # By the `model_type` of config.json.
-FAMILIES: dict[str, Family] = {"llama": llama.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "llama": llama.FAMILY,
+    "qwen2": qwen.QWEN2,
+    "qwen3": qwen.QWEN3,
+    "mistral": mistral.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "granite": granite.FAMILY,
+    "olmo2": olmo.OLMO2,
+    "gemma2": gemma.GEMMA2,
+    "gemma3_text": gemma.GEMMA3,
+}
 
 
 def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:

@@ -1,0 +1,80 @@
+"""Reads Gemma 2 and the text models of Gemma 3: norms on both sides, 1 + weight, windows in most layers."""
+
+from typing import Any
+
+from rdjax.models.config import DecoderConfig, LayerKind
+from rdjax.models.families.common import (
+    BASE_ROWS,
+    QK_NORMS,
+    Family,
+    Fields,
+    accept_only,
+    read_layer_types,
+    read_rope,
+    read_sizes,
+    scaled_rope,
+)
+from rdjax.models.weight_table import Row
+
+ACCEPTED = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": None, "quantization_config": None}
+DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def read_gemma2(fields: Fields, where: str) -> DecoderConfig:
+    """Translates the fields of config.json."""
+    accept_only(fields, ACCEPTED, where)
+    rope, layers = read_rope(fields, where), fields["num_hidden_layers"]
+    kinds = {FULL: LayerKind(rope), SLIDING: LayerKind(rope, fields.get("sliding_window", 4096))}
+    default = [FULL if layer % 2 else SLIDING for layer in range(layers)]
+    return DecoderConfig(
+        **read_common({"max_position_embeddings": 8192, **fields}),
+        family="gemma2",
+        pattern=read_layer_types(fields, kinds, default, where),
+        score_softcap=fields.get("attn_logit_softcapping", 50.0),
+        logit_softcap=fields.get("final_logit_softcapping", 30.0),
+    )
+
+
+def read_gemma3(fields: Fields, where: str) -> DecoderConfig:
+    """Translates the fields of config.json."""
+    fields = fields | {"use_bidirectional_attention": fields.get("use_bidirectional_attention") or None}
+    accept_only(fields, ACCEPTED | {"attn_logit_softcapping": None}, where)
+    ropes, layers = fields.get("rope_parameters") or {}, fields["num_hidden_layers"]
+    # Earlier versions of transformers have a field for each base, and scale the layers without a window.
+    full = {"rope_theta": fields.get("rope_theta", 1e6), **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
+    sliding = {"rope_theta": fields.get("rope_local_base_freq", 1e4), **ropes.get(SLIDING, {})}
+    window, interval = fields.get("sliding_window", 4096), fields.get("sliding_window_pattern", 6)
+    kinds = {FULL: LayerKind(scaled_rope(full, where)), SLIDING: LayerKind(scaled_rope(sliding, where), window)}
+    default = [SLIDING if (layer + 1) % interval else FULL for layer in range(layers)]
+    return DecoderConfig(
+        **read_common({"max_position_embeddings": 131072, **fields}),
+        family="gemma3_text",
+        pattern=read_layer_types(fields, kinds, default, where),
+        qk_norm="head",
+        logit_softcap=fields.get("final_logit_softcapping"),
+    )
+
+
+def read_common(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a `DecoderConfig` that both read alike."""
+    sizes, bias = read_sizes({**DEFAULTS, **fields}), fields.get("attention_bias", False)
+    return sizes | {
+        "qkv_bias": bias,
+        "o_bias": bias,
+        "activation": "gelu_tanh",
+        "norm": "one_plus_weight",
+        "norms": "both",
+        "score_scale": fields.get("query_pre_attn_scalar", 256) ** -0.5,
+        "embedding_scale": sizes["width"] ** 0.5,
+    }
+
+
+NORMS = (
+    Row("model.layers.{layer}.input_layernorm.weight", ("layers.attention_norm.weight",)),
+    Row("model.layers.{layer}.post_attention_layernorm.weight", ("layers.attention_out_norm.weight",)),
+    Row("model.layers.{layer}.pre_feedforward_layernorm.weight", ("layers.mlp_norm.weight",)),
+    Row("model.layers.{layer}.post_feedforward_layernorm.weight", ("layers.mlp_out_norm.weight",)),
+)
+GEMMA2 = Family(read_gemma2, (*BASE_ROWS, *NORMS))
+GEMMA3 = Family(read_gemma3, (*BASE_ROWS, *NORMS, *QK_NORMS))
