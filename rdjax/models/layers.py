@@ -3,8 +3,8 @@
 Stacked: one array for all layers, run by `jax.lax.scan`, which compiles one layer. Unstacked: a list with an array for
 each layer, run by a loop, which compiles every layer. Unstacked layers are faster on CPUs, where a scan copies the
 weights of each layer, its part of the key-value cache, and everything that its backward pass needs. Measured on two
-cores (benchmarks/layouts.py): generation takes 30 to 60 % less time at any depth, a training step 16 to 25 % less at 6
-and 8 layers, but no less at 30.
+busy cores (benchmarks/layouts.py): generation takes 20 to 60 % less time at any depth; a training step takes 10 to 25 %
+less at 6 and 8 layers, and no less at 30.
 """
 
 import operator
