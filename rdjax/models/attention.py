@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rdjax.models.rows import scale_rows
+
 
 class Scoring(NamedTuple):
     """Describes how queries score keys; all of it is static.
@@ -105,7 +107,7 @@ def attention(
         total_KBX1 += weights_KBXS.sum(axis=-1, keepdims=True)
         weights_KBXS = weights_KBXS.astype(v_KBSH.dtype).reshape(K, v_KBSH.shape[1], -1, v_KBSH.shape[2])
         mixed_KBXH += jnp.matmul(weights_KBXS, v_KBSH, preferred_element_type=jnp.float32).reshape(q_KBXH.shape)
-    return (mixed_KBXH / total_KBX1).astype(q_KBTGH.dtype).reshape(q_KBTGH.shape)
+    return scale_rows(mixed_KBXH, 1 / total_KBX1).astype(q_KBTGH.dtype).reshape(q_KBTGH.shape)
 
 
 def _scores(q_KBXH: jax.Array, k_KBSH: jax.Array, scoring: Scoring) -> jax.Array:

@@ -79,6 +79,16 @@ def _is_list(node: Any) -> bool:
     return isinstance(node, list)
 
 
+@jax.custom_vjp
+def _split(x: jax.Array) -> list[jax.Array]:
+    """Splits a stacked array into those of its layers."""
+    return [x[layer] for layer in range(x.shape[0])]
+
+
+# JAX's own gradient pads that of each layer with zeros, and sums them all.
+_split.defvjp(lambda x: (_split(x), None), lambda _, g_layers: (jnp.stack(g_layers),))
+
+
 def loop(layers: Sequence[Layer], x: Any, inputs: Any) -> tuple[Any, list[Any]]:
     """Runs layers one after the other, as `jax.lax.scan` would.
 
@@ -90,6 +100,7 @@ def loop(layers: Sequence[Layer], x: Any, inputs: Any) -> tuple[Any, list[Any]]:
     Returns:
       The output of the last layer, and the result of every layer.
     """
+    inputs = jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _split(leaf), inputs, is_leaf=_is_list)
     compiled = {layer: jax.jit(layer) for layer in layers}  # under a jit of its own, a function is traced once
     results = []
     for number, layer in enumerate(layers):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rdjax.models.rows import scale_rows
+
 # How the weight w multiplies a normalised x: in the dtype of the activations (Llama), in float32 (OLMo), or as 1 + w in
 # float32 (Gemma).
 NORMS = ("weight", "weight_in_float32", "one_plus_weight")
@@ -19,7 +21,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x):
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        normed = scale_rows(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon))
         if self.kind == "weight":
             return normed.astype(x.dtype) * self.weight[...]
         weight = self.weight[...].astype(jnp.float32) + (1.0 if self.kind == "one_plus_weight" else 0.0)
