@@ -49,7 +49,7 @@ def imports(path: pathlib.Path) -> Iterator[str]:
 
 
 def place(module: str) -> int:
-    """Where a module stands in `ORDER`."""
+    """Returns where a module stands in `ORDER`."""
     first = module.split(".")[0]
     return ORDER.index("commands" if first in COMMANDS else first)
 

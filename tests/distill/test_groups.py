@@ -97,7 +97,7 @@ class Problem:
 
 
 def with_weight(problem: Problem, number: int, weight: float):
-    """One group's share of the update alone, as if its weight were `weight`."""
+    """Returns one group's share of the update alone, as if its weight were `weight`."""
     group = problem.update[number]
     factor = weight / WEIGHTS[number]
     batch = group.batch._replace(

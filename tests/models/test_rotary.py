@@ -19,7 +19,7 @@ def rotated_as_complex(x_TH, positions_T, frequencies):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-3), (jnp.bfloat16, 2**-7)])
 def test_rotation_at_far_positions(dtype, tolerance):
-    """In bfloat16 too: position 4095 is not a bfloat16 number, nor would its angle be near."""
+    """Holds in bfloat16 too: position 4095 is not a bfloat16 number, nor would its angle be near."""
     positions = np.array([0, 1, 63, 511, 2047, 4095])
     x_TH = jnp.asarray(np.random.RandomState(0).uniform(-1, 1, (len(positions), 16)), dtype)
     angles = rope_angles(RopeConfig(), 16, jnp.asarray(positions)[None])

@@ -106,7 +106,7 @@ def test_a_switch_does_what_the_textbook_says(name, layout):
 
 
 def test_norms_differ_in_the_dtype_of_the_weights_product():
-    """In bfloat16: rounded before the weight, or after; each as numpy rounds."""
+    """Rounds to bfloat16 before the weight, or after it; each as numpy does."""
     random = np.random.RandomState(0)
     x, weight = (jnp.asarray(random.standard_normal(shape), jnp.bfloat16) for shape in ((64, 128), (128,)))
     x32, weight32 = (np.asarray(array, np.float32) for array in (x, weight))

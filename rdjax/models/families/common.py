@@ -63,6 +63,12 @@ def read_sizes(fields: Fields) -> Fields:
     }
 
 
+def read_attention_bias(fields: Fields) -> dict[str, bool]:
+    """Returns the biases of all four projections of attention, which one field switches."""
+    bias = fields.get("attention_bias", False)
+    return {"qkv_bias": bias, "o_bias": bias}
+
+
 def accept_only(fields: Fields, accepted: Fields, where: str) -> None:
     """Refuses other values of fields that would change the result.
 

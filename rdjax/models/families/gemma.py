@@ -9,6 +9,7 @@ from rdjax.models.families.common import (
     Family,
     Fields,
     accept_only,
+    read_attention_bias,
     read_layer_types,
     read_rope,
     read_sizes,
@@ -16,7 +17,7 @@ from rdjax.models.families.common import (
 )
 from rdjax.models.weight_table import Row
 
-ACCEPTED = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": None, "quantization_config": None}
+ACCEPTED = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": None}
 DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -58,10 +59,10 @@ def read_gemma3(fields: Fields, where: str) -> DecoderConfig:
 
 def read_common(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a `DecoderConfig` that both read alike."""
-    sizes, bias = read_sizes({**DEFAULTS, **fields}), fields.get("attention_bias", False)
-    return sizes | {
-        "qkv_bias": bias,
-        "o_bias": bias,
+    sizes = read_sizes({**DEFAULTS, **fields})
+    return {
+        **sizes,
+        **read_attention_bias(fields),
         "activation": "gelu_tanh",
         "norm": "one_plus_weight",
         "norms": "both",

@@ -7,6 +7,7 @@ from rdjax.models.families.common import (
     Family,
     Fields,
     accept_only,
+    read_attention_bias,
     read_rope,
     read_sizes,
 )
@@ -14,14 +15,12 @@ from rdjax.models.families.common import (
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
-    accept_only(fields, {"hidden_act": "silu", "quantization_config": None}, where)
-    bias = fields.get("attention_bias", False)
+    accept_only(fields, {"hidden_act": "silu"}, where)
     return DecoderConfig(
         **read_sizes(fields),
         family="granite",
         pattern=(LayerKind(read_rope(fields, where)),),
-        qkv_bias=bias,
-        o_bias=bias,
+        **read_attention_bias(fields),
         mlp_bias=fields.get("mlp_bias", False),
         score_scale=fields.get("attention_multiplier", 1.0),
         embedding_scale=fields.get("embedding_multiplier", 1.0),

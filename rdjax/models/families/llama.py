@@ -7,23 +7,22 @@ from rdjax.models.families.common import (
     Family,
     Fields,
     accept_only,
+    read_attention_bias,
     read_rope,
     read_sizes,
 )
 
-ACCEPTED = {"hidden_act": "silu", "sliding_window": None, "quantization_config": None, "partial_rotary_factor": 1.0}
+ACCEPTED = {"hidden_act": "silu", "sliding_window": None, "partial_rotary_factor": 1.0}
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
-    bias = fields.get("attention_bias", False)
     return DecoderConfig(
         **read_sizes(fields),
         family="llama",
         pattern=(LayerKind(read_rope(fields, where)),),
-        qkv_bias=bias,
-        o_bias=bias,
+        **read_attention_bias(fields),
         mlp_bias=fields.get("mlp_bias", False),
     )
 

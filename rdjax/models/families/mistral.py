@@ -13,7 +13,7 @@ from rdjax.models.families.common import (
 
 DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
 # transformers' Mistral ignores layer types, which Ministral has.
-ACCEPTED = {"hidden_act": "silu", "layer_types": None, "quantization_config": None}
+ACCEPTED = {"hidden_act": "silu", "layer_types": None}
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:

@@ -7,6 +7,7 @@ from rdjax.models.families.common import (
     Family,
     Fields,
     accept_only,
+    read_attention_bias,
     read_rope,
     read_sizes,
 )
@@ -15,14 +16,12 @@ from rdjax.models.weight_table import Row
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
-    accept_only(fields, {"hidden_act": "silu", "quantization_config": None}, where)
-    bias = fields.get("attention_bias", False)
+    accept_only(fields, {"hidden_act": "silu"}, where)
     return DecoderConfig(
         **read_sizes({"rms_norm_eps": 1e-5, **fields}),
         family="olmo2",
         pattern=(LayerKind(read_rope(fields, where)),),
-        qkv_bias=bias,
-        o_bias=bias,
+        **read_attention_bias(fields),
         norm="weight_in_float32",
         norms="after",
         qk_norm="whole",

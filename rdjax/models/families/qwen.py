@@ -9,13 +9,14 @@ from rdjax.models.families.common import (
     Fields,
     Pattern,
     accept_only,
+    read_attention_bias,
     read_layer_types,
     read_rope,
     read_sizes,
 )
 
 DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
-ACCEPTED = {"hidden_act": "silu", "quantization_config": None}
+ACCEPTED = {"hidden_act": "silu"}
 
 
 def read_qwen2(fields: Fields, where: str) -> DecoderConfig:
@@ -32,13 +33,11 @@ def read_qwen2(fields: Fields, where: str) -> DecoderConfig:
 def read_qwen3(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
-    bias = fields.get("attention_bias", False)
     return DecoderConfig(
         **read_sizes({**DEFAULTS, "head_dim": 128, **fields}),
         family="qwen3",
         pattern=read_pattern(fields, where),
-        qkv_bias=bias,
-        o_bias=bias,
+        **read_attention_bias(fields),
         qk_norm="head",
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.families import gemma, granite, llama, mistral, olmo, qwen, smollm3
-from rdjax.models.families.common import Family
+from rdjax.models.families.common import Family, accept_only
 
 # By the `model_type` of config.json.
 FAMILIES: dict[str, Family] = {
@@ -51,6 +51,7 @@ def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
     model_type = fields.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(FAMILIES)}")
+    accept_only(fields, {"quantization_config": None}, where)
     try:
         config = FAMILIES[model_type].read_config(fields, where)
         uneven = config.heads % config.kv_heads

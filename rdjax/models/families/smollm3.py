@@ -7,18 +7,19 @@ from rdjax.models.families.common import (
     Family,
     Fields,
     accept_only,
+    read_attention_bias,
     read_rope,
     read_sizes,
 )
 
 DEFAULTS = {"tie_word_embeddings": True, "num_key_value_heads": 4, "max_position_embeddings": 32768}
-ACCEPTED = {"hidden_act": "silu", "use_sliding_window": False, "quantization_config": None}
+ACCEPTED = {"hidden_act": "silu", "use_sliding_window": False}
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
-    bias, interval = fields.get("attention_bias", False), fields.get("no_rope_layer_interval", 4)
+    interval = fields.get("no_rope_layer_interval", 4)
     rotated, plain = LayerKind(read_rope(fields, where, default_theta=2e6)), LayerKind(None)
     layers = fields["num_hidden_layers"]
     has_rope = fields.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
@@ -26,8 +27,7 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
         **read_sizes({**DEFAULTS, **fields}),
         family="smollm3",
         pattern=tuple(rotated if has_rope[layer] else plain for layer in range(layers)),
-        qkv_bias=bias,
-        o_bias=bias,
+        **read_attention_bias(fields),
         mlp_bias=fields.get("mlp_bias", False),
     )
 
