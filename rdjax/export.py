@@ -15,7 +15,8 @@ from rdjax.config import ONE_DEVICE
 from rdjax.errors import UserError
 from rdjax.models.layers import stack_layers
 from rdjax.models.load import load_model, resolve_folder
-from rdjax.models.lora import load_adapter, merge_adapter
+from rdjax.models.lora import merge_adapter
+from rdjax.models.peft_files import load_adapter
 from rdjax.models.weights import save_params
 from rdjax.parallel.mesh import make_mesh
 from rdjax.run import cli
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     if out.exists():
         raise UserError(f"--out: {out} exists; a new folder is wanted")
     model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
-    adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
+    adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config, model.base)
     merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
     out.mkdir(parents=True)
     save_params(out, model.config, merged, jnp.dtype(_DTYPE.value))

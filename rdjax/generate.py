@@ -17,7 +17,7 @@ from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
-from rdjax.models.lora import load_adapter
+from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
 
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
     adapter, scale = None, 1.0
     if _ADAPTER.value:
-        adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config)
+        adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config, model.base)
         adapter, scale = put(adapter, replicated(model.mesh)), spec.scale
     ids = encode_prompts(model, rule, prompts)
     decoding = Decoding(

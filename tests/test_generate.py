@@ -10,7 +10,8 @@ from rdjax.errors import UserError
 from rdjax.generate import read_rule
 from rdjax.generation.options import Decoding
 from rdjax.models.families.registry import read_decoder_config
-from rdjax.models.lora import LoraSpec, init_adapter, save_adapter
+from rdjax.models.lora import LoraSpec, init_adapter
+from rdjax.models.peft_files import save_adapter
 from tests import tiny
 
 CHAT = "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
@@ -147,7 +148,8 @@ def test_ways_to_decode_that_exclude_each_other(command, flags, message):
 
 def test_an_adapter_is_loaded_with_its_scale(command, asked, model, tmp_path):
     spec = LoraSpec(rank=2, alpha=6.0, dropout=0.0, targets=("q_proj", "v_proj"))
-    save_adapter(tmp_path, init_adapter(read_decoder_config(model), spec, seed=0), spec, str(model))
+    config = read_decoder_config(model)
+    save_adapter(tmp_path, init_adapter(config, spec, seed=0), config, spec, str(model))
     command("one", adapter=str(tmp_path))
     assert set(asked.adapter) == {"self_attn.q_proj", "self_attn.v_proj"}
     assert asked.scale == 3.0

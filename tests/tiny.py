@@ -108,6 +108,53 @@ GEMMA3 = _family(
     rope_scaling={"rope_type": "linear", "factor": 8.0},
     tie_word_embeddings=True,
 )
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0}
+OLMO3 = _family(
+    "olmo3", num_hidden_layers=4, head_dim=16, sliding_window=9, rope_theta=5e5, rope_scaling=YARN, attention_bias=True
+)
+MINISTRAL3 = _family(
+    "ministral3",
+    head_dim=16,
+    sliding_window=9,
+    rope_parameters=YARN | {"rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3},
+)
+# Short and long factors of the rotated half of each head, and an original context that the golden rows stay within.
+PHI3 = _family(
+    "phi3",
+    head_dim=16,
+    hidden_size=64,
+    sliding_window=9,
+    pad_token_id=None,
+    partial_rotary_factor=0.5,
+    original_max_position_embeddings=96,
+    rope_scaling={"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 8.0]},
+)
+GLM4 = _family("glm4", head_dim=16, attention_bias=True, pad_token_id=None)
+GRANITE4 = _family(
+    "granitemoehybrid",
+    num_local_experts=0,
+    num_experts_per_tok=0,
+    mamba_n_heads=4,
+    layer_types=["attention", "attention"],
+    position_embedding_type="rope",
+    shared_intermediate_size=40,
+    embedding_multiplier=3.0,
+    attention_multiplier=0.2,
+    residual_multiplier=0.5,
+    logits_scaling=4.0,
+)
+GRANITE4_NOPE = GRANITE4 | {"position_embedding_type": "nope", "attention_bias": True, "tie_word_embeddings": True}
+_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION |= {"image_size": 28, "patch_size": 14}
+
+
+def _wrapper(model_type: str, text: dict[str, Any], vision: str, **fields: Any) -> dict[str, Any]:
+    """A config of a model that wraps a decoder of text."""
+    return {"model_type": model_type, "text_config": text, "vision_config": _VISION | {"model_type": vision}, **fields}
+
+
+GEMMA3_WRAPPED = _wrapper("gemma3", GEMMA3, "siglip_vision_model", mm_tokens_per_image=4, image_token_index=200)
+MISTRAL3 = _wrapper("mistral3", MINISTRAL3, "pixtral", image_token_index=10, tie_word_embeddings=False)
 CONFIGS = LLAMAS | {
     "qwen2": QWEN2,
     "qwen2_window": QWEN2_WINDOW,
@@ -118,7 +165,14 @@ CONFIGS = LLAMAS | {
     "olmo2": OLMO2,
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,
+    "olmo3": OLMO3,
+    "ministral3": MINISTRAL3,
+    "phi3": PHI3,
+    "glm4": GLM4,
+    "granite4": GRANITE4,
+    "granite4_nope": GRANITE4_NOPE,
 }
+WRAPPERS = {"gemma3": GEMMA3_WRAPPED, "mistral3": MISTRAL3}
 
 
 def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from rdjax.models.config import DecoderConfig
 from rdjax.models.linear import Dropout, Linear, Lora, layer_loras
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing, causal_attention
-from rdjax.models.rotary import Angles, rotate
+from rdjax.models.rotary import Angles, rotate, rotate_queries
 from rdjax.parallel.mesh import device_of, rows_spec
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -135,7 +135,9 @@ class Attention(nnx.Module):
         scale = c.head_width**-0.5 if c.score_scale is None else c.score_scale
         scoring = Scoring(scale, c.score_softcap, c.kinds[kind].window)
         if inputs.angles is not None:
-            q_BTNH, k_BTKH = rotate(q_BTNH, inputs.angles), rotate(k_BTKH, inputs.angles)
+            interleaved = c.kinds[kind].rope.interleaved
+            q_BTNH = rotate_queries(q_BTNH, inputs.angles, interleaved)
+            k_BTKH = rotate(k_BTKH, inputs.angles, interleaved)
         keys_values = heads_first(k_BTKH)[:, :, :, 0], heads_first(v_BTKH)[:, :, :, 0]
         if layer.cache is not None:
             keys_values = tuple(

@@ -5,24 +5,22 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Describes a rotary position embedding; the scaling fields are those of Hugging Face's `rope_parameters`.
+    """Describes rotary positions (`models.rotary` makes them from the fields of a checkpoint).
 
     Attributes:
-      theta: base of the geometric series of wavelengths.
-      kind: one of `rotary.FREQUENCIES`.
-      factor: context length divided by the length in training ("linear", "llama3").
-      low_freq_factor, high_freq_factor, original_context: limits between the frequencies that are divided by `factor`,
-        blended, and unchanged ("llama3").
-      fraction: part of each head that is rotated, from its first number on.
+      frequencies: angular frequencies. Each rotates two numbers of a head; the numbers behind them stay as they are.
+      amplitude: multiplies what is rotated (the attention factor of YaRN and LongRoPE).
+      interleaved: a frequency rotates two neighbours of a head; else one number of each half of the rotated part.
+      long_frequencies: those of sequences longer than `DecoderConfig.max_positions` (LongRoPE); None: the same.
+      query_growth, query_period: multiply the query at a position by 1 + growth * ln(1 + floor(position / period)).
     """
 
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
-    fraction: float = 1.0
+    frequencies: tuple[float, ...]
+    amplitude: float = 1.0
+    interleaved: bool = False
+    long_frequencies: tuple[float, ...] | None = None
+    query_growth: float = 0.0
+    query_period: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class LayerKind:
       window: number of tokens that a token attends to, the last of which is itself; None: all up to itself.
     """
 
-    rope: RopeConfig | None = RopeConfig()
+    rope: RopeConfig | None = None
     window: int | None = None
 
 
@@ -45,7 +43,8 @@ class DecoderConfig:
     Attributes:
       vocab, width, layers, heads, kv_heads, head_width, feed_forward: sizes.
       norm_epsilon: added to the mean square in norms.
-      max_positions: longest sequence that the model was trained for.
+      max_positions: longest sequence that the model takes.
+      long_positions: longest sequence that it takes with `RopeConfig.long_frequencies`; None: it has none.
       tied_embeddings: the output head is the embedding.
       family: the key of `families.registry.FAMILIES` that reads its files.
       pattern: the kinds of the layers, repeated from the first layer on.
@@ -69,6 +68,7 @@ class DecoderConfig:
     norm_epsilon: float
     max_positions: int
     tied_embeddings: bool
+    long_positions: int | None = None
     family: str = "llama"
     pattern: tuple[LayerKind, ...] = (LayerKind(),)
     qkv_bias: bool = False
@@ -84,6 +84,14 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+
+    def for_sequences_of(self, tokens: int) -> "DecoderConfig":
+        """Returns the config for sequences of up to `tokens` tokens: with long frequencies if they need them."""
+        if self.long_positions is None or tokens <= self.max_positions:
+            return self
+        ropes = [dataclasses.replace(kind.rope, frequencies=kind.rope.long_frequencies) for kind in self.pattern]
+        pattern = tuple(dataclasses.replace(kind, rope=rope) for kind, rope in zip(self.pattern, ropes, strict=True))
+        return dataclasses.replace(self, pattern=pattern, max_positions=self.long_positions)
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:

@@ -187,7 +187,7 @@ class Decoder(nnx.Module):
         c = self.config
         all_kinds = []
         for kind in c.kinds:
-            angles = None if kind.rope is None else rope_angles(kind.rope, c.head_width, positions_BT)
+            angles = None if kind.rope is None else rope_angles(kind.rope, positions_BT)
             inputs = KindInputs(angles, mask_BTS, None)
             if mask_BTS is not None and kind.window is not None:
                 keys_BS = _key_positions(positions_BT, mask_BTS.shape[-1], cache)

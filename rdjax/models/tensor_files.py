@@ -1,21 +1,24 @@
-"""Finds the tensors of a checkpoint folder."""
+"""Finds the tensors of a checkpoint folder, and reads parts of them."""
 
 import json
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rdjax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class TensorFile(NamedTuple):
-    """Holds the file that a tensor is in, and its shape."""
+    """Holds the file that a tensor is in, its name there, and its shape."""
 
     path: pathlib.Path
+    name: str
     shape: tuple[int, ...]
 
 
@@ -30,18 +33,30 @@ def index_tensors(folder: pathlib.Path) -> dict[str, TensorFile]:
         path = folder / name
         if not path.exists():
             raise UserError(_missing_weights(folder, path))
+        check_no_pointer(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 for key in file.keys():  # noqa: SIM118 (a handle, not a dict)
-                    tensors[key] = TensorFile(path, tuple(file.get_slice(key).get_shape()))
+                    tensors[key] = TensorFile(path, key, tuple(file.get_slice(key).get_shape()))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file ({error})") from None
     return tensors
 
 
+def check_no_pointer(path: pathlib.Path) -> None:
+    """Checks that a file is not the pointer that git leaves in its place without git-lfs.
+
+    Raises:
+      UserError: it is one.
+    """
+    with path.open("rb") as file:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
+            raise UserError(f"{path}: a pointer of git-lfs, not the file itself; run `git lfs pull` in its folder")
+
+
 def _file_names(folder: pathlib.Path) -> list[str]:
-    """Returns the names of the folder's weight files, from its index if it has one."""
-    if not (folder / INDEX).exists():
+    """Returns the names of the folder's weight files; as in transformers a single file counts before an index."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return [SINGLE]
     try:
         return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
@@ -58,3 +73,26 @@ def _missing_weights(folder: pathlib.Path, path: pathlib.Path) -> str:
             f"AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
         )
     return f"{path}: not found; a model folder holds config.json and *.safetensors"
+
+
+class TensorReader:
+    """Reads parts of tensors; keeps the files open."""
+
+    def __init__(self, tensors: dict[str, TensorFile]):
+        self.tensors, self._files = tensors, {}
+
+    def read(self, name: str, slices: tuple[slice, ...] = ()) -> np.ndarray:
+        """Returns a part of a tensor; all of it without slices.
+
+        Raises:
+          UserError: the part cannot be read.
+        """
+        path, stored, shape = self.tensors[name]
+        if path not in self._files:
+            self._files[path] = safe_open(path, framework="numpy")
+        try:
+            if not shape:
+                return self._files[path].get_tensor(stored)
+            return self._files[path].get_slice(stored)[slices or (slice(None),)]
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: {stored} cannot be read ({error})") from None

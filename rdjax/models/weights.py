@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rdjax.errors import UserError
@@ -19,7 +18,7 @@ from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.linear import quantise
-from rdjax.models.tensor_files import SINGLE, TensorFile, index_tensors
+from rdjax.models.tensor_files import SINGLE, TensorFile, TensorReader, index_tensors
 from rdjax.models.weight_table import Row, Shape, rows_of
 
 
@@ -46,6 +45,23 @@ def checkpoint_shapes(config: DecoderConfig) -> dict[str, Shape]:
     """Returns the name and shape of every tensor of a checkpoint."""
     rows = used_rows(config)
     return {name: row.tensor_shape(shapes) for row, shapes in rows for name in row.names(config.layers)}
+
+
+def index_decoder(folder: pathlib.Path, family: str) -> dict[str, TensorFile]:
+    """Finds every tensor of a checkpoint folder, the decoder's by their names in the family's table.
+
+    Raises:
+      UserError: as `index_tensors`.
+    """
+    return {table_name(name, family): file for name, file in index_tensors(folder).items()}
+
+
+def table_name(name: str, family: str) -> str:
+    """Returns what a tensor of a file is called in the family's table."""
+    for stored, table in FAMILIES[family].prefixes:
+        if name.startswith(stored):
+            return table + name.removeprefix(stored)
+    return name
 
 
 def check_tensors(config: DecoderConfig, tensors: dict[str, TensorFile], where: str) -> None:
@@ -83,9 +99,9 @@ def load_params(
     Returns:
       The parameters, a nested dict of arrays, layers stacked.
     """
-    tensors = index_tensors(folder)
+    tensors = index_decoder(folder, config.family)
     check_tensors(config, tensors, str(folder))
-    placed, reader = flatten_dict(shardings, sep="."), _Reader(tensors)
+    placed, reader = flatten_dict(shardings, sep="."), TensorReader(tensors)
     params = {}
     for row, shapes in used_rows(config):
         for part, path in enumerate(row.paths):
@@ -99,25 +115,8 @@ def load_params(
     return unflatten_dict(params, sep=".")
 
 
-class _Reader:
-    """Reads slices of tensors; keeps the files open."""
-
-    def __init__(self, tensors: dict[str, TensorFile]):
-        self.tensors, self.files = tensors, {}
-
-    def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
-        """Returns a part of a tensor."""
-        path = self.tensors[name].path
-        if path not in self.files:
-            self.files[path] = safe_open(path, framework="numpy")
-        try:
-            return self.files[path].get_slice(name)[slices]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path}: {name} cannot be read ({error})") from None
-
-
 def _load_parameter(
-    reader: _Reader, row: Row, shapes: Sequence[Shape], part: int, layers: int, dtype, sharding: Sharding
+    reader: TensorReader, row: Row, shapes: Sequence[Shape], part: int, layers: int, dtype, sharding: Sharding
 ) -> jax.Array:
     """Reads one parameter of a row, stacked over layers if the row is."""
     names = row.names(layers)

@@ -11,11 +11,14 @@ from ml_collections import config_dict
 from transformers import PreTrainedTokenizerFast
 
 from rdjax.models.attention import shared_prefix_mask
-from rdjax.models.config import DecoderConfig
+from rdjax.models.config import DecoderConfig, LayerKind
 from rdjax.models.decoder import Decoder
+from rdjax.models.rotary import make_rope
 from rdjax.models.weights import save_params
 from rdjax.rulebook.batches import Packed
 from rdjax.rulebook.tokenizer import TAGGED_PLACES, tagged_digit
+
+ROPE_THETA = 10000.0
 
 
 def decoder_config(model: config_dict.ConfigDict) -> DecoderConfig:
@@ -31,6 +34,7 @@ def decoder_config(model: config_dict.ConfigDict) -> DecoderConfig:
         norm_epsilon=1e-6,
         max_positions=1024,
         tied_embeddings=True,
+        pattern=(LayerKind(make_rope({"rope_theta": ROPE_THETA}, model.width // model.heads, 1024)),),
     )
 
 
@@ -91,7 +95,7 @@ def hugging_face_fields(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_epsilon,
         "max_position_embeddings": config.max_positions,
-        "rope_theta": config.pattern[0].rope.theta,
+        "rope_theta": ROPE_THETA,
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": False,
         "mlp_bias": False,

@@ -15,7 +15,8 @@ from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
 from rdjax.evaluation.scores import JudgeError, evaluate, judge_all
-from rdjax.models.lora import Adapter, LoraSpec, save_adapter
+from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.models.peft_files import save_adapter
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.prepare import Run, eval_options, is_evaluated
 from rdjax.storage.files import read_json
@@ -79,7 +80,7 @@ def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter])
     """Writes an adapter of every run to `adapter/` (the student's) or `adapters/<name>/`."""
     for run, adapter in zip(runs, adapters, strict=True):
         folder = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
-        save_adapter(folder, adapter, run.spec, run.model.name)
+        save_adapter(folder, adapter, run.model.config, run.spec, run.model.name)
 
 
 def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapter]]:

@@ -18,7 +18,8 @@ from rdjax.evaluation.judges import Judge, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from rdjax.models.load import LanguageModel, load_model, resolve_folder
-from rdjax.models.lora import Adapter, LoraSpec, init_adapter, load_adapter
+from rdjax.models.lora import Adapter, LoraSpec, init_adapter
+from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.parallel.processes import check_same_everywhere
 from rdjax.run.pairs import gold_pairs, teacher_pairs
@@ -127,7 +128,7 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
     if not config.model.adapter:
         return spec, put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
-    adapter, found = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config)
+    adapter, found = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config, model.base)
     for name in ("rank", "alpha"):
         if getattr(spec, name) != getattr(found, name):
             raise UserError(

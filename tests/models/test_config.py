@@ -5,15 +5,15 @@ import json
 import pytest
 
 from rdjax.errors import UserError
-from rdjax.models.config import RopeConfig
 from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
+from rdjax.models.rotary import make_rope
 from tests import tiny
 
 
 def test_llama3_fields():
     config = decoder_config_from_hf(tiny.LLAMA3, "here")
     assert (config.heads, config.kv_heads, config.head_width, config.tied_embeddings) == (4, 2, 16, True)
-    assert config.pattern[0].rope == RopeConfig(10000.0, "llama3", 8.0, 1.0, 4.0, 32)
+    assert config.pattern[0].rope == make_rope({"rope_theta": 10000.0, **tiny.LLAMA3["rope_scaling"]}, 16, 512)
 
 
 @pytest.mark.parametrize("name", ["llama1", "llama3", "biased"])
@@ -23,14 +23,17 @@ def test_both_spellings_of_rope_mean_the_same(name):
     new["rope_parameters"] = {"rope_type": "default", **old.get("rope_scaling", {}), "rope_theta": 777.0}
     config = decoder_config_from_hf(new, "here")
     assert config == decoder_config_from_hf(old, "here")
-    assert config.pattern[0].rope.theta == 777.0
+    assert config.pattern[0].rope == make_rope(
+        {"rope_theta": 777.0, **old.get("rope_scaling", {})}, config.head_width, 512
+    )
 
 
 def test_null_means_default():
     """Hugging Face writes null for what a model does not set."""
     nulls = {"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "sliding_window": None}
     config = decoder_config_from_hf(tiny.LLAMA2 | nulls, "here")
-    assert (config.kv_heads, config.head_width, config.pattern[0].rope.kind) == (4, 8, "default")
+    assert (config.kv_heads, config.head_width) == (4, 8)
+    assert config.pattern[0].rope == make_rope({"rope_theta": 10000.0}, 8, 512)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_null_means_default():
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, ["num_attention_heads 3", "num_key_value_heads 2"]),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["yarn", "llama3"]),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, ["spiral", "llama3"]),
         ({"rope_scaling": {"rope_type": "linear"}}, ["factor", "missing"]),
     ],
 )

@@ -12,12 +12,13 @@ from ml_collections import config_dict
 
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.config import DecoderConfig, LayerKind, RopeConfig
+from rdjax.models.config import DecoderConfig, LayerKind
 from rdjax.models.decoder import Decoder
 from rdjax.models.layers import unstack_layers
 from rdjax.models.lora import LoraSpec, adapted_projections, init_adapter
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing
+from rdjax.models.rotary import make_rope
 from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh
@@ -35,9 +36,11 @@ PLAIN = DecoderConfig(
     norm_epsilon=1e-5,
     max_positions=512,
     tied_embeddings=True,
+    pattern=(LayerKind(make_rope({"rope_theta": 10000.0}, 16, 512)),),
 )
-WINDOW = LayerKind(RopeConfig(), window=5)
-GLOBAL = LayerKind(RopeConfig(theta=1e6, kind="linear", factor=8.0))
+ROPE = make_rope({"rope_theta": 10000.0}, 16, 512)
+WINDOW = LayerKind(ROPE, window=5)
+GLOBAL = LayerKind(make_rope({"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}, 16, 512))
 NOPE = LayerKind(None)
 SWITCHES = {
     "plain": {},
@@ -57,10 +60,13 @@ SWITCHES = {
     "logit cap": {"logit_softcap": 3.0},
     "embedding scale": {"embedding_scale": 5.0},
     "residual scale": {"residual_scale": 0.22},
-    "half rotary": {"pattern": (LayerKind(RopeConfig(fraction=0.5)),)},
+    "half rotary": {"pattern": (LayerKind(make_rope({"rope_theta": 10000.0, "partial_rotary_factor": 0.5}, 16, 512)),)},
+    "rotation of neighbours": {"pattern": (LayerKind(dataclasses.replace(ROPE, interleaved=True)),)},
+    "amplitude": {"pattern": (LayerKind(dataclasses.replace(ROPE, amplitude=1.5)),)},
+    "queries grow": {"pattern": (LayerKind(dataclasses.replace(ROPE, query_growth=0.5, query_period=3)),)},
     "window": {"pattern": (WINDOW,)},
     "window then global": {"pattern": (WINDOW, WINDOW, GLOBAL)},
-    "no positions every fourth": {"pattern": (LayerKind(),) * 3 + (NOPE,)},
+    "no positions every fourth": {"pattern": (LayerKind(ROPE),) * 3 + (NOPE,)},
     "untied": {"tied_embeddings": False, "logit_scale": 0.5},
 }
 # Here the random weights fit the switch, or float64 shows no difference.

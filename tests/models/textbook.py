@@ -76,6 +76,8 @@ def attention(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray, l
     q_TNH, k_TKH, v_TKH = (heads(config, holder, name, x_TD) for name in "qkv")
     if kind.rope is not None:
         q_TNH, k_TKH = rotated(kind.rope, q_TNH), rotated(kind.rope, k_TKH)
+        periods_T = np.arange(len(q_TNH)) // kind.rope.query_period
+        q_TNH = q_TNH * (1 + kind.rope.query_growth * np.log(1 + periods_T))[:, None, None]
     scale = 1 / np.sqrt(config.head_width) if config.score_scale is None else config.score_scale
     mixed_TNH = np.zeros_like(q_TNH)
     for token in range(T):
@@ -98,11 +100,15 @@ def heads(config: DecoderConfig, holder: dict[str, Any], name: str, x_TD: np.nda
 
 def rotated(rope: RopeConfig, x_TNH: np.ndarray) -> np.ndarray:
     """The rotated part of each head as complex numbers times exp(i * position * frequency)."""
-    half = int(rope.fraction * x_TNH.shape[-1]) // 2
-    frequencies = rope.theta ** -(np.arange(half) / half) / rope.factor
-    turned = x_TNH[..., :half] + 1j * x_TNH[..., half : 2 * half]
-    turned = turned * np.exp(1j * np.arange(len(x_TNH))[:, None, None] * frequencies)
-    return np.concatenate([turned.real, turned.imag, x_TNH[..., 2 * half :]], axis=-1)
+    half = len(rope.frequencies)
+    first, second = np.arange(half), np.arange(half, 2 * half)
+    if rope.interleaved:
+        first, second = 2 * first, 2 * first + 1
+    turned = x_TNH[..., first] + 1j * x_TNH[..., second]
+    turned = rope.amplitude * turned * np.exp(1j * np.arange(len(x_TNH))[:, None, None] * np.array(rope.frequencies))
+    out_TNH = x_TNH.copy()
+    out_TNH[..., first], out_TNH[..., second] = turned.real, turned.imag
+    return out_TNH
 
 
 def cap(x: np.ndarray, softcap: float | None) -> np.ndarray:

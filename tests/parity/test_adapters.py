@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 from rdjax.config import TARGETS  # noqa: E402
-from rdjax.models.lora import LoraSpec, load_adapter, merge_adapter, save_adapter, scaled_adapter  # noqa: E402
+from rdjax.models.lora import LoraSpec, merge_adapter, scaled_adapter  # noqa: E402
+from rdjax.models.peft_files import load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.distill.case import random_adapter  # noqa: E402
@@ -33,15 +34,15 @@ def test_peft_and_a_merged_folder_give_our_logits(name, tmp_path):
     decoder, tokens = tiny.random_decoder(tiny.CONFIGS[name], seed=3), tiny.random_tokens(2, 24)
     tiny.write_random_checkpoint(tmp_path / "base", tiny.CONFIGS[name], seed=3)
     adapter = random_adapter(decoder.config, spec=SPEC)
-    save_adapter(tmp_path / "adapter", adapter, SPEC, str(tmp_path / "base"))
+    save_adapter(tmp_path / "adapter", adapter, decoder.config, SPEC, str(tmp_path / "base"))
     ours = decoder.logits(tiny.forward(decoder, tokens, adapter=scaled_adapter(adapter, SPEC.scale)).final_BPD)
     plain = decoder.logits(tiny.forward(decoder, tokens).final_BPD)
     assert np.abs(ours - plain).max() > 0.1, "the adapter matters"
     model = peft.PeftModel.from_pretrained(reference.load(tmp_path / "base"), tmp_path / "adapter")
     np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=2e-4 * max(1, np.abs(ours).max()))
     model.save_pretrained(tmp_path / "again")
-    read, spec = load_adapter(tmp_path / "again", decoder.config)
-    assert spec.targets == SPEC.targets
+    read, spec = load_adapter(tmp_path / "again", decoder.config, nnx.to_pure_dict(nnx.state(decoder)))
+    assert (spec.targets, spec.scale, spec.rank) == (SPEC.targets, SPEC.scale, SPEC.rank)
     jax.tree.map(np.testing.assert_array_equal, read, adapter)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "config.json").write_text(json.dumps(tiny.CONFIGS[name]))

@@ -12,7 +12,8 @@ peft = pytest.importorskip("peft")
 import torch.nn.functional as F  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
-from rdjax.models.lora import load_adapter, merge_adapter, save_adapter, scaled_adapter  # noqa: E402
+from rdjax.models.lora import merge_adapter, scaled_adapter  # noqa: E402
+from rdjax.models.peft_files import load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.distill.case import (  # noqa: E402
@@ -40,7 +41,7 @@ def setting(request, tmp_path_factory):
     graph, state = nnx.split(decoder)
     case = Case(graph, nnx.to_pure_dict(state), decoder.config)
     adapter = random_adapter(case.config)
-    save_adapter(folder / "adapter", adapter, SPEC, str(folder))
+    save_adapter(folder / "adapter", adapter, case.config, SPEC, str(folder))
     base = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model = peft.PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
     return case, adapter, model, folder
@@ -127,7 +128,7 @@ def test_merged_export_in_transformers(setting, tmp_path):
 def test_adapter_saved_by_peft_is_read(setting, tmp_path):
     case, adapter, model, _ = setting
     model.save_pretrained(tmp_path)
-    read, spec = load_adapter(tmp_path, case.config)
+    read, spec = load_adapter(tmp_path, case.config, case.base)
     assert (spec.rank, spec.alpha, spec.targets) == (SPEC.rank, SPEC.alpha, SPEC.targets)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
     jax.tree.map(np.testing.assert_array_equal, read, jax.tree.map(np.asarray, adapter))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig, LayerKind, RopeConfig
-from rdjax.models.rotary import FREQUENCIES
+from rdjax.models.rotary import SCALINGS, make_rope
 from rdjax.models.weight_table import Row
 
 Fields = dict[str, Any]
@@ -19,12 +19,16 @@ class Family(NamedTuple):
       read_config: (fields of config.json, source for errors) -> the decoder's config. A missing field may raise
         KeyError, a wrong type TypeError.
       table: tensor names; the first row that holds a parameter counts.
-      ignored: patterns of tensors that follow from the config.
+      ignored: patterns of tensors that follow from the config, or that belong to no decoder of text.
+      prefixes: (of names in the files, of names in the table), where a model of several parts wraps the decoder.
+      module_prefix: what "model." of the table is called in the model class of transformers.
     """
 
     read_config: Callable[[Fields, str], DecoderConfig]
     table: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
+    prefixes: tuple[tuple[str, str], ...] = ()
+    module_prefix: str = "model."
 
 
 BASE_ROWS = (
@@ -38,6 +42,14 @@ BASE_ROWS = (
 NORMS_BEFORE = (
     Row("model.layers.{layer}.input_layernorm.weight", ("layers.attention_norm.weight",)),
     Row("model.layers.{layer}.post_attention_layernorm.weight", ("layers.mlp_norm.weight",)),
+)
+
+FUSED_MLP = (
+    Row(
+        "model.layers.{layer}.mlp.gate_up_proj.weight",
+        ("layers.mlp.gate_proj.kernel", "layers.mlp.up_proj.kernel"),
+        "transpose",
+    ),
 )
 
 QK_NORMS = (
@@ -80,38 +92,35 @@ def accept_only(fields: Fields, accepted: Fields, where: str) -> None:
             raise UserError(f"{where}: {name} = {fields[name]!r} is not supported; accepted: {value!r}")
 
 
-def read_rope(fields: Fields, where: str, default_theta: float = 10000.0) -> RopeConfig:
+def read_rope(fields: Fields, where: str, default_theta: float = 10000.0, partial: bool = False) -> RopeConfig:
     """Reads rotary positions in either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`.
 
-    Raises:
-      UserError: the kind of scaling is not supported.
-    """
-    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    return scaled_rope({"rope_theta": fields.get("rope_theta", default_theta), **scaling}, where)
-
-
-def scaled_rope(scaling: Fields, where: str) -> RopeConfig:
-    """Translates the fields of `rope_parameters`.
+    Args:
+      partial: the family rotates a part of each head, if `partial_rotary_factor` says so.
 
     Raises:
       UserError: the kind of scaling is not supported.
     """
-    accept_only(scaling, {"partial_rotary_factor": 1.0}, where)
-    theta, kind = scaling["rope_theta"], scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind=kind, factor=scaling["factor"])
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            kind=kind,
-            factor=scaling["factor"],
-            low_freq_factor=scaling["low_freq_factor"],
-            high_freq_factor=scaling["high_freq_factor"],
-            original_context=scaling["original_max_position_embeddings"],
-        )
-    raise UserError(f"{where}: rope type {kind!r} is not supported; accepted: {', '.join(FREQUENCIES)}")
+    own = {"rope_theta": fields.get("rope_theta", default_theta)}
+    if fields.get("partial_rotary_factor") is not None:
+        own["partial_rotary_factor"] = fields["partial_rotary_factor"]
+    scaling = {**own, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
+    if not partial:
+        accept_only(scaling, {"partial_rotary_factor": 1.0}, where)
+    return scaled_rope(scaling, fields, where)
+
+
+def scaled_rope(scaling: Fields, fields: Fields, where: str) -> RopeConfig:
+    """Translates `rope_parameters` of a config.
+
+    Raises:
+      UserError: the kind of scaling is not supported.
+    """
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in SCALINGS:
+        raise UserError(f"{where}: rope type {kind!r} is not supported; accepted: {', '.join(SCALINGS)}")
+    sizes = read_sizes(fields)
+    return make_rope(scaling, sizes["head_width"], sizes["max_positions"])
 
 
 def read_layer_types(fields: Fields, kinds: dict[str, LayerKind], default: Sequence[str], where: str) -> Pattern:

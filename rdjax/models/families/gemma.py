@@ -25,11 +25,12 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 def read_gemma2(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
+    fields = {**DEFAULTS, "max_position_embeddings": 8192, **fields}
     rope, layers = read_rope(fields, where), fields["num_hidden_layers"]
     kinds = {FULL: LayerKind(rope), SLIDING: LayerKind(rope, fields.get("sliding_window", 4096))}
     default = [FULL if layer % 2 else SLIDING for layer in range(layers)]
     return DecoderConfig(
-        **read_common({"max_position_embeddings": 8192, **fields}),
+        **read_common(fields),
         family="gemma2",
         pattern=read_layer_types(fields, kinds, default, where),
         score_softcap=fields.get("attn_logit_softcapping", 50.0),
@@ -41,15 +42,19 @@ def read_gemma3(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     fields = fields | {"use_bidirectional_attention": fields.get("use_bidirectional_attention") or None}
     accept_only(fields, ACCEPTED | {"attn_logit_softcapping": None}, where)
+    fields = {**DEFAULTS, "max_position_embeddings": 131072, **fields}
     ropes, layers = fields.get("rope_parameters") or {}, fields["num_hidden_layers"]
     # Earlier versions of transformers have a field for each base, and scale the layers without a window.
     full = {"rope_theta": fields.get("rope_theta", 1e6), **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
     sliding = {"rope_theta": fields.get("rope_local_base_freq", 1e4), **ropes.get(SLIDING, {})}
     window, interval = fields.get("sliding_window", 4096), fields.get("sliding_window_pattern", 6)
-    kinds = {FULL: LayerKind(scaled_rope(full, where)), SLIDING: LayerKind(scaled_rope(sliding, where), window)}
+    kinds = {
+        FULL: LayerKind(scaled_rope(full, fields, where)),
+        SLIDING: LayerKind(scaled_rope(sliding, fields, where), window),
+    }
     default = [SLIDING if (layer + 1) % interval else FULL for layer in range(layers)]
     return DecoderConfig(
-        **read_common({"max_position_embeddings": 131072, **fields}),
+        **read_common(fields),
         family="gemma3_text",
         pattern=read_layer_types(fields, kinds, default, where),
         qk_norm="head",
@@ -59,7 +64,7 @@ def read_gemma3(fields: Fields, where: str) -> DecoderConfig:
 
 def read_common(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a `DecoderConfig` that both read alike."""
-    sizes = read_sizes({**DEFAULTS, **fields})
+    sizes = read_sizes(fields)
     return {
         **sizes,
         **read_attention_bias(fields),

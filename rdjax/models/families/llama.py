@@ -12,7 +12,7 @@ from rdjax.models.families.common import (
     read_sizes,
 )
 
-ACCEPTED = {"hidden_act": "silu", "sliding_window": None, "partial_rotary_factor": 1.0}
+ACCEPTED = {"hidden_act": "silu", "sliding_window": None}
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:

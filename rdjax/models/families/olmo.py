@@ -1,4 +1,7 @@
-"""Reads OLMo 2: norms behind attention and MLP, and of all queries and all keys of a token."""
+"""Reads OLMo 2 and 3: norms behind attention and MLP, and of all queries and all keys of a token.
+
+OLMo 3 has windows in three of four layers, and scales the rotation of the others alone.
+"""
 
 from rdjax.models.config import DecoderConfig, LayerKind
 from rdjax.models.families.common import (
@@ -6,21 +9,44 @@ from rdjax.models.families.common import (
     QK_NORMS,
     Family,
     Fields,
+    Pattern,
     accept_only,
     read_attention_bias,
+    read_layer_types,
     read_rope,
     read_sizes,
+    scaled_rope,
 )
 from rdjax.models.weight_table import Row
 
+FULL, SLIDING = "full_attention", "sliding_attention"
 
-def read_config(fields: Fields, where: str) -> DecoderConfig:
+
+def read_olmo2(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
+    return read_olmo(fields, (LayerKind(read_rope(fields, where)),), "olmo2", where)
+
+
+def read_olmo3(fields: Fields, where: str) -> DecoderConfig:
+    """Translates the fields of config.json."""
+    ropes, layers = fields.get("rope_parameters") or {}, fields["num_hidden_layers"]
+    full = {"rope_theta": fields.get("rope_theta", 5e5), **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
+    sliding = {"rope_theta": 5e5, **ropes.get(SLIDING, {})}
+    kinds = {
+        FULL: LayerKind(scaled_rope(full, fields, where)),
+        SLIDING: LayerKind(scaled_rope(sliding, fields, where), fields.get("sliding_window", 4096)),
+    }
+    default = [SLIDING if (layer + 1) % 4 else FULL for layer in range(layers)]
+    return read_olmo(fields, read_layer_types(fields, kinds, default, where), "olmo3", where)
+
+
+def read_olmo(fields: Fields, pattern: Pattern, family: str, where: str) -> DecoderConfig:
+    """Translates the fields that both read alike."""
     accept_only(fields, {"hidden_act": "silu"}, where)
     return DecoderConfig(
         **read_sizes({"rms_norm_eps": 1e-5, **fields}),
-        family="olmo2",
-        pattern=(LayerKind(read_rope(fields, where)),),
+        family=family,
+        pattern=pattern,
         **read_attention_bias(fields),
         norm="weight_in_float32",
         norms="after",
@@ -32,4 +58,5 @@ NORMS_AFTER = (
     Row("model.layers.{layer}.post_attention_layernorm.weight", ("layers.attention_out_norm.weight",)),
     Row("model.layers.{layer}.post_feedforward_layernorm.weight", ("layers.mlp_out_norm.weight",)),
 )
-OLMO2 = Family(read_config, (*BASE_ROWS, *NORMS_AFTER, *QK_NORMS))
+OLMO2 = Family(read_olmo2, (*BASE_ROWS, *NORMS_AFTER, *QK_NORMS))
+OLMO3 = Family(read_olmo3, OLMO2.table)

@@ -22,8 +22,9 @@ ACCEPTED = {"hidden_act": "silu"}
 def read_qwen2(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
+    fields = {**DEFAULTS, **fields}
     return DecoderConfig(
-        **read_sizes({**DEFAULTS, **fields}),
+        **read_sizes(fields),
         family="qwen2",
         pattern=read_pattern(fields, where),
         qkv_bias=True,
@@ -33,8 +34,9 @@ def read_qwen2(fields: Fields, where: str) -> DecoderConfig:
 def read_qwen3(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
+    fields = {**DEFAULTS, "head_dim": 128, **fields}
     return DecoderConfig(
-        **read_sizes({**DEFAULTS, "head_dim": 128, **fields}),
+        **read_sizes(fields),
         family="qwen3",
         pattern=read_pattern(fields, where),
         **read_attention_bias(fields),

@@ -6,8 +6,9 @@ from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import gemma, granite, llama, mistral, olmo, qwen, smollm3
+from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, phi3, qwen, smollm3
 from rdjax.models.families.common import Family, accept_only
+from rdjax.models.families.wrapped import wrap
 
 # By the `model_type` of config.json.
 FAMILIES: dict[str, Family] = {
@@ -15,11 +16,18 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
     "mistral": mistral.FAMILY,
+    "ministral3": mistral.MINISTRAL3,
+    "mistral3": wrap("mistral3", {"mistral": mistral.FAMILY, "ministral3": mistral.MINISTRAL3}),
     "smollm3": smollm3.FAMILY,
     "granite": granite.FAMILY,
+    "granitemoehybrid": granite.GRANITE4,
     "olmo2": olmo.OLMO2,
+    "olmo3": olmo.OLMO3,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
+    "gemma3": wrap("gemma3", {"gemma3_text": gemma.GEMMA3}),
+    "phi3": phi3.FAMILY,
+    "glm4": glm4.FAMILY,
 }
 
 

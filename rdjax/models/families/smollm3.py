@@ -19,12 +19,13 @@ ACCEPTED = {"hidden_act": "silu", "use_sliding_window": False}
 def read_config(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
+    fields = {**DEFAULTS, **fields}
     interval = fields.get("no_rope_layer_interval", 4)
     rotated, plain = LayerKind(read_rope(fields, where, default_theta=2e6)), LayerKind(None)
     layers = fields["num_hidden_layers"]
     has_rope = fields.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
     return DecoderConfig(
-        **read_sizes({**DEFAULTS, **fields}),
+        **read_sizes(fields),
         family="smollm3",
         pattern=tuple(rotated if has_rope[layer] else plain for layer in range(layers)),
         **read_attention_bias(fields),

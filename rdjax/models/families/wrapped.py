@@ -1,0 +1,38 @@
+"""Reads the decoder of text inside a model of several parts, whose config.json has a `text_config`."""
+
+import dataclasses
+
+from rdjax.errors import UserError
+from rdjax.models.config import DecoderConfig
+from rdjax.models.families.common import Family, Fields
+
+# As transformers writes them now, and as earlier versions did.
+PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+OTHER_PARTS = (r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*")
+
+
+def wrap(name: str, families: dict[str, Family]) -> Family:
+    """Returns the family of a model that wraps a decoder.
+
+    Args:
+      name: the wrapper's `model_type`.
+      families: the decoders that it can hold, by their `model_type`, with equal tables; the first is the default.
+    """
+
+    def read_config(fields: Fields, where: str) -> DecoderConfig:
+        """Translates the fields of config.json; the wrapper's `tie_word_embeddings` counts."""
+        text = dict(fields["text_config"])
+        model_type = text.get("model_type", next(iter(families)))
+        if model_type not in families:
+            accepted = ", ".join(families)
+            raise UserError(f"{where}: text_config.model_type {model_type!r} is not supported; accepted: {accepted}")
+        text["tie_word_embeddings"] = fields.get("tie_word_embeddings", True)
+        config = families[model_type].read_config(text, f"{where}: text_config")
+        return dataclasses.replace(config, family=name)
+
+    table = next(iter(families.values())).table
+    return Family(read_config, table, OTHER_PARTS, PREFIXES, "model.language_model.")
