@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from rdjax.config import ONE_DEVICE
 from rdjax.errors import UserError
+from rdjax.models.families.registry import read_fields
 from rdjax.models.layers import stack_layers
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import merge_adapter
@@ -26,6 +27,9 @@ _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a fo
 _OUT = flags.DEFINE_string("out", None, "The new folder.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the weights written.")
 
+# What is not copied: weights in any format, and a repository's own files.
+WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", ".*")
+
 
 def main(argv: list[str]) -> None:
     """Writes the merged model to a new folder."""
@@ -36,14 +40,14 @@ def main(argv: list[str]) -> None:
     model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
     adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config, model.base)
     merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
-    out.mkdir(parents=True)
-    save_params(out, model.config, merged, jnp.dtype(_DTYPE.value))
-    for path in resolve_folder(_MODEL.value, "model").iterdir():
-        if path.suffix in (".json", ".model", ".jinja", ".txt") and not path.name.endswith(".index.json"):
-            shutil.copy(path, out / path.name)
-    fields = json.loads((out / "config.json").read_text())
-    fields.pop("torch_dtype", None)  # the older name of the same field
-    (out / "config.json").write_text(json.dumps({**fields, "dtype": _DTYPE.value}, indent=2) + "\n")
+    base = resolve_folder(_MODEL.value, "model")
+    shutil.copytree(base, out, ignore=shutil.ignore_patterns(*WEIGHTS))
+    save_params(out, model.config, merged, jnp.dtype(_DTYPE.value), base)
+    fields = read_fields(out)
+    fields |= {"dtype": _DTYPE.value, "tie_word_embeddings": model.config.tied_embeddings}
+    for name in ("torch_dtype", "quantization_config"):  # the older name of dtype; weights are written unquantised
+        fields.pop(name, None)
+    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     print(f"wrote {out}")
 
 

@@ -8,22 +8,32 @@ from typing import Any
 import huggingface_hub
 import jax.numpy as jnp
 from flax import nnx
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families.registry import read_decoder_config
+from rdjax.models.families.registry import decoder_config_from_hf, read_fields
 from rdjax.models.fingerprint import checkpoint_fingerprint
+from rdjax.models.fp8 import read_block
 from rdjax.models.layers import training_layout
 from rdjax.models.sharding import check_mesh, param_shardings
-from rdjax.models.weights import abstract_params, load_params
+from rdjax.models.tensor_files import check_no_pointer
+from rdjax.models.weights import abstract_params, load_params, untie_other_head
 from rdjax.parallel.mesh import device_of
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+OTHER_FORMATS = ["consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*", "runs/*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +71,11 @@ def resolve_dtype(name: str, mesh: Mesh):
 def resolve_folder(path: str, what: str) -> pathlib.Path:
     """Returns the folder of a model or adapter: a local one, an embedded model's, or a download from the hub.
 
+    Args:
+      what: "model" or "adapter". Of a model config.json comes first: one that does not load is not downloaded.
+
     Raises:
-      UserError: there is no such folder and no such repository.
+      UserError: there is no such folder and no such repository, the hub gives no access, or the model is not supported.
     """
     if path in EMBEDDED:
         return ASSETS / path
@@ -70,10 +83,24 @@ def resolve_folder(path: str, what: str) -> pathlib.Path:
     if folder.is_dir():
         return folder
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
+        if what == "model":
+            fields = json.loads(pathlib.Path(huggingface_hub.hf_hub_download(path, "config.json")).read_text())
+            decoder_config_from_hf(fields, f"{path}: config.json")
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(path, allow_patterns=HUB_FILES, ignore_patterns=OTHER_FORMATS)
+        )
+    except GatedRepoError:
+        advice = f"accept its terms at https://huggingface.co/{path}, then run `hf auth login` or set HF_TOKEN"
+        raise UserError(f"{what} {path!r} is gated: {advice}") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise UserError(
-            f"{what} {path!r} is neither a folder nor a repository that can be reached on the hub"
+            f"{what} {path!r} is no folder and not in the hub's cache, and the hub cannot be reached"
+        ) from None
+    except EntryNotFoundError:
+        raise UserError(f"{what} {path!r}: the repository has no config.json") from None
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+        raise UserError(
+            f"{what} {path!r} is neither a folder nor a repository of the hub (a private one needs HF_TOKEN)"
         ) from None
 
 
@@ -87,15 +114,18 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
       UserError: the folder, a file or a field of it does not fit.
     """
     folder = resolve_folder(path, "model")
-    config = read_decoder_config(folder)
+    fields, where = read_fields(folder), str(folder / "config.json")
+    fp8_block = read_block(fields, where)
+    config = untie_other_head(folder, decoder_config_from_hf(fields, where))
     check_mesh(mesh, config)
     tokenizer = load_tokenizer(folder, config)
     graph, abstract = abstract_params(config, resolve_dtype(dtype, mesh), int8, mesh)
-    base = load_params(folder, config, resolve_dtype(dtype, mesh), param_shardings(mesh, abstract), int8)
+    shardings = param_shardings(mesh, abstract)
+    base = load_params(folder, config, resolve_dtype(dtype, mesh), shardings, int8, fp8_block)
     base = training_layout(base, config.layers, mesh)
     local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
     name = str(folder.resolve()) if local else path
-    eos_ids, fingerprint = _eos_ids(folder, tokenizer), checkpoint_fingerprint(folder)
+    eos_ids, fingerprint = _eos_ids(folder, fields, tokenizer), checkpoint_fingerprint(folder)
     return LanguageModel(name, config, graph, base, tokenizer, eos_ids, mesh, fingerprint)
 
 
@@ -105,8 +135,10 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
     Raises:
       UserError: it cannot be read, is not fast, does not fit the embedding, or has no end-of-sequence token.
     """
+    for path in folder.glob("*tokenizer*"):
+        check_no_pointer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions on unreadable files
         raise UserError(f"{folder}: no readable tokenizer ({error})") from None
     if len(tokenizer) > config.vocab:
@@ -118,12 +150,14 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
     return tokenizer
 
 
-def _eos_ids(folder: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the tokenizer's end-of-sequence token and those of `generation_config.json`."""
+def _eos_ids(folder: pathlib.Path, fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns the tokenizer's end-of-sequence token and those of `generation_config.json`, or else of `config.json`."""
     path = folder / "generation_config.json"
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: must hold a JSON object ({error})") from None
+    if named is None:
+        named = fields.get("eos_token_id", fields.get("text_config", {}).get("eos_token_id"))
     listed = named if isinstance(named, list) else [named]
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *(number for number in listed if number is not None)]))

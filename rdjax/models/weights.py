@@ -1,13 +1,16 @@
 """Loads the parameters of a decoder from Hugging Face checkpoints, and saves them, by the family's weight table."""
 
+import dataclasses
+import functools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
@@ -17,9 +20,12 @@ from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.families.registry import FAMILIES
+from rdjax.models.fp8 import is_scale, read_weight
 from rdjax.models.linear import quantise
 from rdjax.models.tensor_files import SINGLE, TensorFile, TensorReader, index_tensors
 from rdjax.models.weight_table import Row, Shape, rows_of
+
+COMPARED_ROWS = 8192  # of head and embedding at a time
 
 
 def abstract_params(
@@ -78,14 +84,39 @@ def check_tensors(config: DecoderConfig, tensors: dict[str, TensorFile], where: 
             faults.append(f"{name} has shape {list(tensors[name].shape)}, config.json says {list(shape)}")
     ignored = [*FAMILIES[config.family].ignored, *(["lm_head.weight"] if config.tied_embeddings else [])]
     for name in sorted(set(tensors) - set(expected)):
-        if not any(re.fullmatch(pattern, name) for pattern in ignored):
+        if not is_scale(name, tensors) and not any(re.fullmatch(pattern, name) for pattern in ignored):
             faults.append(f"{name} is not a tensor of this architecture")
     if faults:
         raise UserError(f"{where}: the weights do not fit: " + "; ".join(faults))
 
 
+def untie_other_head(folder: pathlib.Path, config: DecoderConfig) -> DecoderConfig:
+    """Returns a config without tied embeddings if the checkpoint has a head that is not its embedding.
+
+    transformers 5 does so too: what is stored counts more than `tie_word_embeddings`.
+
+    Raises:
+      UserError: as `index_tensors`.
+    """
+    tensors = index_decoder(folder, config.family)
+    pair = "lm_head.weight", "model.embed_tokens.weight"
+    if not config.tied_embeddings or not all(name in tensors for name in pair):
+        return config
+    reader, (rows, _) = TensorReader(tensors), tensors[pair[0]].shape
+    blocks = (slice(begin, begin + COMPARED_ROWS) for begin in range(0, rows, COMPARED_ROWS))
+    if all(np.array_equal(*(reader.read(name, (block,)) for name in pair)) for block in blocks):
+        return config
+    logging.warning("%s: lm_head.weight is not the embedding; tie_word_embeddings is ignored", folder)
+    return dataclasses.replace(config, tied_embeddings=False)
+
+
 def load_params(
-    folder: pathlib.Path, config: DecoderConfig, dtype, shardings: dict[str, Any], int8: bool = False
+    folder: pathlib.Path,
+    config: DecoderConfig,
+    dtype,
+    shardings: dict[str, Any],
+    int8: bool = False,
+    fp8_block: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Reads a checkpoint straight onto devices, slice by slice: every process reads what its devices need.
 
@@ -95,6 +126,7 @@ def load_params(
       dtype: of the parameters in memory.
       shardings: a tree of `jax.sharding.Sharding`, like the parameters.
       int8: quantise the blocks' kernels, one by one as they are read.
+      fp8_block: of a checkpoint in FP8 (`fp8.read_block`).
 
     Returns:
       The parameters, a nested dict of arrays, layers stacked.
@@ -102,10 +134,11 @@ def load_params(
     tensors = index_decoder(folder, config.family)
     check_tensors(config, tensors, str(folder))
     placed, reader = flatten_dict(shardings, sep="."), TensorReader(tensors)
+    read = functools.partial(read_weight, reader, block=fp8_block)
     params = {}
     for row, shapes in used_rows(config):
         for part, path in enumerate(row.paths):
-            array = _load_parameter(reader, row, shapes, part, config.layers, dtype, placed[path])
+            array = _load_parameter(read, row, shapes, part, config.layers, dtype, placed[path])
             if int8 and path.startswith("layers.") and path.endswith(".kernel"):
                 paths = path, path.replace(".kernel", ".scale")
                 both = jax.jit(quantise, out_shardings=tuple(placed[path] for path in paths))(array)
@@ -116,14 +149,20 @@ def load_params(
 
 
 def _load_parameter(
-    reader: TensorReader, row: Row, shapes: Sequence[Shape], part: int, layers: int, dtype, sharding: Sharding
+    read_tensor: Callable[[str, tuple[slice, ...]], np.ndarray],
+    row: Row,
+    shapes: Sequence[Shape],
+    part: int,
+    layers: int,
+    dtype,
+    sharding: Sharding,
 ) -> jax.Array:
     """Reads one parameter of a row, stacked over layers if the row is."""
     names = row.names(layers)
     shape = (layers, *shapes[part]) if row.stacked else shapes[part]
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return row.from_tensor(reader.read(name, row.tensor_slices(shapes, part, index)))
+        return row.from_tensor(read_tensor(name, row.tensor_slices(shapes, part, index)))
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         array = np.empty(sharding.shard_shape(shape), dtype)
@@ -140,12 +179,33 @@ def _load_parameter(
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def save_params(folder: pathlib.Path, config: DecoderConfig, params: dict[str, Any], dtype) -> None:
-    """Writes `model.safetensors` in Hugging Face's names and layout, in `dtype`; layers must be stacked."""
+def save_params(
+    folder: pathlib.Path, config: DecoderConfig, params: dict[str, Any], dtype, base: pathlib.Path | None = None
+) -> None:
+    """Writes `model.safetensors` in Hugging Face's names and layout, in `dtype`; layers must be stacked.
+
+    Args:
+      base: the checkpoint that the parameters come from. Their tensors get its names, and its further tensors, of other
+        parts of the model, are copied.
+    """
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
     tensors: dict[str, np.ndarray] = {}
     for row, _ in used_rows(config):
         for layer, name in enumerate(row.names(config.layers)):
             parts = [flat[path][layer] if row.stacked else flat[path] for path in row.paths]
             tensors[name] = np.ascontiguousarray(row.to_tensor(parts)).astype(dtype)
+    if base is not None:
+        tensors = _with_names_of(tensors, base, config)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+
+
+def _with_names_of(tensors: dict[str, np.ndarray], base: pathlib.Path, config: DecoderConfig) -> dict[str, np.ndarray]:
+    """Returns the decoder's tensors under the names of a checkpoint, and the checkpoint's tensors of other parts."""
+    indexed, named = index_decoder(base, config.family), {}
+    reader, tied = TensorReader(indexed), ["lm_head.weight"] if config.tied_embeddings else []
+    for name, file in indexed.items():
+        if name in tensors:
+            named[file.name] = tensors[name]
+        elif name not in tied and not is_scale(name, indexed):
+            named[file.name] = reader.read(name)
+    return named

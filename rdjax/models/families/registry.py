@@ -2,13 +2,13 @@
 
 import json
 import pathlib
-from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, phi3, qwen, smollm3
-from rdjax.models.families.common import Family, accept_only
+from rdjax.models.families.common import Family, Fields
 from rdjax.models.families.wrapped import wrap
+from rdjax.models.fp8 import read_block
 
 # By the `model_type` of config.json.
 FAMILIES: dict[str, Family] = {
@@ -32,11 +32,20 @@ FAMILIES: dict[str, Family] = {
 
 
 def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:
-    """Reads `config.json` of a model folder.
+    """Reads the decoder's config from `config.json` of a model folder.
 
     Raises:
       UserError: the file is missing or no JSON, the model type is not supported, or a field asks
         for a computation that the decoder does not have.
+    """
+    return decoder_config_from_hf(read_fields(folder), where=str(folder / "config.json"))
+
+
+def read_fields(folder: pathlib.Path) -> Fields:
+    """Reads the fields of `config.json` of a model folder.
+
+    Raises:
+      UserError: the file is missing or no JSON object.
     """
     path = folder / "config.json"
     try:
@@ -47,10 +56,10 @@ def read_decoder_config(folder: pathlib.Path) -> DecoderConfig:
         raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: must hold a JSON object, as a Hugging Face config does")
-    return decoder_config_from_hf(fields, where=str(path))
+    return fields
 
 
-def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
+def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of a Hugging Face config; `where` names its source in errors.
 
     Raises:
@@ -59,7 +68,7 @@ def decoder_config_from_hf(fields: dict[str, Any], where: str) -> DecoderConfig:
     model_type = fields.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(FAMILIES)}")
-    accept_only(fields, {"quantization_config": None}, where)
+    read_block(fields, where)
     try:
         config = FAMILIES[model_type].read_config(fields, where)
         uneven = config.heads % config.kv_heads
