@@ -27,6 +27,11 @@ def get_config() -> config_dict.ConfigDict:
     config.task.root = ""  # folder of the task's files; empty: the three tasks of the paper generate their data
     config.task.k = 8  # number of training samples (your own folder: 0 takes all)
     config.task.template = "alpaca"  # alpaca, or chat: the tokenizer's chat template
+    # With template = chat. The rule stands in the system message, or in the user's where the template has no other
+    # place; system or user asks for one.
+    config.task.rule_place = ""
+    config.task.template_args = ""  # arguments of the chat template as JSON: {"enable_thinking": true}
+    config.task.chat_template = ""  # file of a chat template in place of the tokenizer's own
     config.task.max_length = 1024  # tokens of prompt and response; longer ones are an error and never cut
     config.task.demos = True  # keep the examples that the published rule prompts contain
     config.task.one_wording = False  # give every row the wording of the first training row's rule

@@ -22,6 +22,7 @@ CHOICES = {
     "model.remat": ("none", "full", "dots"),
     "task.name": ("arithmetic", "sentiment", "safety", "rule"),
     "task.template": ("alpaca", "chat"),
+    "task.rule_place": ("", "system", "user"),
     "task.responses": ("gold", "teacher"),
     "task.generated.value": ("sum", "difference", "larger", "smaller", "first", "second"),
     "loss.logit": ("kl", "entropy", "none"),

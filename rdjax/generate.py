@@ -12,19 +12,24 @@ from absl import flags
 from ml_collections import config_dict
 
 from rdjax.config import ONE_DEVICE
-from rdjax.data.pairs import encode, render
+from rdjax.data.chat import read_arguments
+from rdjax.data.pairs import encode, make_template, render
+from rdjax.data.templates import Template
 from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.load import LanguageModel, load_model, resolve_folder
+from rdjax.models.load import LanguageModel, ended_by, fit_context, load_model, resolve_folder
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
+from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
 _RULE = flags.DEFINE_string("rule", "", "A rule to read first: its text, or @file.")
-_TEMPLATE = flags.DEFINE_enum("template", "alpaca", ["alpaca", "chat"], "The prompt template.")
+_TEMPLATE = flags.DEFINE_enum(
+    "template", None, ["alpaca", "chat"], "The prompt template; default: that of the adapter's training, or alpaca."
+)
 _RAW = flags.DEFINE_bool("raw", False, "Use prompts as they are, without a template.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens of a response.", lower_bound=1)
 _IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Continue past the end of sequence, up to max_new_tokens.")
@@ -64,23 +69,44 @@ def check_flags() -> None:
         raise UserError("--rule needs a template to stand in; leave out --raw")
 
 
-def encode_prompts(model: LanguageModel, rule: str, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+def prompt_template(model: LanguageModel, adapter: pathlib.Path | None) -> Template:
+    """Returns the template that the flags ask for, or that the adapter was trained with."""
+    if _RAW.value:
+        return make_template("raw", model.tokenizer)
+    fields = {} if adapter is None else read_prompt_fields(adapter)
+    name = _TEMPLATE.value or fields.get("template", "alpaca")
+    if name != fields.get("template"):
+        return make_template(name, model.tokenizer)
+    path = adapter / "chat_template.jinja"
+    if path.exists():
+        model.tokenizer.chat_template = path.read_text(encoding="utf-8")
+    arguments = read_arguments(fields.get("template_args", ""), f"{adapter / PROMPT_FILE}: template_args")
+    return make_template(name, model.tokenizer, fields.get("rule_place", ""), arguments)
+
+
+def encode_prompts(
+    model: LanguageModel, template: Template, rule: str, prompts: Sequence[str]
+) -> tuple[LanguageModel, list[tuple[int, ...]]]:
     """Renders prompts with the rule in the template, unless --raw is given, and encodes them.
+
+    Returns:
+      The model for sequences of this length, and the tokens of the prompts.
 
     Raises:
       UserError: a prompt leaves too few tokens for a response.
     """
-    template = "raw" if _RAW.value else _TEMPLATE.value
-    if not _RAW.value:
-        prompts = [render(template, model.tokenizer, rule, "", prompt) for prompt in prompts]
-    ids = [encode(template, model.tokenizer, prompt)[0] for prompt in prompts]
+    if template.name != "raw":
+        rows = ({"instruction": "", "input": prompt, "where": "a prompt"} for prompt in prompts)
+        prompts = [render(template, row, rule) for row in rows]
+    ids = [encode(template, prompt)[0] for prompt in prompts]
+    model = fit_context(model, max(map(len, ids)) + _MAX_NEW_TOKENS.value)
     for number, tokens in enumerate(ids, start=1):
         if len(tokens) + _MAX_NEW_TOKENS.value > model.config.max_positions:
             raise UserError(
                 f"prompt {number}: {len(tokens)} tokens and --max_new_tokens = {_MAX_NEW_TOKENS.value} are over the "
                 f"model's max_position_embeddings = {model.config.max_positions}"
             )
-    return ids
+    return model, ids
 
 
 def main(argv: list[str]) -> None:
@@ -91,11 +117,13 @@ def main(argv: list[str]) -> None:
     check_flags()
     rule = read_rule(_RULE.value)
     model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
-    adapter, scale = None, 1.0
+    adapter, scale, folder = None, 1.0, None
     if _ADAPTER.value:
-        adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config, model.base)
+        folder = resolve_folder(_ADAPTER.value, "adapter")
+        adapter, spec = load_adapter(folder, model.config, model.base)
         adapter, scale = put(adapter, replicated(model.mesh)), spec.scale
-    ids = encode_prompts(model, rule, prompts)
+    template = prompt_template(model, folder)
+    model, ids = encode_prompts(ended_by(model, template.end_id), template, rule, prompts)
     decoding = Decoding(
         _MAX_NEW_TOKENS.value, _BEAMS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _IGNORE_EOS.value
     )

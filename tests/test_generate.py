@@ -14,7 +14,10 @@ from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.peft_files import save_adapter
 from tests import tiny
 
-CHAT = "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def test_without_a_rule_the_prompt_is_the_students(command, asked):
 
 def test_chat_puts_the_rule_into_the_system_message(command, asked):
     command("one", rule="Be brief.", template="chat")
-    assert asked.texts == ["<s>[system] Be brief.\n[user] one\n"]
+    assert asked.texts == ["<s>[system] Be brief.\n[user] one\n[assistant] "]
 
 
 def test_raw_takes_the_prompt_as_it_is(command, asked):

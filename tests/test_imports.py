@@ -82,7 +82,7 @@ def test_packages_import_none_of_their_modules(package):
 
 
 def test_imports_are_seen():
-    assert own(MODULES["data.pairs"]) == {"data.templates", "errors"}
+    assert own(MODULES["data.pairs"]) == {"data.chat", "data.templates", "errors"}
     assert "run.cli" in own(MODULES["train"])
 
 

@@ -5,11 +5,13 @@ tokens of the prompts are the same text. Both forward passes then gather the sam
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rdjax.data.templates import alpaca_prompt, join_instruction
+from rdjax.data.chat import chat_template, check_conversation, render_chat, row_messages, with_rule
+from rdjax.data.templates import Template, alpaca_prompt, join_instruction
 from rdjax.errors import UserError
 
 
@@ -46,25 +48,37 @@ class Pair:
     ended: bool = True
 
 
-def render(template: str, tokenizer: PreTrainedTokenizerBase, rule: str, instruction: str, text: str) -> str:
-    """Renders one prompt up to where the response begins; an empty `rule` gives the student's prompt."""
-    if template == "alpaca":
-        return alpaca_prompt(join_instruction(rule, instruction), text)
-    messages = [{"role": "system", "content": rule}] if rule else []
-    messages.append({"role": "user", "content": join_instruction(instruction, text)})
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
-        raise UserError(f"config.task.template = chat: the tokenizer's chat template fails ({error})") from None
+def make_template(
+    name: str, tokenizer: PreTrainedTokenizerBase, rule_place: str = "", arguments: Mapping[str, Any] | None = None
+) -> Template:
+    """Returns a template by its name; the others are of a chat template (`chat.chat_template`)."""
+    if name == "chat":
+        return chat_template(tokenizer, rule_place, arguments or {})
+    return Template(name, tokenizer, end_id=tokenizer.eos_token_id)
 
 
-def encode(template: str, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def render(template: Template, row: Mapping[str, str], rule: str) -> str:
+    """Renders the prompt of a row up to where the response begins; an empty `rule` gives the student's prompt.
+
+    Raises:
+      UserError: the template fails, or has no place for the turns of a conversation.
+    """
+    if template.name == "chat":
+        return render_chat(template, with_rule(template, row_messages(row), rule))
+    if row.get("history"):
+        raise UserError(f"{row['where']}: several messages need config.task.template = chat")
+    return alpaca_prompt(join_instruction(rule, row["instruction"]), row["input"])
+
+
+def encode(template: Template, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Tokenises a text: returns its ids and the character at which each begins, without a final end of sequence.
 
-    The tokenizer adds its special tokens. A chat template writes them itself, so none are added to it: the beginning of
-    sequence is never there twice.
+    The tokenizer adds its special tokens. None are added to what a chat template made, or to a text that begins with
+    the beginning of sequence: it is never there twice.
     """
-    encoded = tokenizer(text, add_special_tokens=template != "chat", return_offsets_mapping=True)
+    tokenizer = template.tokenizer
+    own = template.name == "chat" or text.startswith(tokenizer.bos_token or "\0")
+    encoded = tokenizer(text, add_special_tokens=not own, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     starts = [start for start, _ in encoded["offset_mapping"]]
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
@@ -72,37 +86,51 @@ def encode(template: str, tokenizer: PreTrainedTokenizerBase, text: str) -> tupl
     return tuple(ids), tuple(starts[: len(ids)])
 
 
-def make_prompts(template: str, tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> Prompts:
-    """Renders and tokenises a row of a rule task with and without its rule."""
-    question = (row["instruction"], row["input"])
-    teacher_text = render(template, tokenizer, row["rule"], *question)
-    student_text = render(template, tokenizer, "", *question)
-    teacher_ids, starts = encode(template, tokenizer, teacher_text)
-    student_ids, _ = encode(template, tokenizer, student_text)
+def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
+    """Renders and tokenises a row of a rule task with and without its rule.
+
+    Raises:
+      UserError: the template fails, or leaves the rule out.
+    """
+    rule = row["rule"].strip()
+    teacher_text, student_text = render(template, row, row["rule"]), render(template, row, "")
     # A chat template may trim the rule or the row's last blank. Only text after the rule is shared.
-    rule_start = teacher_text.rfind(row["rule"].strip())
-    rule_end = rule_start + len(row["rule"].strip()) if rule_start >= 0 else len(teacher_text)
+    rule_start = teacher_text.rfind(rule)
+    if rule_start < 0:
+        raise UserError(f"{row['where']}: the chat template changes the rule or leaves it out")
+    teacher_ids, starts = encode(template, teacher_text)
+    student_ids, _ = encode(template, student_text)
     shared = 0
     while (
         shared < min(len(teacher_ids), len(student_ids))
         and teacher_ids[-1 - shared] == student_ids[-1 - shared]
-        and starts[-1 - shared] >= rule_end
+        and starts[-1 - shared] >= rule_start + len(rule)
     ):
         shared += 1
     return Prompts(teacher_text, student_text, teacher_ids, student_ids, shared, row["where"])
 
 
-def make_pair(template: str, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, response: str) -> Pair:
-    """Appends a response to both prompts.
+def make_pair(template: Template, row: Mapping[str, str]) -> Pair:
+    """Appends the row's output to both of its prompts.
 
     Raises:
-      UserError: the response is empty, or its tokens depend on the prompt before it.
+      UserError: the output is empty, holds its own end, is not what a chat template makes of it, or has tokens that
+        depend on the prompt before it.
     """
+    prompts, response = make_prompts(template, row), row["output"]
     if not response.strip():
         raise UserError(f"{prompts.where}: the field output is empty; a response to learn from is needed")
+    for end in {template.end_text, str(template.tokenizer.eos_token)}:
+        if response.rstrip().endswith(end):
+            raise UserError(f"{prompts.where}: the output ends with {end}, which is added by itself; leave it out")
+    if template.name == "chat":
+        messages = row_messages(row)
+        check_conversation(template, messages, prompts.student_text, response, prompts.where)
+        teacher = with_rule(template, messages, row["rule"])
+        check_conversation(template, teacher, prompts.teacher_text, response, prompts.where)
     sides = []
     for text, ids in ((prompts.teacher_text, prompts.teacher_ids), (prompts.student_text, prompts.student_ids)):
-        both, _ = encode(template, tokenizer, text + response)
+        both, _ = encode(template, text + template.lead + response + template.trail)
         if both[: len(ids)] != ids:
             raise UserError(
                 f"{prompts.where}: the output's first characters {response[:8]!r} melt into the prompt's last token; "

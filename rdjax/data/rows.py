@@ -8,6 +8,7 @@ from rdjax.errors import UserError
 
 Row = dict[str, str]
 FIELDS = ("instruction", "input", "output")
+ROLES = ("system", "user", "assistant")
 
 
 def read_text(path: pathlib.Path, missing: str) -> str:
@@ -17,7 +18,7 @@ def read_text(path: pathlib.Path, missing: str) -> str:
       UserError: the file is not found (its message is `missing`), or it is no UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors of Windows put a byte order mark in front
     except FileNotFoundError:
         raise UserError(missing) from None
     except (UnicodeDecodeError, OSError) as error:
@@ -42,7 +43,7 @@ def read_json_list(path: pathlib.Path) -> list[Row]:
 
 
 def read_json_lines(path: pathlib.Path, missing: str) -> list[Row]:
-    """Reads objects {input, output?, instruction?}, one JSON object per line; adds `where`, skips blank lines.
+    """Reads objects {input, output?, instruction?} or {messages}, one per line; adds `where`, skips blank lines.
 
     Raises:
       UserError: no file (its message is `missing`), invalid JSON, a faulty row (each with its line), or no rows.
@@ -57,7 +58,7 @@ def read_json_lines(path: pathlib.Path, missing: str) -> list[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: invalid JSON ({error.msg})") from None
-        rows.append({**check_row(row, ("input",), where), "where": where})
+        rows.append({**check_sample(row, where), "where": where})
     if not rows:
         raise UserError(f"{path}: holds no rows")
     return rows
@@ -79,3 +80,54 @@ def check_row(row: Any, required: tuple[str, ...], where: str) -> Row:
         if not isinstance(value, str):
             raise UserError(f"{where}: the field {field} must be a string")
     return checked
+
+
+def check_sample(row: Any, where: str) -> Row:
+    """Returns the fields of a row of a user's file; a chat in `messages` gives input, output and history.
+
+    The last answer of a chat is the output, and the user's message before it the input; `history` holds the messages
+    before that, as JSON.
+
+    Raises:
+      UserError: as `check_row`; a field that is not understood, or a chat that is none.
+    """
+    if isinstance(row, dict):
+        accepted = ("messages",) if "messages" in row else FIELDS
+        unknown = [name for name, value in row.items() if name not in accepted and value not in (None, "", [], {})]
+        if unknown:
+            raise UserError(
+                f"{where}: fields that are not understood: {', '.join(unknown)}; accepted: {', '.join(accepted)}"
+                + ("" if "messages" in row else ", or messages alone (a system message and earlier turns belong there)")
+            )
+        if "messages" in row:
+            row = _read_chat(row["messages"], where)
+    return {**check_row(row, ("input",), where), "history": row.get("history", "")}
+
+
+def _read_chat(messages: Any, where: str) -> Row:
+    """Returns input, output and history of a chat in the form of the OpenAI API."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UserError(f'{where}: messages must be a list of {{"role": ..., "content": ...}}')
+    turns = [{"role": message.get("role"), "content": _message_text(message, where)} for message in messages]
+    roles = [turn["role"] for turn in turns]
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise UserError(f"{where}: messages has the role {unknown[0]!r}; accepted: {', '.join(ROLES)}")
+    output = turns.pop()["content"] if roles[-1:] == ["assistant"] else ""
+    if not turns or turns[-1]["role"] != "user":
+        raise UserError(f"{where}: messages must end with a user's message, or with one and the answer to it")
+    text = turns.pop()["content"]
+    return {"input": text, "output": output, "history": json.dumps(turns, ensure_ascii=False) if turns else ""}
+
+
+def _message_text(message: dict[str, Any], where: str) -> str:
+    """Returns the text of a message, whose content is a string or a list of parts."""
+    further = [name for name, value in message.items() if name not in ("role", "content", "name") and value]
+    content = message.get("content")
+    if further:
+        raise UserError(f"{where}: messages has {further[0]}, which is not understood; accepted: role and content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(part.get("text", "") for part in content)
+    raise UserError(f"{where}: the content of a message must be a string, or a list of parts of the type text")

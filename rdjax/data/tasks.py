@@ -1,8 +1,8 @@
 """Loads a rule task: generated, from the published files, or from a user's own folder.
 
-A task is a `datasets.DatasetDict` whose rows are {rule, instruction, input, output, where}: the text of the rule, which
-only the teacher reads, the row's own instruction, its input, its gold output ("" if it has none), and the file and row
-that it came from, for messages.
+A task is a `datasets.DatasetDict` whose rows are {rule, instruction, input, output, where, history}: the text of the
+rule, which only the teacher reads, the row's own instruction, its input, its gold output ("" if it has none), the file
+and row that it came from, for messages, and the messages before the input, as JSON ("" if there are none).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 
 FEATURES = datasets.Features(
-    {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where")}
+    {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where", "history")}
 )
 
 
@@ -72,4 +72,9 @@ def _with_rules(splits: dict[str, list[Row]], change: Callable[[str], str]) -> d
 
 def _as_datasets(splits: dict[str, list[Row]]) -> datasets.DatasetDict:
     """Returns lists of rows as datasets."""
-    return datasets.DatasetDict({split: datasets.Dataset.from_list(rows, FEATURES) for split, rows in splits.items()})
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_list([{"history": "", **row} for row in rows], FEATURES)
+            for split, rows in splits.items()
+        }
+    )

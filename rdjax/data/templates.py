@@ -1,6 +1,46 @@
-"""Writes prompts: puts a rule, a row's own instruction and its input into one text."""
+"""Describes prompt templates, and writes Alpaca prompts: a rule, a row's own instruction and its input in one text."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """Describes how prompts are made for a tokenizer.
+
+    Attributes:
+      name: "alpaca"; "chat": the tokenizer's chat template (`data.chat`); "raw": prompts are used as they are.
+      tokenizer: of the model.
+      source: of a chat template.
+      rule_place: the message that a chat template's rule stands in, "system" or "user".
+      arguments: of the chat template.
+      lead, trail: white space that the chat template writes before and after an answer.
+      end_id: the token that ends an answer.
+      notes: lines for the log.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    source: str = ""
+    rule_place: str = "system"
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lead: str = ""
+    trail: str = ""
+    end_id: int = -1
+    notes: tuple[str, ...] = ()
+
+    def replace(self, **changes: Any) -> "Template":
+        """Returns the template with other attributes."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def end_text(self) -> str:
+        """Returns the text of the token that ends an answer."""
+        return self.tokenizer.convert_ids_to_tokens(self.end_id)
+
 
 ALPACA_PREAMBLE = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rdjax.data.pairs import Pair, Prompts, make_prompts
+from rdjax.data.templates import Template
 from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
@@ -31,7 +32,7 @@ class EvalOptions:
       scale: of all adapters.
     """
 
-    template: str
+    template: Template
     max_length: int
     decoding: Decoding
     batch_size: int
@@ -65,7 +66,7 @@ def prompts_of(model: LanguageModel, rows: Iterable[Mapping[str, str]], options:
     Raises:
       UserError: a prompt leaves too few tokens for an answer.
     """
-    prompts = [make_prompts(options.template, model.tokenizer, row) for row in rows]
+    prompts = [make_prompts(options.template, row) for row in rows]
     limit, name = length_limit(model, options.max_length)
     for prompt in prompts:
         length = max(len(prompt.teacher_ids), len(prompt.student_ids)) + options.decoding.max_new_tokens

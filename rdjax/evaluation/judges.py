@@ -103,7 +103,7 @@ def _classifier(path: str, label: str) -> Callable[[Sequence[str], Sequence[str]
     try:
         from transformers import pipeline  # imported here because it needs torch, which is an extra
 
-        classify = pipeline("text-classification", model=path, device=-1)
+        classify = pipeline("text-classification", model=path, device=-1, trust_remote_code=False)
     except (ImportError, RuntimeError) as error:
         raise UserError(f"config.eval.classifier needs torch: pip install 'rdjax[classifier]' ({error})") from None
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import huggingface_hub
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import (
@@ -127,6 +128,26 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     name = str(folder.resolve()) if local else path
     eos_ids, fingerprint = _eos_ids(folder, fields, tokenizer), checkpoint_fingerprint(folder)
     return LanguageModel(name, config, graph, base, tokenizer, eos_ids, mesh, fingerprint)
+
+
+def fit_context(model: LanguageModel, tokens: int) -> LanguageModel:
+    """Returns the model for sequences of up to `tokens` tokens, which matters to LongRoPE (Phi 3 and 4).
+
+    All sequences are then rotated alike: a teacher's, which the rule makes longer, as the student's. transformers
+    decides for each batch by its longest sequence, and vLLM, as here, once.
+    """
+    config = model.config.for_sequences_of(tokens)
+    if config == model.config:
+        return model
+    dtype = jax.tree.leaves(model.base["norm"])[0].dtype
+    int8 = "scale" in model.base["layers"]["mlp"]["down_proj"]
+    graph, _ = abstract_params(config, dtype, int8, model.mesh)
+    return dataclasses.replace(model, config=config, graph=graph)
+
+
+def ended_by(model: LanguageModel, end_id: int) -> LanguageModel:
+    """Returns the model with a token that ends responses before its other ones; it is the one that is learnt."""
+    return dataclasses.replace(model, eos_ids=tuple(dict.fromkeys([end_id, *model.eos_ids])))
 
 
 def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTokenizerBase:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import datasets
 from ml_collections import config_dict
 
-from rdjax.data.pairs import Pair, Prompts, make_pair, make_prompts
+from rdjax.data.pairs import Pair, Prompts, make_pair
+from rdjax.data.templates import Template
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, prompts_of
 from rdjax.evaluation.judges import exact_match
@@ -18,14 +19,9 @@ from rdjax.parallel.processes import exists_on_first
 from rdjax.storage.files import read_lines, write_lines
 
 
-def gold_pairs(model: LanguageModel, rows: datasets.Dataset, options: EvalOptions) -> list[Pair]:
+def gold_pairs(rows: datasets.Dataset, template: Template) -> list[Pair]:
     """Makes pairs of the rows with their own outputs."""
-    return [
-        make_pair(
-            options.template, model.tokenizer, make_prompts(options.template, model.tokenizer, row), row["output"]
-        )
-        for row in rows
-    ]
+    return [make_pair(template, row) for row in rows]
 
 
 def teacher_pairs(

@@ -16,9 +16,9 @@ from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
 from rdjax.evaluation.scores import JudgeError, evaluate, judge_all
 from rdjax.models.lora import Adapter, LoraSpec
-from rdjax.models.peft_files import save_adapter
 from rdjax.parallel.processes import exit_if_signalled
-from rdjax.run.prepare import Run, eval_options, is_evaluated
+from rdjax.run.adapter_folder import write_adapter
+from rdjax.run.prepare import Run, is_evaluated
 from rdjax.storage.files import read_json
 from rdjax.storage.metrics import progress
 from rdjax.storage.workdir import RECORD
@@ -80,7 +80,7 @@ def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter])
     """Writes an adapter of every run to `adapter/` (the student's) or `adapters/<name>/`."""
     for run, adapter in zip(runs, adapters, strict=True):
         folder = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
-        save_adapter(folder, adapter, run.model.config, run.spec, run.model.name)
+        write_adapter(folder, adapter, run.spec, run.model, run.config.task)
 
 
 def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapter]]:
@@ -137,7 +137,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
     try:
         if splits and systems:
             total = sum(map(len, splits.values())) * len(systems)
-            options, folder = eval_options(run.config, run.spec), run.workdir / "predictions"
+            options, folder = run.options, run.workdir / "predictions"
             with progress(total, 0, "answers", "row") as bar:
 
                 def on_batch(rows: int) -> None:

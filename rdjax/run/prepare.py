@@ -7,17 +7,21 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from ml_collections import config_dict
+from transformers import PreTrainedTokenizerBase
 
 from rdjax.config import RETAIN, check_config, plain_config
-from rdjax.data.pairs import Pair, check_lengths
+from rdjax.data.chat import read_arguments
+from rdjax.data.pairs import Pair, check_lengths, make_template
+from rdjax.data.rows import read_text
 from rdjax.data.tasks import RuleTask, load_task
+from rdjax.data.templates import Template
 from rdjax.distill.objective import extra_terms
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
 from rdjax.evaluation.judges import Judge, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from rdjax.models.load import LanguageModel, load_model, resolve_folder
+from rdjax.models.load import LanguageModel, ended_by, fit_context, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
@@ -32,6 +36,7 @@ class Run:
     """Holds what all stages of a run share.
 
     Attributes:
+      options: how systems answer.
       spec, start: form of the adapters, and the adapter that teacher and student start from.
       train, valid: pairs; `valid` may be empty.
       valid_is_gold: whether validation uses the rows' own outputs.
@@ -42,6 +47,7 @@ class Run:
     workdir: pathlib.Path
     model: LanguageModel
     task: RuleTask
+    options: EvalOptions
     spec: LoraSpec
     start: Adapter
     train: Sequence[Pair]
@@ -82,11 +88,13 @@ def prepare(
     check_same_inputs(config, fingerprint)
     model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
     spec, start = starting_adapter(config, model)
-    options = eval_options(config, spec)
+    template = task_template(config.task, model.tokenizer)
+    model = fit_context(ended_by(model, template.end_id), config.task.max_length)
+    options = eval_options(config, spec, template)
     judges = task_judges(config, task)
     gold = _splits_with_gold(config.task, task)
     _check_prompts(config.task, task, model, options, gold)
-    pairs = {split: gold_pairs(model, task.splits[split], options) for split in gold}
+    pairs = {split: gold_pairs(task.splits[split], template) for split in gold}
     for part in pairs.values():
         check_lengths(part, *length_limit(model, config.task.max_length))
     open_workdir(workdir, config, module, fingerprint)
@@ -95,13 +103,36 @@ def prepare(
             path = workdir / "responses" / f"{split}.jsonl"
             pairs[split] = teacher_pairs(model, task.splits[split], start, options, config, path)
     train, valid = pairs["train"], pairs.get("valid", [])
-    return Run(config, workdir, model, task, spec, start, train, valid, "valid" in gold, judges, MetricsLog(workdir))
+    log = MetricsLog(workdir)
+    return Run(config, workdir, model, task, options, spec, start, train, valid, "valid" in gold, judges, log)
+
+
+def task_template(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Returns the template of the prompts; `config` is the run's `task` section.
+
+    Raises:
+      UserError: a field or the file of the chat template is faulty, or the template is not fit for training.
+    """
+    if config.template != "chat":
+        for name in ("rule_place", "template_args", "chat_template"):
+            if config[name]:
+                raise UserError(f"config.task.{name} = {config[name]!r} needs config.task.template = chat")
+        return make_template(config.template, tokenizer)
+    if config.chat_template:
+        path = pathlib.Path(config.chat_template).expanduser()
+        tokenizer.chat_template = read_text(path, f"config.task.chat_template: {path} not found")
+    return make_template(
+        "chat", tokenizer, config.rule_place, read_arguments(config.template_args, "config.task.template_args")
+    )
 
 
 def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, str]:
     """Returns a hash of each input that a run reads, by its name in `FINGERPRINT_PARTS`."""
     folder = resolve_folder(config.model.path, "model")
-    rows = [[split, list(part)] for split, part in task.splits.items()]
+    rows = [
+        [split, [{name: text for name, text in row.items() if text or name != "history"} for row in part]]
+        for split, part in task.splits.items()
+    ]
     fingerprint = {
         "model": weights_fingerprint(folder),
         "tokenizer": tokenizer_fingerprint(folder),
@@ -142,10 +173,10 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
     return dataclasses.replace(found, dropout=lora.dropout), put(adapter, replicated(model.mesh))
 
 
-def eval_options(config: config_dict.ConfigDict, spec: LoraSpec) -> EvalOptions:
+def eval_options(config: config_dict.ConfigDict, spec: LoraSpec, template: Template) -> EvalOptions:
     """Returns how systems answer, from the run's config."""
     decoding = Decoding(config.eval.max_new_tokens, config.eval.beams)
-    return EvalOptions(config.task.template, config.task.max_length, decoding, config.eval.batch_size, spec.scale)
+    return EvalOptions(template, config.task.max_length, decoding, config.eval.batch_size, spec.scale)
 
 
 def task_judges(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, Judge]:

@@ -5,13 +5,13 @@ from rdjax.data.pairs import Pair, check_lengths
 from rdjax.evaluation.answers import length_limit
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, gap_to_close
 from rdjax.models.load import LanguageModel
-from rdjax.run.prepare import Run, eval_options
+from rdjax.run.prepare import Run
 
 
 def report_start(run: Run) -> None:
     """Prints notes on the task, a sample, the longest sequence, the hidden loss and the gap to close."""
     config, model = run.config, run.model
-    for note in run.task.notes:
+    for note in (*run.task.notes, *run.options.template.notes):
         print(f"note: {note}")
     show_sample(run.train[0], model)
     limit, limit_name = length_limit(model, config.task.max_length)
@@ -28,7 +28,7 @@ def report_start(run: Run) -> None:
 def show_sample(pair: Pair, model: LanguageModel) -> None:
     """Prints both prompts of a pair, each with the response marked."""
     response = model.tokenizer.decode(pair.response_ids)
-    end = model.tokenizer.eos_token if pair.ended else ""
+    end = model.tokenizer.convert_ids_to_tokens(model.eos_ids[0]) if pair.ended else ""
     for name, prompt in (("teacher, with the rule", pair.prompts.teacher_text), ("student", pair.prompts.student_text)):
         print(f"--- {name} ---\n{prompt}>>>{response}{end}<<<")
     tokens = len(pair.response_ids)
@@ -39,7 +39,7 @@ def show_sample(pair: Pair, model: LanguageModel) -> None:
 def report_gap(run: Run) -> None:
     """Measures and prints how far the rule in context moves the base, on validation prompts where there are any."""
     prompts = [pair.prompts for pair in (run.valid or run.train)[: run.config.eval.gap_rows]]
-    gap = gap_to_close(run.model, run.start, prompts, eval_options(run.config, run.spec))
+    gap = gap_to_close(run.model, run.start, prompts, run.options)
     run.log.truncate("gap", -1)
     run.log.write("gap", 0, {"kl": gap})
     print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats a token over {len(prompts)} prompts")

@@ -7,15 +7,15 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rdjax.data.pairs import Prompts, check_lengths, encode, make_pair, make_prompts, render
+from rdjax.data.pairs import Prompts, check_lengths, encode, make_pair, make_prompts, make_template
 from rdjax.data.templates import alpaca_prompt
 from rdjax.errors import UserError
 from tests import tiny
 
 # Writes BOS itself and, without a system message, a default one.
 CHAT = (
-    "{{ bos_token }}{% if messages[0].role != 'system' %}[system] Be kind.\n{% endif %}"
-    "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+    "{{ bos_token }}{% if messages[0].role != 'system' %}[system]\nBe kind.\n{% endif %}"
+    "{% for message in messages %}[{{ message.role }}]\n{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}[user]"
@@ -52,7 +52,7 @@ def melting_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompts_of(row: dict[str, str], template: str = "alpaca") -> Prompts:
-    return make_prompts(template, byte_tokenizer(), row)
+    return make_prompts(make_template(template, byte_tokenizer()), row)
 
 
 def shared_text(prompts: Prompts) -> str:
@@ -71,14 +71,14 @@ def test_alpaca_prompts():
 
 def test_chat_puts_the_rule_into_the_system_message():
     prompts = prompts_of(OWN, "chat")
-    assert prompts.teacher_text == ("<s>[system] Answer in French.\n[user] Greet back.\n\nGood day\n[assistant]\n")
-    assert prompts.student_text == "<s>[system] Be kind.\n[user] Greet back.\n\nGood day\n[assistant]\n"
+    assert prompts.teacher_text == ("<s>[system]\nAnswer in French.\n[user]\nGreet back.\n\nGood day\n[assistant]\n")
+    assert prompts.student_text == "<s>[system]\nBe kind.\n[user]\nGreet back.\n\nGood day\n[assistant]\n"
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_bos_stands_once_and_first(template):
     tokenizer, prompts = byte_tokenizer(), prompts_of(ROW, template)
-    pair = make_pair(template, tokenizer, prompts, "Bonjour")
+    pair = make_pair(make_template(template, tokenizer), ROW)
     for ids in (prompts.teacher_ids, prompts.student_ids):
         assert ids[0] == tokenizer.bos_token_id
         assert (ids + pair.response_ids).count(tokenizer.bos_token_id) == 1
@@ -94,10 +94,10 @@ def test_ids_are_the_text(template):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_response_has_the_same_ids_behind_both_prompts(template):
     tokenizer, prompts = byte_tokenizer(), prompts_of(OWN, template)
-    pair = make_pair(template, tokenizer, prompts, "Ça va 🎉?")
+    pair = make_pair(make_template(template, tokenizer), OWN | {"output": "Ça va 🎉?"})
     assert tokenizer.decode(pair.response_ids) == "Ça va 🎉?"
     for text, ids in ((prompts.teacher_text, prompts.teacher_ids), (prompts.student_text, prompts.student_ids)):
-        assert encode(template, tokenizer, text + "Ça va 🎉?")[0] == ids + pair.response_ids
+        assert encode(make_template(template, tokenizer), text + "Ça va 🎉?")[0] == ids + pair.response_ids
     assert pair.ended
 
 
@@ -113,7 +113,7 @@ def test_the_shared_tail_takes_in_the_rows_own_instruction():
 def test_the_shared_tail_of_a_chat_never_reaches_into_the_rule():
     # The student's default system message ends like the rule.
     prompts = prompts_of(ROW | {"rule": "You must Be kind."}, "chat")
-    assert shared_text(prompts) == "\n[user] Good day\n[assistant]\n"
+    assert shared_text(prompts) == "\n[user]\nGood day\n[assistant]\n"
 
 
 def test_the_shared_tail_counts_tokens_where_characters_take_several():
@@ -139,49 +139,49 @@ def test_where_names_the_row():
 
 
 def test_offsets_are_the_characters_that_tokens_begin_at():
-    ids, starts = encode("alpaca", byte_tokenizer(), "aé🎉b")
+    ids, starts = encode(make_template("alpaca", byte_tokenizer()), "aé🎉b")
     assert len(ids) == len(starts) == 1 + 1 + 2 + 4 + 1
     assert [starts[at] for at in (1, 2, 4, 8)] == [0, 1, 2, 3]
 
 
 def test_an_end_that_the_tokenizers_call_adds_is_taken_off():
     tokenizer = melting_tokenizer()
-    ids, starts = encode("alpaca", tokenizer, "ab")
+    ids, starts = encode(make_template("alpaca", tokenizer), "ab")
     assert len(ids) == len(starts) == 3
     assert tokenizer.eos_token_id not in ids
 
 
 def test_an_end_that_stands_in_the_text_stays():
-    assert encode("chat", byte_tokenizer(), "ab</s>")[0][-1] == byte_tokenizer().eos_token_id
+    assert encode(make_template("chat", byte_tokenizer()), "ab</s>")[0][-1] == byte_tokenizer().eos_token_id
 
 
 def test_an_output_that_melts_into_the_prompt_is_an_error():
     tokenizer = melting_tokenizer()
-    prompts = make_prompts("alpaca", tokenizer, ROW)
+    template = make_template("alpaca", tokenizer)
     with pytest.raises(UserError, match=r"t\.jsonl, row 3: .*' Bonjour'.* must not begin with white space"):
-        make_pair("alpaca", tokenizer, prompts, " Bonjour")
-    assert make_pair("alpaca", tokenizer, prompts, "Bonjour").response_ids
+        make_pair(template, ROW | {"output": " Bonjour"})
+    assert make_pair(template, ROW).response_ids
 
 
 @pytest.mark.parametrize("response", ["", " \n\t"])
 def test_an_empty_output_is_an_error(response):
     with pytest.raises(UserError, match=r"t\.jsonl, row 3: the field output is empty"):
-        make_pair("alpaca", byte_tokenizer(), prompts_of(ROW), response)
+        make_pair(make_template("alpaca", byte_tokenizer()), ROW | {"output": response})
 
 
 def test_a_failing_chat_template_is_the_users_to_know():
-    with pytest.raises(UserError, match=r"config\.task\.template = chat: .*no system role"):
-        make_prompts("chat", byte_tokenizer(NO_SYSTEM), ROW)
+    with pytest.raises(UserError, match=r"config\.task\.rule_place = system: .*accepted: user"):
+        make_template("chat", byte_tokenizer(NO_SYSTEM), "system")
 
 
 def test_a_tokenizer_without_chat_template_is_an_error():
     tokenizer = melting_tokenizer()
     with pytest.raises(UserError, match=r"config\.task\.template = chat"):
-        render("chat", tokenizer, "Rule.", "", "Hi")
+        make_template("chat", tokenizer)
 
 
 def test_lengths_count_the_longer_prompt_the_response_and_its_end():
-    pair = make_pair("alpaca", byte_tokenizer(), prompts_of(ROW), "Bonjour")
+    pair = make_pair(make_template("alpaca", byte_tokenizer()), ROW)
     length = 1 + len(pair.prompts.teacher_text) + len("Bonjour") + 1
     other = dataclasses.replace(pair, response_ids=(1,))
     assert check_lengths([other, pair], length, "task.max_length") == length
@@ -189,12 +189,12 @@ def test_lengths_count_the_longer_prompt_the_response_and_its_end():
 
 
 def test_lengths_count_no_end_of_a_response_that_has_none():
-    pair = dataclasses.replace(make_pair("alpaca", byte_tokenizer(), prompts_of(ROW), "Bonjour"), ended=False)
+    pair = dataclasses.replace(make_pair(make_template("alpaca", byte_tokenizer()), ROW), ended=False)
     assert check_lengths([pair], 10**6, "") == 1 + len(pair.prompts.teacher_text) + len("Bonjour")
 
 
 def test_an_over_long_row_names_file_row_and_limit():
-    pair = make_pair("alpaca", byte_tokenizer(), prompts_of(ROW), "Bonjour")
+    pair = make_pair(make_template("alpaca", byte_tokenizer()), ROW)
     length = check_lengths([pair], 10**6, "")
     with pytest.raises(UserError, match=rf"t\.jsonl, row 3: .* {length} tokens, over task\.max_length = {length - 1};"):
         check_lengths([pair], length - 1, "task.max_length")

@@ -5,6 +5,7 @@ import pytest
 
 from configs import base
 from rdjax.data import prefix as prefix_module
+from rdjax.data.pairs import make_template
 from rdjax.data.prefix import NO_PREFIX, shared_prefix
 from rdjax.data.shapes import batch_shape, coarse
 from rdjax.evaluation.answers import EvalOptions, System
@@ -16,7 +17,10 @@ from rdjax.parallel.mesh import make_mesh
 from tests import tiny
 from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
 
-OPTIONS = EvalOptions("alpaca", 200, Decoding(4), batch_size=3, scale=SPEC.scale)
+
+def options(model) -> EvalOptions:
+    """How systems answer: by Alpaca prompts."""
+    return EvalOptions(make_template("alpaca", model.tokenizer), 200, Decoding(4), batch_size=3, scale=SPEC.scale)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +43,8 @@ def compare(model, pairs):
         "student": System(trained, with_rule=False),
         "student_with_rule": System(trained, with_rule=True),
     }
-    shape = gap_shapes({"test": pairs}, OPTIONS, 1)["test"]
-    return shape, divergence(model, systems["base_with_rule"], systems, pairs, shape, OPTIONS)
+    shape = gap_shapes({"test": pairs}, options(model), 1)["test"]
+    return shape, divergence(model, systems["base_with_rule"], systems, pairs, shape, options(model))
 
 
 def test_a_prefix_that_is_read_once_changes_no_divergence(model, pairs, monkeypatch):
@@ -59,14 +63,14 @@ def test_the_reference_is_as_far_from_itself_when_it_is_read_twice(model, pairs)
     start = init_adapter(model.config, SPEC, 0)
     # Another object with the same numbers: no shortcut.
     again = System(dict(start), with_rule=True)
-    shape = gap_shapes({"test": pairs}, OPTIONS, 1)["test"]
-    far = divergence(model, System(start, with_rule=True), {"again": again}, pairs, shape, OPTIONS)["again"]
+    shape = gap_shapes({"test": pairs}, options(model), 1)["test"]
+    far = divergence(model, System(start, with_rule=True), {"again": again}, pairs, shape, options(model))["again"]
     assert abs(far.kl) < 1e-6 and max(far.hidden_L) < 1e-6
 
 
-def test_groups_share_a_shape_where_their_prefixes_are_as_long(pairs):
+def test_groups_share_a_shape_where_their_prefixes_are_as_long(model, pairs):
     others = random_pairs(3, seed=5)
-    shapes = gap_shapes({"one": pairs[:2], "two": pairs[2:], "bare": others}, OPTIONS, 1)
+    shapes = gap_shapes({"one": pairs[:2], "two": pairs[2:], "bare": others}, options(model), 1)
     prefix = shared_prefix(pairs, GAP_POSITIONS)
     assert tuple(map(len, prefix)) == (16, 16)
     assert shapes["one"] == shapes["two"] == batch_shape([pairs[:2], pairs[2:]], 1, GAP_POSITIONS, prefix, coarse)

@@ -1,0 +1,168 @@
+"""Makes prompts by the chat template of a tokenizer, and finds out how the template treats rules and answers."""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rdjax.data.templates import Template, join_instruction
+from rdjax.errors import UserError
+
+Message = dict[str, str]
+
+EXAMPLE = 'an example: {"enable_thinking": true}'
+QUESTION, ANSWER, RULE = "Question", "Answer", "Rule"  # texts to try a template with
+# What a template sees as today, where it writes the date: the same tomorrow, so that caches and resumed runs fit. It is
+# the date that Llama 3.2's template writes where it can read no clock.
+TODAY = datetime.date(2024, 7, 26)
+CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+
+
+def read_arguments(text: str, field: str) -> dict[str, Any]:
+    """Reads arguments of a chat template from a JSON object; an empty text has none.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f'{field} = {text!r} is no JSON ({error.msg}); accepted: such as {{"enable_thinking": true}}'
+        ) from None
+    if not isinstance(arguments, dict):
+        raise UserError(f'{field} = {text!r} is no JSON object; accepted: such as {{"enable_thinking": true}}')
+    return arguments
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments: Mapping[str, Any]) -> Template:
+    """Returns the template of a tokenizer.
+
+    Args:
+      rule_place: "system" or "user"; empty: the system message, or the user's if the template drops system messages.
+      arguments: of the template; they win over rdjax's own: no thinking, and a fixed date.
+
+    Raises:
+      UserError: the tokenizer has no template, it drops the rule, or it does not write an answer behind its prompt.
+    """
+    try:
+        source = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(f"config.task.template = chat: the tokenizer has no chat template ({error})") from None
+    own: dict[str, Any] = {}
+    if "enable_thinking" in source:
+        own["enable_thinking"] = False
+    source, dates = CLOCK.subn(lambda call: json.dumps(TODAY.strftime(call["format"])), source)
+    template = Template(
+        "chat", tokenizer, source, rule_place or "system", {**own, **arguments}, end_id=tokenizer.eos_token_id
+    )
+    notes = [f"the chat template is given {name} = {value}" for name, value in own.items() if name not in arguments]
+    notes += [f"the chat template writes a date; it is always {TODAY}"] if dates else []
+    if not _keeps_rule(template):
+        if rule_place:
+            raise UserError(
+                f"config.task.rule_place = {rule_place}: the chat template leaves a rule out there; accepted: "
+                f"{'user' if rule_place == 'system' else 'system'}"
+            )
+        template = template.replace(rule_place="user")
+        if not _keeps_rule(template):
+            raise UserError("config.task.template = chat: the chat template leaves the user's message out")
+        notes.append("the chat template has no system message; the rule stands before the user's")
+    return _with_end(template).replace(notes=tuple(notes))
+
+
+def _keeps_rule(template: Template) -> bool:
+    """Tells whether a rule stands in what the template makes."""
+    try:
+        return RULE in render_chat(template, with_rule(template, [_user(QUESTION)], RULE))
+    except UserError:
+        return False
+
+
+def _with_end(template: Template) -> Template:
+    """Returns the template with what it writes around an answer.
+
+    Raises:
+      UserError: the answer does not follow the prompt.
+    """
+    messages = [_user(QUESTION)]
+    prompt = render_chat(template, messages)
+    whole = render_chat(template, [*messages, _assistant(ANSWER)], generate=False)
+    lead, found, rest = whole.removeprefix(prompt).partition(ANSWER)
+    if not whole.startswith(prompt) or not found or lead.strip():
+        raise UserError(
+            f"config.task.template = chat: the chat template ends a prompt with {prompt[-30:]!r}, and puts "
+            f"{whole.partition(ANSWER)[0][-30:]!r} before an answer in a conversation; the two must be the same "
+            "(task.chat_template takes a file with another template)"
+        )
+    trail = rest[: len(rest) - len(rest.lstrip())]
+    ids = template.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
+    special = set(template.tokenizer.all_special_ids) | set(template.tokenizer.added_tokens_decoder)
+    if not ids or ids[0] not in special:  # turns have no end of their own
+        return template.replace(lead=lead)
+    return template.replace(lead=lead, trail=trail, end_id=ids[0])
+
+
+def render_chat(template: Template, messages: Sequence[Message], generate: bool = True) -> str:
+    """Renders messages.
+
+    Args:
+      generate: end with the header of an answer.
+
+    Raises:
+      UserError: the template fails.
+    """
+    try:
+        return template.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=template.source,
+            tokenize=False,
+            add_generation_prompt=generate,
+            **template.arguments,
+        )
+    except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
+        raise UserError(f"config.task.template = chat: the tokenizer's chat template fails ({error})") from None
+
+
+def row_messages(row: Mapping[str, str]) -> list[Message]:
+    """Returns the conversation of a row up to the user's last message."""
+    return [*json.loads(row.get("history") or "[]"), _user(join_instruction(row["instruction"], row["input"]))]
+
+
+def with_rule(template: Template, messages: Sequence[Message], rule: str) -> list[Message]:
+    """Puts a rule before the first message of the system, or of the user, as the template says."""
+    if not rule:
+        return list(messages)
+    if template.rule_place == "system":
+        first, *rest = messages if messages[0]["role"] == "system" else [{"role": "system", "content": ""}, *messages]
+        return [{**first, "content": join_instruction(rule, first["content"])}, *rest]
+    at = next(number for number, message in enumerate(messages) if message["role"] == "user")
+    first = {**messages[at], "content": join_instruction(rule, messages[at]["content"])}
+    return [*messages[:at], first, *messages[at + 1 :]]
+
+
+def check_conversation(template: Template, messages: Sequence[Message], prompt: str, response: str, where: str) -> None:
+    """Checks that prompt, response and its end are what the template makes of the whole conversation.
+
+    Raises:
+      UserError: names the row, and where the two texts part.
+    """
+    whole = render_chat(template, [*messages, _assistant(response)], generate=False)
+    learnt = prompt + template.lead + response + template.trail
+    if not whole.startswith(learnt):
+        parts = next((at for at, pair in enumerate(zip(learnt, whole, strict=False)) if pair[0] != pair[1]), len(whole))
+        raise UserError(
+            f"{where}: the chat template writes {whole[parts : parts + 20]!r} where the output has "
+            f"{learnt[parts : parts + 20]!r}; an output must be what the template makes of it"
+        )
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}

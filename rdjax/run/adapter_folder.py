@@ -1,0 +1,48 @@
+"""Writes the folder of a trained adapter: PEFT's files, the tokenizer, and how the adapter is prompted."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import config_dict
+
+from rdjax.errors import UserError
+from rdjax.models.load import LanguageModel
+from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.models.peft_files import save_adapter
+from rdjax.parallel.processes import is_first
+
+PROMPT_FILE = "rdjax_prompt.json"
+PROMPT_FIELDS = ("template", "rule_place", "template_args")  # of the `task` section of a run's config
+
+
+def write_adapter(
+    folder: pathlib.Path, adapter: Adapter, spec: LoraSpec, model: LanguageModel, task: config_dict.ConfigDict
+) -> None:
+    """Writes an adapter that transformers, PEFT and vLLM load, with the tokenizer and chat template of its training.
+
+    Args:
+      task: the `task` section of the run's config.
+    """
+    if not is_first():
+        return
+    save_adapter(folder, adapter, model.config, spec, model.name)
+    model.tokenizer.save_pretrained(folder)
+    fields = {name: task[name] for name in PROMPT_FIELDS}
+    (folder / PROMPT_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def read_prompt_fields(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns how an adapter is prompted; the fields that are not known are missing, all of them for one of PEFT's own.
+
+    Raises:
+      UserError: the file is no JSON object.
+    """
+    path = folder / PROMPT_FILE
+    if not path.exists():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return {name: fields[name] for name in PROMPT_FIELDS if name in fields}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: must hold a JSON object ({error})") from None
