@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -93,6 +94,19 @@ class TensorReader:
         try:
             if not shape:
                 return self._files[path].get_tensor(stored)
-            return self._files[path].get_slice(stored)[slices or (slice(None),)]
+            part = self._files[path].get_slice(stored)
+            if part.get_dtype() == "F8_E4M3":
+                return _map_fp8(path, stored)[slices]
+            return part[slices or (slice(None),)]
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: {stored} cannot be read ({error})") from None
+
+
+def _map_fp8(path: pathlib.Path, name: str) -> np.ndarray:
+    """Maps a tensor in FP8 into memory: safetensors cannot give it to numpy, which knows no such numbers itself."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        fields = json.loads(file.read(length))[name]
+    begin, _ = fields["data_offsets"]
+    numbers = np.memmap(path, np.uint8, "r", offset=8 + length + begin, shape=tuple(fields["shape"]))
+    return numbers.view(ml_dtypes.float8_e4m3fn)

@@ -103,7 +103,7 @@ def untie_other_head(folder: pathlib.Path, config: DecoderConfig) -> DecoderConf
     if not config.tied_embeddings or not all(name in tensors for name in pair):
         return config
     reader, (rows, _) = TensorReader(tensors), tensors[pair[0]].shape
-    blocks = (slice(begin, begin + COMPARED_ROWS) for begin in range(0, rows, COMPARED_ROWS))
+    blocks = (slice(begin, min(begin + COMPARED_ROWS, rows)) for begin in range(0, rows, COMPARED_ROWS))
     if all(np.array_equal(*(reader.read(name, (block,)) for name in pair)) for block in blocks):
         return config
     logging.warning("%s: lm_head.weight is not the embedding; tie_word_embeddings is ignored", folder)

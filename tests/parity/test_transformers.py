@@ -1,14 +1,20 @@
 """The decoder and its files against transformers itself."""
 
+import json
 import shutil
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 
+from configs import base
 from rdjax.models.families.registry import FAMILIES, decoder_config_from_hf, read_decoder_config
+from rdjax.models.load import load_model
+from rdjax.models.rotary import make_rope
 from rdjax.models.weights import abstract_params, load_params, save_params
+from rdjax.parallel.mesh import make_mesh
 from tests import tiny
 
 torch = pytest.importorskip("torch")
@@ -91,3 +97,82 @@ def test_missing_fields_mean_what_they_mean_to_transformers(model_type):
     fields["model_type"] = model_type
     whole = transformers.AutoConfig.for_model(**fields).to_dict()
     assert decoder_config_from_hf(fields, "short") == decoder_config_from_hf(whole, "whole")
+
+
+ROPES = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "yarn, not rounded": {"factor": 4.0, "original_max_position_embeddings": 128, "truncate": False, "beta_fast": 8.0},
+    "yarn, two weights": {"factor": 4.0, "original_max_position_embeddings": 128, "mscale": 1.0, "mscale_all_dim": 0.5},
+    "yarn, its own factor": {"factor": 4.0, "original_max_position_embeddings": 128, "attention_factor": 1.2},
+    "longrope": {
+        "short_factor": [1.0, 1.1, 1.3, 2.0],
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 128,
+    },
+    "proportional": {"partial_rotary_factor": 0.5, "factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rotary_frequencies_of_every_kind(name):
+    kind, *_ = name.split(",")
+    rope = {"rope_type": kind, "rope_theta": 777.0, **ROPES[name]}
+    ours = make_rope(rope, head_width=8, max_positions=512)
+    config = transformers.LlamaConfig(**(tiny.LLAMA2 | {"rope_parameters": dict(rope)}))
+    frequencies, amplitude = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[kind](config)
+    np.testing.assert_allclose(ours.frequencies, frequencies, rtol=1e-6)
+    assert ours.amplitude == pytest.approx(amplitude)
+
+
+def test_long_sequences_of_longrope_have_its_long_factors(tmp_path):
+    """As in transformers for a batch whose longest sequence is over the original context."""
+    folder, tokens_BT = tiny.write_random_checkpoint(tmp_path, tiny.PHI3, seed=1), tiny.random_tokens(2, 130)
+    short, theirs = tiny.load_decoder(folder), reference.load(folder)
+    config = short.config.for_sequences_of(130)
+    assert (short.config.max_positions, config.max_positions) == (96, 512)
+    assert short.config.for_sequences_of(96) is short.config
+    long = nnx.merge(abstract_params(config, jnp.float32)[0], nnx.to_pure_dict(nnx.state(short)))
+    expected = reference.forward(theirs, tokens_BT, np.ones((2, 130), bool)).logits_BTV
+    ours = [decoder.logits(tiny.forward(decoder, tokens_BT).final_BPD) for decoder in (long, short)]
+    np.testing.assert_allclose(ours[0], expected, atol=2e-4 * np.abs(expected).max())
+    assert np.abs(ours[1] - expected).max() > 0.1, "the factors matter"
+
+
+FP8 = {"blocks": (16, 16), "whole tensors": None}
+
+
+@pytest.mark.parametrize("kind", FP8)
+def test_weights_in_fp8_are_multiplied_by_their_scales(tmp_path, kind):
+    """transformers' own dequantisation of the same files, which it makes to run where there is no FP8."""
+    fields, block = tiny.LLAMA2, FP8[kind]
+    tensors = tiny.random_tensors(fields, seed=2)
+    stored, plain = {}, {}
+    for name, tensor in tensors.items():
+        stored[name] = plain[name] = tensor
+        if "_proj" not in name:
+            continue
+        rows, columns = tensor.shape if block is None else block
+        grid = tensor.reshape(tensor.shape[0] // rows, rows, tensor.shape[1] // columns, columns)
+        scale = np.abs(grid).max(axis=(1, 3)) / 448
+        small = (grid / scale[:, None, :, None]).astype(ml_dtypes.float8_e4m3fn)
+        stored[name] = small.reshape(tensor.shape)
+        stored[f"{name}_scale_inv"] = scale if block else scale.reshape(())
+        plain[name] = (small.astype(np.float32) * scale[:, None, :, None]).reshape(tensor.shape)
+    folders = tmp_path / "stored", tmp_path / "plain"
+    quantisation = {"quant_method": "fp8", "weight_block_size": block, "activation_scheme": "static"}
+    for folder, contents, more in zip(
+        folders, (stored, plain), ({"quantization_config": quantisation}, {}), strict=True
+    ):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(fields | more))
+        tiny.write_tensors(folder, contents)
+        tiny.write_tokenizer(folder)
+    mesh = make_mesh(base.get_config().mesh)
+    ours = load_model(str(folders[0]), "float32", mesh)
+    tokens = tiny.random_tokens(2, 20)
+    decoder = nnx.merge(ours.graph, ours.base)
+    expected = reference.forward(reference.load(folders[1]), tokens, np.ones((2, 20), bool)).logits_BTV
+    np.testing.assert_allclose(decoder.logits(tiny.forward(decoder, tokens).final_BPD), expected, atol=TOLERANCE)
