@@ -21,6 +21,7 @@ from rdjax.distill.updates import make_loader, place_update, with_signals
 from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated
+from tests import tiny
 from tests.distill.case import (
     DISTILL,
     GREETING,
@@ -63,11 +64,11 @@ def groups_of(member: int):
 class Problem:
     """Two groups of one member or of two, on a mesh, with signals from a place."""
 
-    def __init__(self, members: int, place: str, mesh: dict, folder, objective=DISTILL):
+    def __init__(self, members: int, place: str, mesh: dict, folder, objective=DISTILL, fields=tiny.LLAMA2):
         self.config = base.get_config()
         self.config.mesh.update(mesh)
         self.config.train.update({"batch_size": 2, "teacher_signals": place})
-        case, self.mesh = make_case(), make_mesh(self.config.mesh)
+        case, self.mesh = make_case(fields), make_mesh(self.config.mesh)
         graph, abstract = abstract_params(case.config, jnp.float32, mesh=self.mesh)
         weights = jax.device_put(case.base, param_shardings(self.mesh, abstract))
         self.model = types.SimpleNamespace(

@@ -10,10 +10,9 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 import torch.nn.functional as F  # noqa: E402
-from transformers import LlamaForCausalLM  # noqa: E402
 
 from rdjax.models.lora import merge_adapter, scaled_adapter  # noqa: E402
-from rdjax.models.peft_files import load_adapter, save_adapter  # noqa: E402
+from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.distill.case import (  # noqa: E402
@@ -28,11 +27,12 @@ from tests.distill.case import (  # noqa: E402
     random_adapter,
     random_pairs,
 )
+from tests.parity import reference  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
 
-@pytest.fixture(scope="module", params=["llama1", "llama2", "llama3"])
+@pytest.fixture(scope="module", params=tiny.CONFIGS)
 def setting(request, tmp_path_factory):
     """Our case and adapter, and peft's model with the same base and adapter."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -42,8 +42,7 @@ def setting(request, tmp_path_factory):
     case = Case(graph, nnx.to_pure_dict(state), decoder.config)
     adapter = random_adapter(case.config)
     save_adapter(folder / "adapter", adapter, case.config, SPEC, str(folder))
-    base = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model = peft.PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
+    model = peft.PeftModel.from_pretrained(reference.load(folder), folder / "adapter", is_trainable=True)
     return case, adapter, model, folder
 
 
@@ -77,17 +76,21 @@ def torch_loss(model, pairs, slots, hidden_weight):
     return torch.cat(kls).mean() + hidden_weight * torch.cat(distances).mean()
 
 
-def adapter_gradient(model, adapter):
+def adapter_gradient(model, config, adapter):
     """peft's gradients as our adapter tree."""
     named = {name.replace(".default", ""): p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     tree = {}
-    for projection in adapter:
-        layers = model.config.num_hidden_layers
-        names = f"base_model.model.model.layers.{{layer}}.{projection}.lora_{{part}}.weight"
-        stacks = {
-            part: [named[names.format(layer=layer, part=part.upper())].T for layer in range(layers)] for part in "ab"
-        }
-        tree[projection] = {part: np.stack(stack) for part, stack in stacks.items()}
+    for module in adapter_modules(config):
+        begin = 0
+        for path, columns in module.columns.items():
+            if path not in adapter:
+                continue
+            ranks = slice(begin, begin + adapter[path]["a"].shape[-1])  # of the projections that are fused
+            begin = ranks.stop
+            names = [f"base_model.model.{module.name.format(layer=layer)}" for layer in range(config.layers)]
+            a = [named[f"{name}.lora_A.weight"].T[:, ranks] for name in names]
+            b = [named[f"{name}.lora_B.weight"].T[ranks, columns] for name in names]
+            tree[path] = {"a": np.stack(a), "b": np.stack(b)}
     return tree
 
 
@@ -100,7 +103,7 @@ def test_distillation_loss_and_gradients(setting, slots):
     theirs = torch_loss(model, pairs, slots, hidden_weight=2.44)
     theirs.backward()
     np.testing.assert_allclose(loss, theirs.item(), rtol=1e-4)
-    assert_close(gradient, adapter_gradient(model, adapter), 1e-4)
+    assert_close(gradient, adapter_gradient(model, case.config, adapter), 1e-4)
 
 
 def assert_same_logits(case, adapter, theirs):
@@ -121,8 +124,7 @@ def test_merged_export_in_transformers(setting, tmp_path):
     case, adapter, _, folder = setting
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_params(tmp_path, case.config, merge_adapter(case.base, adapter, SPEC.scale), np.float32)
-    merged = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
-    assert_same_logits(case, adapter, merged)
+    assert_same_logits(case, adapter, reference.load(tmp_path))
 
 
 def test_adapter_saved_by_peft_is_read(setting, tmp_path):
