@@ -96,6 +96,9 @@ def test_workdir_holds_what_the_design_says(student):
     assert {path.name for path in (workdir / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "rdjax_prompt.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["stage"] == "student"]
