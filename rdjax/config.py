@@ -165,10 +165,16 @@ def plain_config(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 
 def differences(current: dict[str, Any], recorded: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lists the fields in which two plain configs differ, as "train.epochs: 3 there, 20 here"."""
+    """Lists the fields in which two plain configs differ, as "train.epochs: 3 there, 20 here".
+
+    A field that an earlier version did not have counts as empty there: new fields are empty by default, and then mean
+    what was done before.
+    """
     found: list[str] = []
     for name in sorted({*current, *recorded}):
         here, there = current.get(name), recorded.get(name)
+        if name not in recorded and not here:
+            continue
         if isinstance(here, dict) and isinstance(there, dict):
             found += differences(here, there, f"{prefix}{name}.")
         elif here != there:

@@ -197,3 +197,12 @@ def test_differences_name_every_changed_field():
         "seed: 1 there, 0 here",
         "train.epochs: 3 there, 20 here",
     ]
+
+
+def test_a_field_that_an_earlier_version_did_not_have_counts_as_empty():
+    ours = plain_config(base.get_config())
+    theirs = {**ours, "task": {name: value for name, value in ours["task"].items() if name != "rule_place"}}
+    assert differences(ours, theirs) == []
+    assert differences({**ours, "task": {**ours["task"], "rule_place": "user"}}, theirs) == [
+        "task.rule_place: None there, 'user' here"
+    ]

@@ -3,16 +3,26 @@ import sys
 
 import pytest
 from absl.testing import flagsaver
+from ml_collections import config_dict
 
+from configs import base
 from rdjax import generate
 from rdjax.data.templates import alpaca_prompt
 from rdjax.errors import UserError
 from rdjax.generate import read_rule
 from rdjax.generation.options import Decoding
 from rdjax.models.families.registry import read_decoder_config
+from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.peft_files import save_adapter
+from rdjax.parallel.mesh import make_mesh
+from rdjax.run.adapter_folder import write_adapter
 from tests import tiny
+
+
+def one_device():
+    return make_mesh(base.get_config().mesh)
+
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
@@ -104,6 +114,11 @@ def test_raw_takes_the_prompt_as_it_is(command, asked):
     assert asked.texts == ["<s>one "]
 
 
+def test_a_raw_prompt_that_begins_with_the_beginning_of_sequence_gets_no_second_one(command, asked):
+    command("<s>one", raw=True)
+    assert asked.texts == ["<s>one"]
+
+
 def test_raw_and_a_rule_do_not_go_together(command):
     with pytest.raises(UserError, match="--rule needs a template to stand in; leave out --raw"):
         command("one", raw=True, rule="Be brief.")
@@ -158,6 +173,20 @@ def test_an_adapter_is_loaded_with_its_scale(command, asked, model, tmp_path):
     assert asked.scale == 3.0
     command("one")
     assert asked.adapter is None
+
+
+def test_an_adapter_is_prompted_as_it_was_trained(command, asked, model, tmp_path):
+    """By the template in its folder, unless --template asks for another."""
+    spec, loaded = LoraSpec(2, 6.0, 0.0, ("q_proj",)), load_model(str(model), "float32", one_device())
+    loaded.tokenizer.chat_template = CHAT.replace("[", "(").replace("]", ")")
+    task = config_dict.ConfigDict({"template": "chat", "rule_place": "user", "template_args": ""})
+    write_adapter(tmp_path, init_adapter(loaded.config, spec, seed=0), spec, loaded, task)
+    command("one", adapter=str(tmp_path), rule="Be brief.")
+    assert asked.texts == ["<s>(user) Be brief.\n\none\n(assistant) "]
+    command("one", adapter=str(tmp_path), template="alpaca")
+    assert asked.texts[0].startswith("<s>Below is an instruction")
+    command("one")
+    assert asked.texts[0].startswith("<s>Below is an instruction")
 
 
 def test_an_adapter_that_is_not_there(command, tmp_path):

@@ -305,8 +305,19 @@ def test_a_sharded_run_ends_like_one_on_a_single_device(model, own_folder, stude
 
 def test_export_merges_the_adapter(model, student, tmp_path):
     command = [sys.executable, "-m", "rdjax.export", f"--model={model}", f"--adapter={student[0]}/adapter"]
+    kept = {"preprocessor_config.json": "{}", "additional_chat_templates/rag.jinja": "{{ messages }}"}
+    base_model = shutil.copytree(model, tmp_path / "base")
+    (base_model / "additional_chat_templates").mkdir()
+    for name, text in (kept | {"pytorch_model.bin": "weights", "model.safetensors.index.json": "{}"}).items():
+        (base_model / name).write_text(text)
+    command[3] = f"--model={base_model}"
     done = subprocess.run([*command, f"--out={tmp_path}/merged"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    written = {
+        str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*") if path.is_file()
+    }
+    assert kept.keys() | {"model.safetensors", "config.json", "tokenizer.json"} <= written
+    assert not written & {"pytorch_model.bin", "model.safetensors.index.json"}
     name = "model.layers.1.self_attn.q_proj.weight"
     lora = {part: f"base_model.model.model.layers.1.self_attn.q_proj.lora_{part}.weight" for part in "AB"}
     adapter = load_file(student[0] / "adapter" / "adapter_model.safetensors")

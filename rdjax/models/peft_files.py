@@ -200,6 +200,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
             stacks.setdefault(projection, [None] * config.layers)[layer] = (a_XR, b_RX[:, columns] * np.float32(ratio))
     packed = any(len(modules[name][0].columns) > 1 for name in pairs)
     adapter = {path: _stack(stacks[path], packed) for path in projection_shapes(config) if path in stacks}
+    adapter = {path: ab for path, ab in adapter.items() if path not in _fillers(adapter, config)}
     rank = max(ab["a"].shape[-1] for ab in adapter.values())
     spec = known if rank == known.rank else known.with_rank(rank)
     targets = tuple(path.split(".")[-1] for path in adapter)
@@ -224,6 +225,13 @@ def _stack(layers: list[tuple[np.ndarray, np.ndarray] | None], packed: bool) -> 
     if packed and used_R.any():
         a_LXR, b_LRX = a_LXR[:, :, used_R], b_LRX[:, used_R]
     return {"a": jnp.asarray(a_LXR), "b": jnp.asarray(b_LRX)}
+
+
+def _fillers(adapter: Adapter, config: DecoderConfig) -> set[str]:
+    """Returns the projections that a fused module brings along without adapting them: b is zero, unlike another's."""
+    zero = {path for path, ab in adapter.items() if not np.any(ab["b"])}
+    groups = [set(module.columns) for module in adapter_modules(config)]
+    return {path for group in groups if group - zero for path in group & zero if len(group) > 1}
 
 
 def _own_scale(module: str, rank: int, fields: dict[str, Any]) -> float:

