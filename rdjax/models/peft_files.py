@@ -108,7 +108,7 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     """Writes `adapter_config.json` and `adapter_model.safetensors`, which transformers, PEFT and vLLM load.
 
     The adapters of fused projections stand in one pair of matrices: [a_q, a_k, a_v] and a block diagonal of b_q, b_k,
-    b_v, of the sum of their ranks. All modules then have the largest rank, because vLLM reads no `rank_pattern`.
+    b_v, of the sum of their ranks. All modules then have the largest rank, because versions of vLLM read no `rank_pattern`.
 
     Args:
       base: hub id or folder of the base model.

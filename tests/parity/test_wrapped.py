@@ -99,7 +99,7 @@ def test_an_adapter_in_peft_and_a_merged_folder(folder, tmp_path):
 
 
 def test_names_in_the_adapter_are_those_that_vllm_loads(folder, tmp_path):
-    """vLLM maps `model.language_model.layers` of a Gemma 3 or Mistral 3 adapter, and no other spelling, to its text."""
+    """vLLM maps the names of the whole model; those of a decoder alone load and do nothing (vllm#48019, #48149)."""
     decoder = tiny.load_decoder(folder)
     save_adapter(tmp_path, random_adapter(decoder.config, spec=SPEC), decoder.config, SPEC, str(folder))
     names = load_file(tmp_path / "adapter_model.safetensors")
