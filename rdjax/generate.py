@@ -18,7 +18,7 @@ from rdjax.data.templates import Template
 from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.load import LanguageModel, ended_by, fit_context, load_model, resolve_folder
+from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
@@ -101,6 +101,7 @@ def encode_prompts(
     ids = [encode(template, prompt)[0] for prompt in prompts]
     model = fit_context(model, max(map(len, ids)) + _MAX_NEW_TOKENS.value)
     for number, tokens in enumerate(ids, start=1):
+        check_embedded(model, tokens, f"prompt {number}")
         if len(tokens) + _MAX_NEW_TOKENS.value > model.config.max_positions:
             raise UserError(
                 f"prompt {number}: {len(tokens)} tokens and --max_new_tokens = {_MAX_NEW_TOKENS.value} are over the "

@@ -70,14 +70,20 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments
         template = template.replace(rule_place="user")
         if not _keeps_rule(template):
             raise UserError("config.task.template = chat: the chat template leaves the user's message out")
-        notes.append("the chat template has no system message; the rule stands before the user's")
+        notes.append("the chat template keeps no system message; the rule stands before the user's")
     return _with_end(template).replace(notes=tuple(notes))
 
 
 def _keeps_rule(template: Template) -> bool:
-    """Tells whether a rule stands in what the template makes."""
+    """Tells whether a rule stands in what the template makes of a question, and still does with the answer.
+
+    Those of Mistral 7B v0.3 and Nemo write a system message only while it is the user's turn.
+    """
+    messages = with_rule(template, [_user(QUESTION)], RULE)
     try:
-        return RULE in render_chat(template, with_rule(template, [_user(QUESTION)], RULE))
+        return RULE in render_chat(template, messages) and RULE in render_chat(
+            template, [*messages, _assistant(ANSWER)], generate=False
+        )
     except UserError:
         return False
 
@@ -98,6 +104,9 @@ def _with_end(template: Template) -> Template:
             f"{whole.partition(ANSWER)[0][-30:]!r} before an answer in a conversation; the two must be the same "
             "(task.chat_template takes a file with another template)"
         )
+    if not rest.strip():  # GLM 4 ends an answer by the beginning of the next turn
+        following = render_chat(template, [*messages, _assistant(ANSWER), _user(QUESTION)], generate=False)
+        rest = following.removeprefix(prompt).partition(ANSWER)[2]
     trail = rest[: len(rest) - len(rest.lstrip())]
     ids = template.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
     special = set(template.tokenizer.all_special_ids) | set(template.tokenizer.added_tokens_decoder)

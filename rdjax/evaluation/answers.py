@@ -8,7 +8,7 @@ from rdjax.data.templates import Template
 from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.load import LanguageModel
+from rdjax.models.load import LanguageModel, check_embedded
 from rdjax.models.lora import Adapter
 
 
@@ -69,6 +69,7 @@ def prompts_of(model: LanguageModel, rows: Iterable[Mapping[str, str]], options:
     prompts = [make_prompts(options.template, row) for row in rows]
     limit, name = length_limit(model, options.max_length)
     for prompt in prompts:
+        check_embedded(model, (*prompt.teacher_ids, *prompt.student_ids), prompt.where)
         length = max(len(prompt.teacher_ids), len(prompt.student_ids)) + options.decoding.max_new_tokens
         if length > limit:
             raise UserError(

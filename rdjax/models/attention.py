@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rdjax.models.rows import scale_rows
+from rdjax.models.rows import multiply, scale_rows
 
 
 class Scoring(NamedTuple):
@@ -87,7 +87,7 @@ def attention(
       prefix_mask_BTC: which of the prefix's keys a token attends to; None: all.
     """
     K, B, T, G, H = q_KBTGH.shape
-    q_KBXH = (q_KBTGH * scoring.scale).reshape(K, B, T * G, H)  # X: query heads within tokens
+    q_KBXH = multiply(q_KBTGH, scoring.scale).reshape(K, B, T * G, H)  # X: query heads within tokens
 
     def masked(scores_KBXS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
         return scores_KBXS + jnp.repeat(jnp.where(mask_BTS, 0.0, -1e30), G, axis=1)

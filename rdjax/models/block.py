@@ -15,6 +15,7 @@ from rdjax.models.linear import Dropout, Linear, Lora, layer_loras
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing, causal_attention
 from rdjax.models.rotary import Angles, rotate, rotate_queries
+from rdjax.models.rows import multiply
 from rdjax.parallel.mesh import device_of, rows_spec
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -219,7 +220,7 @@ class Block(nnx.Module):
     def _add(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         """Adds the output of attention or MLP."""
         scale = self.config.residual_scale
-        return x_BTD + (y_BTD if scale == 1.0 else scale * y_BTD)
+        return x_BTD + (y_BTD if scale == 1.0 else multiply(y_BTD, scale))
 
     def _take(self, at_BP: jax.Array, x_BTD: jax.Array, mixed_BTD: jax.Array, loras: dict[str, Lora]):
         """Returns everything that has an axis of tokens at some positions alone."""

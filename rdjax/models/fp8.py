@@ -11,7 +11,8 @@ from rdjax.errors import UserError
 from rdjax.models.tensor_files import TensorFile, TensorReader
 
 SCALE_SUFFIXES = ("_scale_inv", "_scale")  # behind the name of a weight: of quant_method fp8, and compressed-tensors
-ACTIVATION_SCALES = (".activation_scale", ".input_scale")  # of kernels that compute in FP8; not read
+# Of kernels and key-value caches in FP8; not read.
+ACTIVATION_SCALES = (".activation_scale", ".input_scale", ".output_scale", ".k_scale", ".v_scale", ".kv_scale")
 ACCEPTED = "fp8, compressed-tensors with 8-bit float weights, or no quantization_config"
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rdjax.models.attention import RowPrefix, Scoring, attention, causal_mask, heads_first, rows_first
+from rdjax.models.rows import multiply
 from rdjax.parallel.mesh import device_of, rows_spec
 
 SPLASH_BLOCKS = (128, 256, 384, 512)  # block sizes of splash attention; the largest that divides the length is used
@@ -125,7 +126,7 @@ def splash_attention(
     B, T, N, _ = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     # Real tokens never attend to the keys that are added, and the queries that are added are cut off.
-    q_BTNH = _pad_tokens(q_BTNH * scoring.scale, -T % SPLASH_BLOCKS[0])
+    q_BTNH = _pad_tokens(multiply(q_BTNH, scoring.scale), -T % SPLASH_BLOCKS[0])
     k_BSKH, v_BSKH = (_pad_tokens(x_BSKH, -S % SPLASH_BLOCKS[0]) for x_BSKH in (k_BSKH, v_BSKH))
     heads = N // (1 if mesh is None else mesh.shape["tensor"])
     kernel = _splash_kernel(heads, (q_BTNH.shape[1], k_BSKH.shape[1]), S - T, scoring, interpret)

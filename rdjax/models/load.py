@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import huggingface_hub
 import jax
 import jax.numpy as jnp
+from absl import logging
 from flax import nnx
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -150,6 +152,18 @@ def ended_by(model: LanguageModel, end_id: int) -> LanguageModel:
     return dataclasses.replace(model, eos_ids=tuple(dict.fromkeys([end_id, *model.eos_ids])))
 
 
+def check_embedded(model: LanguageModel, ids: Iterable[int], where: str) -> None:
+    """Checks that the embedding has a row for each token.
+
+    Raises:
+      UserError: names one that it has none for.
+    """
+    beyond = next((number for number in ids if number >= model.config.vocab), None)
+    if beyond is not None:
+        token = model.tokenizer.convert_ids_to_tokens(beyond)
+        raise UserError(f"{where}: the model has no embedding for the token {token!r}; leave it out")
+
+
 def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTokenizerBase:
     """Loads the folder's tokenizer and checks it against the embedding.
 
@@ -162,8 +176,12 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions on unreadable files
         raise UserError(f"{folder}: no readable tokenizer ({error})") from None
-    if len(tokenizer) > config.vocab:
+    added = set(tokenizer.get_added_vocab())
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= config.vocab}
+    if beyond - added:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the embedding only {config.vocab} rows")
+    if beyond:  # such as the image token of Gemma 3, which its models without images have no row for
+        logging.warning("%s: the embedding has no row for %s", folder, ", ".join(sorted(beyond)))
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: a fast tokenizer (tokenizer.json) is needed to align responses by character")
     if tokenizer.eos_token_id is None:

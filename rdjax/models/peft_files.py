@@ -64,6 +64,7 @@ ACCEPTED = {
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 UNSET = (None, False, [], {}, "")
+UNSET_LAYERS = (None, [], "")  # the layer 0 is set
 SOME_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # with them some layers may have no adapter
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
@@ -108,7 +109,7 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     """Writes `adapter_config.json` and `adapter_model.safetensors`, which transformers, PEFT and vLLM load.
 
     The adapters of fused projections stand in one pair of matrices: [a_q, a_k, a_v] and a block diagonal of b_q, b_k,
-    b_v, of the sum of their ranks. All modules then have the largest rank, because versions of vLLM read no `rank_pattern`.
+    b_v, of the sum of their ranks. All modules then have the largest rank: not every vLLM reads `rank_pattern`.
 
     Args:
       base: hub id or folder of the base model.
@@ -277,8 +278,9 @@ def _pair_tensors(
             )
         else:
             pairs[name] = a.T, b.T
-    if isinstance(fields.get("target_modules"), list) and not any(map(fields.get, SOME_LAYERS)):
-        adapted = {modules[name][0].name for name in parts}
+    targets = fields.get("target_modules")
+    if isinstance(targets, list) and all(fields.get(name) in UNSET_LAYERS for name in SOME_LAYERS):
+        adapted = {modules[name][0].name for name in parts if modules[name][0].target in targets}
         faults += [
             f"{name} has none" for name, (module, _) in modules.items() if module.name in adapted and name not in parts
         ]

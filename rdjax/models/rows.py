@@ -1,6 +1,6 @@
-"""Computes products along the rows of arrays, for norms, attention and losses.
+"""Computes products of arrays with numbers and along rows, for norms, attention and losses.
 
-On a CPU a training step takes 6 to 10 % less time with them than with `x * scale` and `jnp.sum(x * y)`.
+On a CPU a training step takes 6 to 10 % less time with those of rows than with `x * scale` and `jnp.sum(x * y)`.
 """
 
 import jax
@@ -24,3 +24,8 @@ def scale_rows(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 # JAX's own gradient of the scale writes a product, and then sums it.
 scale_rows.defvjp(lambda x, scale: (x * scale, (x, scale)), lambda xs, g: (g * xs[1], dot_rows(g, xs[0])[..., None]))
+
+
+def multiply(x: jax.Array, factor: float) -> jax.Array:
+    """Multiplies by a number in float32, as torch does; JAX would round the number to the dtype of `x` first."""
+    return (x.astype(jnp.float32) * factor).astype(x.dtype)

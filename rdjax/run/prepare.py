@@ -21,7 +21,7 @@ from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
 from rdjax.evaluation.judges import Judge, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from rdjax.models.load import LanguageModel, ended_by, fit_context, load_model, resolve_folder
+from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
@@ -96,6 +96,8 @@ def prepare(
     _check_prompts(config.task, task, model, options, gold)
     pairs = {split: gold_pairs(task.splits[split], template) for split in gold}
     for part in pairs.values():
+        for pair in part:
+            check_embedded(model, pair.response_ids, pair.prompts.where)
         check_lengths(part, *length_limit(model, config.task.max_length))
     open_workdir(workdir, config, module, fingerprint)
     for split in _learnt_splits(task):

@@ -123,3 +123,20 @@ def test_arguments_are_a_json_object():
     for text in ("{a}", "[]"):
         with pytest.raises(UserError, match="field"):
             read_arguments(text, "field")
+
+
+def test_a_rule_that_the_template_drops_once_there_is_an_answer_stands_before_the_users_message():
+    """Mistral 7B v0.3 and Nemo write a system message only while the user's turn is the last."""
+    source = USERS_ONLY.replace(
+        "{% if m.role != 'system' %}", "{% if m.role != 'system' or messages[-1].role == 'user' %}"
+    )
+    template = chat(source)
+    assert template.rule_place == "user"
+    assert make_pair(template, ROW).prompts.teacher_text == "<|user|>Rhyme.\n\nHi</s>\n<|assistant|>"
+
+
+def test_an_answer_that_the_next_turn_ends_has_its_header_as_its_end():
+    """As in GLM 4: an answer ends with what begins the user's turn."""
+    turns = "{% for m in messages %}{{ (bos_token if m.role == 'user' else '[a]') + m.content }}{% endfor %}"
+    template = chat(turns + "{% if add_generation_prompt %}[a]{% endif %}")
+    assert template.end_id == byte_tokenizer().bos_token_id

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from configs import base
 from rdjax.errors import UserError
 from rdjax.models import load
+from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.weights import untie_other_head
 from rdjax.parallel.mesh import make_mesh
@@ -161,3 +162,38 @@ def test_what_the_hub_says_is_told(monkeypatch, error, message):
 def test_a_misspelt_folder_is_named():
     with pytest.raises(UserError, match=r"'\./no/such/folder' is neither a folder"):
         resolve_folder("./no/such/folder", "model")
+
+
+def test_added_tokens_without_an_embedding_are_loaded_and_refused_in_texts(folder):
+    """The tokenizer of Gemma 3 270M and 1B has an image token that their embeddings have no row for."""
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    image = fields["added_tokens"][0] | {"id": tiny.VOCAB, "content": "<image>"}
+    (folder / "tokenizer.json").write_text(json.dumps(fields | {"added_tokens": [*fields["added_tokens"], image]}))
+    model = loaded(folder)
+    assert len(model.tokenizer) == tiny.VOCAB + 1
+    ids = model.tokenizer("a <image>")["input_ids"]
+    with pytest.raises(UserError, match="row 3: the model has no embedding for the token '<image>'"):
+        load.check_embedded(model, ids, "row 3")
+    load.check_embedded(model, ids[:-1], "row 3")
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(folder):
+    change_json(folder / "config.json", vocab_size=100)
+    with pytest.raises(UserError, match="the tokenizer has 258 tokens, the embedding only 100 rows"):
+        load.load_tokenizer(folder, read_decoder_config(folder))
+
+
+def test_text_configs_of_gemma_3_and_mistral_3_may_leave_out_their_sizes():
+    """As published: only what differs from the class in transformers."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    config = decoder_config_from_hf({"model_type": "gemma3", "text_config": text}, "here")
+    assert (config.vocab, config.heads, config.head_width, config.width) == (262208, 8, 256, 2560)
+    config = decoder_config_from_hf({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}, "here")
+    assert (config.vocab, config.heads, config.head_width, config.layers) == (131072, 32, 128, 34)
+
+
+def test_longrope_is_refused_where_no_family_reads_its_long_factors():
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0}
+    scaling["original_max_position_embeddings"] = 64
+    with pytest.raises(UserError, match="'longrope' is not supported for model_type 'llama'"):
+        decoder_config_from_hf(tiny.LLAMA2 | {"rope_scaling": scaling}, "here")

@@ -154,3 +154,15 @@ def test_written_names_are_those_of_the_families_modules(tmp_path, name):
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key}
     assert ranks == {fields["r"]}, "earlier versions of vLLM read no rank_pattern"
     assert len(modules) == decoder.config.layers * len(adapter_modules(decoder.config))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"target_modules": ["1.self_attn.q_proj"]}, {"layers_to_transform": 1}, {"layers_to_transform": 0}]
+)
+def test_layers_that_are_named_are_the_only_ones(saved, fields):
+    """PEFT writes long lists of modules by the shortest endings of their names; 0 is a layer too."""
+    folder, decoder, base, _ = saved
+    change_tensors(folder, lambda tensors: {LAYER.format(1, part): tensors[LAYER.format(1, part)] for part in "AB"})
+    change_fields(folder, **fields)
+    changed = effect(*load_adapter(folder, decoder.config, base))
+    assert list(changed) == ["self_attn.q_proj"] and not changed["self_attn.q_proj"][0].any()

@@ -105,17 +105,17 @@ def read_rope(fields: Fields, where: str, default_theta: float = 10000.0, partia
     if fields.get("partial_rotary_factor") is not None:
         own["partial_rotary_factor"] = fields["partial_rotary_factor"]
     scaling = {**own, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
-    if not partial:
-        accept_only(scaling, {"partial_rotary_factor": 1.0}, where)
-    return scaled_rope(scaling, fields, where)
+    return scaled_rope(scaling, fields, where, partial)
 
 
-def scaled_rope(scaling: Fields, fields: Fields, where: str) -> RopeConfig:
+def scaled_rope(scaling: Fields, fields: Fields, where: str, partial: bool = False) -> RopeConfig:
     """Translates `rope_parameters` of a config.
 
     Raises:
       UserError: the kind of scaling is not supported.
     """
+    if not partial:
+        accept_only(scaling, {"partial_rotary_factor": 1.0}, where)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in SCALINGS:
         raise UserError(f"{where}: rope type {kind!r} is not supported; accepted: {', '.join(SCALINGS)}")

@@ -19,6 +19,15 @@ from rdjax.models.weight_table import Row
 
 ACCEPTED = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": None}
 DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4}
+# Published configs of the text model inside Gemma 3 leave out what equals the defaults of its class, sizes too.
+GEMMA3_DEFAULTS = DEFAULTS | {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 131072,
+}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -42,7 +51,7 @@ def read_gemma3(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     fields = fields | {"use_bidirectional_attention": fields.get("use_bidirectional_attention") or None}
     accept_only(fields, ACCEPTED | {"attn_logit_softcapping": None}, where)
-    fields = {**DEFAULTS, "max_position_embeddings": 131072, **fields}
+    fields = {**GEMMA3_DEFAULTS, **fields}
     ropes, layers = fields.get("rope_parameters") or {}, fields["num_hidden_layers"]
     # Earlier versions of transformers have a field for each base, and scale the layers without a window.
     full = {"rope_theta": fields.get("rope_theta", 1e6), **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}

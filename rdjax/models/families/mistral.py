@@ -13,7 +13,9 @@ from rdjax.models.families.common import (
     read_sizes,
 )
 
-DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+# The config of a text model inside another one leaves out what equals the defaults of its class, sizes too.
+SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+DEFAULTS = SIZES | {"vocab_size": 32000, "num_hidden_layers": 32, "max_position_embeddings": 131072}
 # transformers' Mistral ignores layer types, which Ministral has.
 ACCEPTED = {"hidden_act": "silu", "layer_types": None}
 
@@ -26,8 +28,9 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
     return DecoderConfig(**read_sizes(fields), family="mistral", pattern=(kind,))
 
 
-MINISTRAL3_DEFAULTS = {
-    "num_key_value_heads": 8,
+MINISTRAL3_DEFAULTS = SIZES | {
+    "vocab_size": 131072,
+    "num_hidden_layers": 34,
     "head_dim": 128,
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 262144,

@@ -76,6 +76,8 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
         raise UserError(f"{where}: the field {error.args[0]} is missing") from None
     except TypeError as error:
         raise UserError(f"{where}: a field has the wrong type ({error})") from None
+    if config.long_positions is None and any(kind.rope and kind.rope.long_frequencies for kind in config.kinds):
+        raise UserError(f"{where}: rope type 'longrope' is not supported for model_type {model_type!r}")
     if uneven:
         counts = f"num_attention_heads {config.heads} is not a multiple of num_key_value_heads {config.kv_heads}"
         raise UserError(f"{where}: {counts}")
