@@ -176,20 +176,13 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
     Raises:
       UserError: a file is missing or unreadable, it is more than a LoRA, or its tensors do not fit the decoder.
     """
-    fields = _read_fields(folder / CONFIG_FILE)
-    path = folder / WEIGHTS_FILE
-    if not path.exists():
-        raise UserError(f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    fields, path = _read_fields(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     modules = {
         module.name.format(layer=layer): (module, layer)
         for module in adapter_modules(config)
         for layer in range(config.layers)
     }
-    pairs = _pair_tensors(tensors, modules, config, base, fields, path)
+    pairs = _pair_tensors(_read_tensors(path), modules, config, base, fields, path)
     known = LoraSpec(
         fields["r"], fields["lora_alpha"], fields.get("lora_dropout") or 0.0, (), bool(fields.get("use_rslora"))
     )
@@ -201,7 +194,8 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
             stacks.setdefault(projection, [None] * config.layers)[layer] = (a_XR, b_RX[:, columns] * np.float32(ratio))
     packed = any(len(modules[name][0].columns) > 1 for name in pairs)
     adapter = {path: _stack(stacks[path], packed) for path in projection_shapes(config) if path in stacks}
-    adapter = {path: ab for path, ab in adapter.items() if path not in _fillers(adapter, config)}
+    fillers = _fillers(adapter, config)
+    adapter = {path: ab for path, ab in adapter.items() if path not in fillers}
     rank = max(ab["a"].shape[-1] for ab in adapter.values())
     spec = known if rank == known.rank else known.with_rank(rank)
     targets = tuple(path.split(".")[-1] for path in adapter)
@@ -278,17 +272,21 @@ def _pair_tensors(
             )
         else:
             pairs[name] = a.T, b.T
-    targets = fields.get("target_modules")
-    if isinstance(targets, list) and all(fields.get(name) in UNSET_LAYERS for name in SOME_LAYERS):
-        adapted = {modules[name][0].name for name in parts if modules[name][0].target in targets}
-        faults += [
-            f"{name} has none" for name, (module, _) in modules.items() if module.name in adapted and name not in parts
-        ]
+    faults += [f"{name} has none" for name in _missing_layers(set(parts), modules, fields)]
     if not pairs and not faults:
         faults.append("it has no tensor of a LoRA")
     if faults:
         raise UserError(f"{path}: the adapter does not fit the model: " + "; ".join(faults[:8]))
     return pairs
+
+
+def _missing_layers(found: set[str], modules: dict[str, tuple[Module, int]], fields: dict[str, Any]) -> list[str]:
+    """Returns the modules that have no tensors, though the config says that all layers are adapted."""
+    targets = fields.get("target_modules")
+    if not isinstance(targets, list) or any(fields.get(name) not in UNSET_LAYERS for name in SOME_LAYERS):
+        return []
+    adapted = {modules[name][0].name for name in found if modules[name][0].target in targets}
+    return [name for name, (module, _) in modules.items() if module.name in adapted and name not in found]
 
 
 def _equals_base(name: str, tensor: np.ndarray, base: dict[str, Any]) -> bool:
@@ -299,6 +297,20 @@ def _equals_base(name: str, tensor: np.ndarray, base: dict[str, Any]) -> bool:
     if name not in own or own[name].shape != tensor.shape:
         return False
     return np.array_equal(np.asarray(own[name]).astype(tensor.dtype), tensor)
+
+
+def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads `adapter_model.safetensors`.
+
+    Raises:
+      UserError: it is missing or unreadable.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _read_fields(path: pathlib.Path) -> dict[str, Any]:
