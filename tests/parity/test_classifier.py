@@ -1,6 +1,7 @@
 """The classifier judge with a Hugging Face classifier: a tiny random one, saved as any other is."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,3 +63,19 @@ def test_an_unknown_label_lists_the_known_ones(folder):
 def test_a_folder_that_is_no_classifier_is_an_error(tmp_path):
     with pytest.raises(UserError, match="is no sequence classifier"):
         make_judge("classifier:GOOD", str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_classifier_never_runs(folder, tmp_path, file, monkeypatch):
+    """Neither does it ask: standard input would answer yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    copy = shutil.copytree(folder, tmp_path / "planted")
+    (copy / "planted.py").write_text("raise SystemExit('code of the classifier ran')")
+    classes = dict.fromkeys(("AutoConfig", "AutoModelForSequenceClassification"), "planted.Planted")
+    classes["AutoTokenizer"] = ["planted.Planted", "planted.Planted"]
+    fields = json.loads((copy / file).read_text()) | {"auto_map": classes}
+    (copy / file).write_text(json.dumps(fields))
+    try:
+        assert make_judge("classifier:POSITIVE", str(copy)).verdicts(TEXTS, [""] * len(TEXTS))
+    except UserError as error:
+        assert str(copy) in str(error)
