@@ -1,5 +1,7 @@
 """Checks resume.sh: a command runs to its end across preemptions and failures."""
 
+import os
+import pathlib
 import subprocess
 
 import pytest
@@ -104,3 +106,21 @@ def test_resume_gives_up_on_hosts_that_do_not_answer(cloud, command):
     ended = cloud.run("resume", "--", *command(repairing))
     assert (ended.status, launched(ended.calls)) == (1, 1)
     assert ended.errors == ["error: slice is REPAIRING and its hosts have not answered 3 times"]
+
+
+@pytest.mark.parametrize(("ending", "state"), [("echo 0 >$HOME/rdjax-run/status", "0"), ("true", "lost")])
+def test_a_command_that_ends_while_its_state_is_read_is_not_lost(tmp_path, ending, state):
+    """It writes its status and frees the lock after the status was looked for, and before the lock is tried."""
+    folder, flock = tmp_path / "rdjax-run", tmp_path / "flock"
+    folder.mkdir()
+    (folder / "lock").touch()
+    flock.write_text(f"#!/bin/sh\n{ending}\n")
+    flock.chmod(0o755)
+    done = subprocess.run(
+        ["bash", pathlib.Path(__file__).parents[2] / "tpu_scripts" / "host" / "status.sh"],
+        env={"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == state

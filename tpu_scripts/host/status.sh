@@ -8,7 +8,8 @@ if [[ -f $folder/status ]]; then
 elif [[ ! -f $folder/lock ]]; then
   state=none
 elif flock -n "$folder/lock" true; then
-  state=lost
+  # It may have ended with a status since the look above.
+  state=$(cat "$folder/status" 2>/dev/null || echo lost)
 else
   state=running
 fi
