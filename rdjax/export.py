@@ -21,6 +21,7 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.models.weights import save_params
 from rdjax.parallel.mesh import make_mesh
 from rdjax.run import cli
+from rdjax.run.adapter_folder import PROMPT_FILE
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)
@@ -38,10 +39,14 @@ def main(argv: list[str]) -> None:
     if out.exists():
         raise UserError(f"--out: {out} exists; a new folder is wanted")
     model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
-    adapter, spec = load_adapter(resolve_folder(_ADAPTER.value, "adapter"), model.config, model.base)
+    folder = resolve_folder(_ADAPTER.value, "adapter")
+    adapter, spec = load_adapter(folder, model.config, model.base)
     merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
     base = resolve_folder(_MODEL.value, "model")
     shutil.copytree(base, out, ignore=shutil.ignore_patterns(*WEIGHTS))
+    for path in (folder / "chat_template.jinja", folder / PROMPT_FILE):  # of the adapter's training
+        if path.exists():
+            shutil.copy(path, out)
     save_params(out, model.config, merged, jnp.dtype(_DTYPE.value), base)
     fields = read_fields(out)
     fields |= {"dtype": _DTYPE.value, "tie_word_embeddings": model.config.tied_embeddings}

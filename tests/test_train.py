@@ -311,12 +311,16 @@ def test_export_merges_the_adapter(model, student, tmp_path):
     for name, text in (kept | {"pytorch_model.bin": "weights", "model.safetensors.index.json": "{}"}).items():
         (base_model / name).write_text(text)
     command[3] = f"--model={base_model}"
+    trained = shutil.copytree(student[0] / "adapter", tmp_path / "adapter")
+    (trained / "chat_template.jinja").write_text("{{ 'the template of its training' }}")
+    command[4] = f"--adapter={trained}"
     done = subprocess.run([*command, f"--out={tmp_path}/merged"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = {
         str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*") if path.is_file()
     }
-    assert kept.keys() | {"model.safetensors", "config.json", "tokenizer.json"} <= written
+    assert kept.keys() | {"model.safetensors", "config.json", "tokenizer.json", "rdjax_prompt.json"} <= written
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "{{ 'the template of its training' }}"
     assert not written & {"pytorch_model.bin", "model.safetensors.index.json"}
     name = "model.layers.1.self_attn.q_proj.weight"
     lora = {part: f"base_model.model.model.layers.1.self_attn.q_proj.lora_{part}.weight" for part in "AB"}
