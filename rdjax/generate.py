@@ -84,22 +84,20 @@ def prompt_template(model: LanguageModel, adapter: pathlib.Path | None) -> Templ
     return make_template(name, model.tokenizer, fields.get("rule_place", ""), arguments)
 
 
-def encode_prompts(
-    model: LanguageModel, template: Template, rule: str, prompts: Sequence[str]
-) -> tuple[LanguageModel, list[tuple[int, ...]]]:
-    """Renders prompts with the rule in the template, unless --raw is given, and encodes them.
-
-    Returns:
-      The model for sequences of this length, and the tokens of the prompts.
-
-    Raises:
-      UserError: a prompt leaves too few tokens for a response.
-    """
+def encode_prompts(template: Template, rule: str, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Renders prompts with the rule in the template, unless --raw is given, and encodes them."""
     if template.name != "raw":
         rows = ({"instruction": "", "input": prompt, "where": "a prompt"} for prompt in prompts)
         prompts = [render(template, row, rule) for row in rows]
-    ids = [encode(template, prompt)[0] for prompt in prompts]
-    model = fit_context(model, max(map(len, ids)) + _MAX_NEW_TOKENS.value)
+    return [encode(template, prompt)[0] for prompt in prompts]
+
+
+def check_prompts(model: LanguageModel, ids: Sequence[tuple[int, ...]]) -> None:
+    """Checks that the model has an embedding for each token, and room for a response behind each prompt.
+
+    Raises:
+      UserError: names the first prompt that does not fit.
+    """
     for number, tokens in enumerate(ids, start=1):
         check_embedded(model, tokens, f"prompt {number}")
         if len(tokens) + _MAX_NEW_TOKENS.value > model.config.max_positions:
@@ -107,7 +105,6 @@ def encode_prompts(
                 f"prompt {number}: {len(tokens)} tokens and --max_new_tokens = {_MAX_NEW_TOKENS.value} are over the "
                 f"model's max_position_embeddings = {model.config.max_positions}"
             )
-    return model, ids
 
 
 def main(argv: list[str]) -> None:
@@ -124,7 +121,9 @@ def main(argv: list[str]) -> None:
         adapter, spec = load_adapter(folder, model.config, model.base)
         adapter, scale = put(adapter, replicated(model.mesh)), spec.scale
     template = prompt_template(model, folder)
-    model, ids = encode_prompts(ended_by(model, template.end_id), template, rule, prompts)
+    ids = encode_prompts(template, rule, prompts)
+    model = fit_context(ended_by(model, template.end_id), max(map(len, ids)) + _MAX_NEW_TOKENS.value)
+    check_prompts(model, ids)
     decoding = Decoding(
         _MAX_NEW_TOKENS.value, _BEAMS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _IGNORE_EOS.value
     )

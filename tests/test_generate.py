@@ -176,7 +176,7 @@ def test_an_adapter_is_loaded_with_its_scale(command, asked, model, tmp_path):
 
 
 def test_an_adapter_is_prompted_as_it_was_trained(command, asked, model, tmp_path):
-    """By the template in its folder, unless --template asks for another."""
+    """Takes the template in the adapter's folder, unless --template asks for another."""
     spec, loaded = LoraSpec(2, 6.0, 0.0, ("q_proj",)), load_model(str(model), "float32", one_device())
     loaded.tokenizer.chat_template = CHAT.replace("[", "(").replace("]", ")")
     task = config_dict.ConfigDict({"template": "chat", "rule_place": "user", "template_args": ""})

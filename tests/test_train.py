@@ -156,6 +156,18 @@ def test_a_model_that_was_replaced_in_place_is_refused(own_folder, tmp_path, cap
     assert "changed since it began: the tokenizer or its chat template); take" in capfd.readouterr().err
 
 
+def test_a_chat_template_that_was_replaced_in_place_is_refused(model, own_folder, tmp_path, capfd):
+    template = tmp_path / "chat.jinja"
+    settings = (model, own_folder, tmp_path / "run", "--config.eval.systems=()", "--config.train.epochs=1")
+    settings += ("--config.task.template=chat", f"--config.task.chat_template={template}")
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    template.write_text(source + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    assert status_of(*settings) == 0
+    template.write_text(template.read_text().replace("<", "["))
+    assert status_of(*settings) == 2
+    assert "changed since it began: the tokenizer or its chat template); take" in capfd.readouterr().err
+
+
 def test_online_signals_train_the_same_adapter(model, own_folder, student, tmp_path):
     run(model, own_folder, tmp_path / "run", "--config.train.teacher_signals=online", "--config.eval.systems=()")
     online, cached = (

@@ -75,15 +75,9 @@ QWEN2_WINDOW = _family("qwen2", vocab_size=264, use_sliding_window=True, sliding
 QWEN3 = _family("qwen3", head_dim=16, rope_theta=1e6, attention_bias=True)
 MISTRAL = _family("mistral", head_dim=16, sliding_window=9)
 SMOLLM3 = _family("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None)
-GRANITE = _family(
-    "granite",
-    embedding_multiplier=3.0,
-    attention_multiplier=0.2,
-    residual_multiplier=0.5,
-    logits_scaling=4.0,
-    attention_bias=True,
-    mlp_bias=True,
-)
+_MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
+_MULTIPLIERS["logits_scaling"] = 4.0
+GRANITE = _family("granite", **_MULTIPLIERS, attention_bias=True, mlp_bias=True)
 OLMO2 = _family("olmo2")
 GEMMA2 = _family(
     "gemma2",
@@ -138,10 +132,7 @@ GRANITE4 = _family(
     layer_types=["attention", "attention"],
     position_embedding_type="rope",
     shared_intermediate_size=40,
-    embedding_multiplier=3.0,
-    attention_multiplier=0.2,
-    residual_multiplier=0.5,
-    logits_scaling=4.0,
+    **_MULTIPLIERS,
 )
 GRANITE4_NOPE = GRANITE4 | {"position_embedding_type": "nope", "attention_bias": True, "tie_word_embeddings": True}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -1,5 +1,6 @@
 """Makes prompts by the chat template of a tokenizer, and finds out how the template treats rules and answers."""
 
+import dataclasses
 import datetime
 import json
 import re
@@ -13,7 +14,7 @@ from rdjax.errors import UserError
 
 Message = dict[str, str]
 
-EXAMPLE = 'an example: {"enable_thinking": true}'
+EXAMPLE = 'accepted: such as {"enable_thinking": true}'
 QUESTION, ANSWER, RULE = "Question", "Answer", "Rule"  # texts to try a template with
 # What a template sees as today, where it writes the date: the same tomorrow, so that caches and resumed runs fit. It is
 # the date that Llama 3.2's template writes where it can read no clock.
@@ -30,11 +31,9 @@ def read_arguments(text: str, field: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise UserError(
-            f'{field} = {text!r} is no JSON ({error.msg}); accepted: such as {{"enable_thinking": true}}'
-        ) from None
+        raise UserError(f"{field} = {text!r} is no JSON ({error.msg}); {EXAMPLE}") from None
     if not isinstance(arguments, dict):
-        raise UserError(f'{field} = {text!r} is no JSON object; accepted: such as {{"enable_thinking": true}}')
+        raise UserError(f"{field} = {text!r} is no JSON object; {EXAMPLE}")
     return arguments
 
 
@@ -67,11 +66,11 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments
                 f"config.task.rule_place = {rule_place}: the chat template leaves a rule out there; accepted: "
                 f"{'user' if rule_place == 'system' else 'system'}"
             )
-        template = template.replace(rule_place="user")
+        template = dataclasses.replace(template, rule_place="user")
         if not _keeps_rule(template):
             raise UserError("config.task.template = chat: the chat template leaves the user's message out")
         notes.append("the chat template keeps no system message; the rule stands before the user's")
-    return _with_end(template).replace(notes=tuple(notes))
+    return dataclasses.replace(_with_end(template), notes=tuple(notes))
 
 
 def _keeps_rule(template: Template) -> bool:
@@ -111,8 +110,8 @@ def _with_end(template: Template) -> Template:
     ids = template.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
     special = set(template.tokenizer.all_special_ids) | set(template.tokenizer.added_tokens_decoder)
     if not ids or ids[0] not in special:  # turns have no end of their own
-        return template.replace(lead=lead)
-    return template.replace(lead=lead, trail=trail, end_id=ids[0])
+        return dataclasses.replace(template, lead=lead)
+    return dataclasses.replace(template, lead=lead, trail=trail, end_id=ids[0])
 
 
 def render_chat(template: Template, messages: Sequence[Message], generate: bool = True) -> str:

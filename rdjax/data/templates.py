@@ -32,10 +32,6 @@ class Template:
     end_id: int = -1
     notes: tuple[str, ...] = ()
 
-    def replace(self, **changes: Any) -> "Template":
-        """Returns the template with other attributes."""
-        return dataclasses.replace(self, **changes)
-
     @property
     def end_text(self) -> str:
         """Returns the text of the token that ends an answer."""

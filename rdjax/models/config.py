@@ -89,8 +89,10 @@ class DecoderConfig:
         """Returns the config for sequences of up to `tokens` tokens: with long frequencies if they need them."""
         if self.long_positions is None or tokens <= self.max_positions:
             return self
-        ropes = [dataclasses.replace(kind.rope, frequencies=kind.rope.long_frequencies) for kind in self.pattern]
-        pattern = tuple(dataclasses.replace(kind, rope=rope) for kind, rope in zip(self.pattern, ropes, strict=True))
+        pattern = tuple(
+            dataclasses.replace(kind, rope=dataclasses.replace(kind.rope, frequencies=kind.rope.long_frequencies))
+            for kind in self.pattern
+        )
         return dataclasses.replace(self, pattern=pattern, max_positions=self.long_positions)
 
     @property

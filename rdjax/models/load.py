@@ -1,7 +1,6 @@
 """Loads a language model: decoder, weights on the mesh, tokenizer."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +31,7 @@ from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.tensor_files import check_no_pointer
 from rdjax.models.weights import abstract_params, load_params, untie_other_head
 from rdjax.parallel.mesh import device_of
+from rdjax.storage.files import read_json_object
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
@@ -87,8 +87,8 @@ def resolve_folder(path: str, what: str) -> pathlib.Path:
         return folder
     try:
         if what == "model":
-            fields = json.loads(pathlib.Path(huggingface_hub.hf_hub_download(path, "config.json")).read_text())
-            decoder_config_from_hf(fields, f"{path}: config.json")
+            file = pathlib.Path(huggingface_hub.hf_hub_download(path, "config.json"))
+            decoder_config_from_hf(read_fields(file.parent), f"{path}: config.json")
         return pathlib.Path(
             huggingface_hub.snapshot_download(path, allow_patterns=HUB_FILES, ignore_patterns=OTHER_FORMATS)
         )
@@ -192,10 +192,7 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
 def _eos_ids(folder: pathlib.Path, fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Returns the tokenizer's end-of-sequence token and those of `generation_config.json`, or else of `config.json`."""
     path = folder / "generation_config.json"
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: must hold a JSON object ({error})") from None
+    named = read_json_object(path, "").get("eos_token_id") if path.exists() else None
     if named is None:
         named = fields.get("eos_token_id", fields.get("text_config", {}).get("eos_token_id"))
     listed = named if isinstance(named, list) else [named]

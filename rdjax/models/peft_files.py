@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from rdjax.models.decoder import projection_shapes
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.weights import table_name, used_rows
-from rdjax.parallel.processes import is_first
+from rdjax.storage.files import read_json_object
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,8 +115,6 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     Args:
       base: hub id or folder of the base model.
     """
-    if not is_first():
-        return
     numpy_adapter = {path: {part: np.asarray(x, np.float32) for part, x in ab.items()} for path, ab in adapter.items()}
     modules = [module for module in adapter_modules(config) if module.columns.keys() & adapter.keys()]
     rank = max(sum(adapter[path]["a"].shape[-1] for path in module.columns if path in adapter) for module in modules)
@@ -177,10 +176,9 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
       UserError: a file is missing or unreadable, it is more than a LoRA, or its tensors do not fit the decoder.
     """
     fields, path = _read_fields(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    all_modules = adapter_modules(config)
     modules = {
-        module.name.format(layer=layer): (module, layer)
-        for module in adapter_modules(config)
-        for layer in range(config.layers)
+        module.name.format(layer=layer): (module, layer) for module in all_modules for layer in range(config.layers)
     }
     pairs = _pair_tensors(_read_tensors(path), modules, config, base, fields, path)
     known = LoraSpec(
@@ -194,7 +192,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
             stacks.setdefault(projection, [None] * config.layers)[layer] = (a_XR, b_RX[:, columns] * np.float32(ratio))
     packed = any(len(modules[name][0].columns) > 1 for name in pairs)
     adapter = {path: _stack(stacks[path], packed) for path in projection_shapes(config) if path in stacks}
-    fillers = _fillers(adapter, config)
+    fillers = _fillers(adapter, all_modules)
     adapter = {path: ab for path, ab in adapter.items() if path not in fillers}
     rank = max(ab["a"].shape[-1] for ab in adapter.values())
     spec = known if rank == known.rank else known.with_rank(rank)
@@ -222,10 +220,10 @@ def _stack(layers: list[tuple[np.ndarray, np.ndarray] | None], packed: bool) -> 
     return {"a": jnp.asarray(a_LXR), "b": jnp.asarray(b_LRX)}
 
 
-def _fillers(adapter: Adapter, config: DecoderConfig) -> set[str]:
+def _fillers(adapter: Adapter, modules: Sequence[Module]) -> set[str]:
     """Returns the projections that a fused module brings along without adapting them: b is zero, unlike another's."""
     zero = {path for path, ab in adapter.items() if not np.any(ab["b"])}
-    groups = [set(module.columns) for module in adapter_modules(config)]
+    groups = [set(module.columns) for module in modules]
     return {path for group in groups if group - zero for path in group & zero if len(group) > 1}
 
 
@@ -299,6 +297,11 @@ def _equals_base(name: str, tensor: np.ndarray, base: dict[str, Any]) -> bool:
     return np.array_equal(np.asarray(own[name]).astype(tensor.dtype), tensor)
 
 
+def _missing(path: pathlib.Path) -> str:
+    """Returns an error message for a missing file of an adapter."""
+    return f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+
+
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads `adapter_model.safetensors`.
 
@@ -306,7 +309,7 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       UserError: it is missing or unreadable.
     """
     if not path.exists():
-        raise UserError(f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+        raise UserError(_missing(path))
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -319,12 +322,7 @@ def _read_fields(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing or invalid, or has a field for which the decoder has no computation.
     """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
+    fields = read_json_object(path, _missing(path))
     for name, value in fields.items():
         accepted = ACCEPTED.get(name, UNSET)
         if name not in HARMLESS and value not in accepted:

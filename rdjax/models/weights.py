@@ -98,9 +98,10 @@ def untie_other_head(folder: pathlib.Path, config: DecoderConfig) -> DecoderConf
     Raises:
       UserError: as `index_tensors`.
     """
-    tensors = index_decoder(folder, config.family)
-    pair = "lm_head.weight", "model.embed_tokens.weight"
-    if not config.tied_embeddings or not all(name in tensors for name in pair):
+    if not config.tied_embeddings:
+        return config
+    tensors, pair = index_decoder(folder, config.family), ("lm_head.weight", "model.embed_tokens.weight")
+    if not all(name in tensors for name in pair):
         return config
     reader, (rows, _) = TensorReader(tensors), tensors[pair[0]].shape
     blocks = (slice(begin, min(begin + COMPARED_ROWS, rows)) for begin in range(0, rows, COMPARED_ROWS))

@@ -6,11 +6,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.peft_files import save_adapter
 from rdjax.parallel.processes import is_first
+from rdjax.storage.files import read_json_object
 
 PROMPT_FILE = "rdjax_prompt.json"
 PROMPT_FIELDS = ("template", "rule_place", "template_args")  # of the `task` section of a run's config
@@ -33,16 +33,11 @@ def write_adapter(
 
 
 def read_prompt_fields(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns how an adapter is prompted; the fields that are not known are missing, all of them for one of PEFT's own.
+    """Returns how an adapter was prompted in training; nothing for an adapter that rdjax did not train.
 
     Raises:
       UserError: the file is no JSON object.
     """
     path = folder / PROMPT_FILE
-    if not path.exists():
-        return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return {name: fields[name] for name in PROMPT_FIELDS if name in fields}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: must hold a JSON object ({error})") from None
+    fields = read_json_object(path, "") if path.exists() else {}
+    return {name: fields[name] for name in PROMPT_FIELDS if name in fields}

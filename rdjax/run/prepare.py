@@ -121,11 +121,24 @@ def task_template(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizer
                 raise UserError(f"config.task.{name} = {config[name]!r} needs config.task.template = chat")
         return make_template(config.template, tokenizer)
     if config.chat_template:
-        path = pathlib.Path(config.chat_template).expanduser()
-        tokenizer.chat_template = read_text(path, f"config.task.chat_template: {path} not found")
+        tokenizer.chat_template = _read_chat_template(config.chat_template)
     return make_template(
         "chat", tokenizer, config.rule_place, read_arguments(config.template_args, "config.task.template_args")
     )
+
+
+def _template_fingerprint(folder: pathlib.Path, chat_template: str) -> str:
+    """Returns a hash of the tokenizer and its chat templates, and of the file that replaces them, if there is one."""
+    tokenizer = tokenizer_fingerprint(folder)
+    if not chat_template:
+        return tokenizer
+    return hashlib.sha256((tokenizer + _read_chat_template(chat_template)).encode()).hexdigest()
+
+
+def _read_chat_template(chat_template: str) -> str:
+    """Reads the file of `task.chat_template`."""
+    path = pathlib.Path(chat_template).expanduser()
+    return read_text(path, f"config.task.chat_template: {path} not found")
 
 
 def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, str]:
@@ -137,7 +150,7 @@ def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[s
     ]
     fingerprint = {
         "model": weights_fingerprint(folder),
-        "tokenizer": tokenizer_fingerprint(folder),
+        "tokenizer": _template_fingerprint(folder, config.task.chat_template),
         "data": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
     }
     if config.model.adapter:

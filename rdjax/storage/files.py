@@ -40,6 +40,23 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
 
 
+def read_json_object(path: pathlib.Path, missing: str) -> dict[str, Any]:
+    """Reads a JSON file that a user brings.
+
+    Raises:
+      UserError: the file is not found (its message is `missing`), is not valid JSON, or holds no object.
+    """
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return content
+
+
 def read_lines(path: pathlib.Path) -> list[Any]:
     """Reads the records of a JSON Lines file; a file that does not exist has none."""
     if not path.exists():

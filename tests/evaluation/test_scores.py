@@ -19,7 +19,7 @@ from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
 
 
 def options(model) -> EvalOptions:
-    """How systems answer: by Alpaca prompts."""
+    """Returns how systems answer: by Alpaca prompts."""
     return EvalOptions(make_template("alpaca", model.tokenizer), 200, Decoding(4), batch_size=3, scale=SPEC.scale)
 
 

@@ -38,7 +38,7 @@ def change_tensors(folder, change):
 
 
 def effect(adapter, spec):
-    """What the adapter adds to every kernel."""
+    """Returns what the adapter adds to every kernel."""
     return {path: np.asarray(ab["a"] @ ab["b"]) for path, ab in scaled_adapter(adapter, spec.scale).items()}
 
 

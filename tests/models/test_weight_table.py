@@ -11,23 +11,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from rdjax.models.families import registry
-from rdjax.models.families.common import BASE_ROWS, NORMS_BEFORE, Family
+from rdjax.models.families.common import BASE_ROWS, FUSED_MLP, NORMS_BEFORE, Family
+from rdjax.models.families.phi3 import FUSED_QKV
 from rdjax.models.tensor_files import SINGLE
 from rdjax.models.weight_table import Row, rows_of
 from rdjax.models.weights import abstract_params, load_params, save_params
 from tests.models import textbook
 from tests.models.test_switches import PLAIN
 
-QKV = Row(
-    "model.layers.{layer}.self_attn.qkv_proj.weight",
-    tuple(f"layers.self_attn.{name}_proj.kernel" for name in "qkv"),
-    "transpose",
-)
-GATE_UP = Row(
-    "model.layers.{layer}.mlp.gate_up_proj.weight",
-    ("layers.mlp.gate_proj.kernel", "layers.mlp.up_proj.kernel"),
-    "transpose",
-)
+(QKV,), (GATE_UP,) = FUSED_QKV, FUSED_MLP
 
 
 def test_a_placeholder_stands_for_every_projection():

@@ -11,6 +11,8 @@ from rdjax.models.weight_table import Row
 Fields = dict[str, Any]
 Pattern = tuple[LayerKind, ...]
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers
+
 
 class Family(NamedTuple):
     """Describes how the files of a model type are read.
@@ -140,3 +142,26 @@ def read_layer_types(fields: Fields, kinds: dict[str, LayerKind], default: Seque
     if len(types) != fields["num_hidden_layers"]:
         raise UserError(f"{where}: layer_types has {len(types)} entries for {fields['num_hidden_layers']} layers")
     return tuple(kinds[name] for name in types)
+
+
+def read_windowed_layers(fields: Fields, full_theta: float, sliding_theta: float, interval: int, where: str) -> Pattern:
+    """Returns the kinds of layers that have a window but for every `interval`-th, with rotary positions for each type.
+
+    Earlier versions of transformers have no `rope_parameters` for each type; their `rope_scaling` is of the layers
+    without a window.
+
+    Args:
+      full_theta, sliding_theta: bases where `rope_parameters` has none.
+
+    Raises:
+      UserError: as `scaled_rope` and `read_layer_types`.
+    """
+    ropes = fields.get("rope_parameters") or {}
+    full = {"rope_theta": full_theta, **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
+    sliding = {"rope_theta": sliding_theta, **ropes.get(SLIDING, {})}
+    kinds = {
+        FULL: LayerKind(scaled_rope(full, fields, where)),
+        SLIDING: LayerKind(scaled_rope(sliding, fields, where), fields.get("sliding_window", 4096)),
+    }
+    default = [SLIDING if (layer + 1) % interval else FULL for layer in range(fields["num_hidden_layers"])]
+    return read_layer_types(fields, kinds, default, where)

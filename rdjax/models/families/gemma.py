@@ -5,7 +5,9 @@ from typing import Any
 from rdjax.models.config import DecoderConfig, LayerKind
 from rdjax.models.families.common import (
     BASE_ROWS,
+    FULL,
     QK_NORMS,
+    SLIDING,
     Family,
     Fields,
     accept_only,
@@ -13,7 +15,7 @@ from rdjax.models.families.common import (
     read_layer_types,
     read_rope,
     read_sizes,
-    scaled_rope,
+    read_windowed_layers,
 )
 from rdjax.models.weight_table import Row
 
@@ -28,7 +30,6 @@ GEMMA3_DEFAULTS = DEFAULTS | {
     "num_attention_heads": 8,
     "max_position_embeddings": 131072,
 }
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def read_gemma2(fields: Fields, where: str) -> DecoderConfig:
@@ -52,20 +53,12 @@ def read_gemma3(fields: Fields, where: str) -> DecoderConfig:
     fields = fields | {"use_bidirectional_attention": fields.get("use_bidirectional_attention") or None}
     accept_only(fields, ACCEPTED | {"attn_logit_softcapping": None}, where)
     fields = {**GEMMA3_DEFAULTS, **fields}
-    ropes, layers = fields.get("rope_parameters") or {}, fields["num_hidden_layers"]
-    # Earlier versions of transformers have a field for each base, and scale the layers without a window.
-    full = {"rope_theta": fields.get("rope_theta", 1e6), **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
-    sliding = {"rope_theta": fields.get("rope_local_base_freq", 1e4), **ropes.get(SLIDING, {})}
-    window, interval = fields.get("sliding_window", 4096), fields.get("sliding_window_pattern", 6)
-    kinds = {
-        FULL: LayerKind(scaled_rope(full, fields, where)),
-        SLIDING: LayerKind(scaled_rope(sliding, fields, where), window),
-    }
-    default = [SLIDING if (layer + 1) % interval else FULL for layer in range(layers)]
+    thetas = fields.get("rope_theta", 1e6), fields.get("rope_local_base_freq", 1e4)
+    interval = fields.get("sliding_window_pattern", 6)
     return DecoderConfig(
         **read_common(fields),
         family="gemma3_text",
-        pattern=read_layer_types(fields, kinds, default, where),
+        pattern=read_windowed_layers(fields, *thetas, interval, where),
         qk_norm="head",
         logit_softcap=fields.get("final_logit_softcapping"),
     )

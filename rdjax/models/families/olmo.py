@@ -12,14 +12,13 @@ from rdjax.models.families.common import (
     Pattern,
     accept_only,
     read_attention_bias,
-    read_layer_types,
     read_rope,
     read_sizes,
-    scaled_rope,
+    read_windowed_layers,
 )
 from rdjax.models.weight_table import Row
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+THETA = 5e5  # of all layers where no field says otherwise
 
 
 def read_olmo2(fields: Fields, where: str) -> DecoderConfig:
@@ -29,15 +28,8 @@ def read_olmo2(fields: Fields, where: str) -> DecoderConfig:
 
 def read_olmo3(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
-    ropes, layers = fields.get("rope_parameters") or {}, fields["num_hidden_layers"]
-    full = {"rope_theta": fields.get("rope_theta", 5e5), **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
-    sliding = {"rope_theta": 5e5, **ropes.get(SLIDING, {})}
-    kinds = {
-        FULL: LayerKind(scaled_rope(full, fields, where)),
-        SLIDING: LayerKind(scaled_rope(sliding, fields, where), fields.get("sliding_window", 4096)),
-    }
-    default = [SLIDING if (layer + 1) % 4 else FULL for layer in range(layers)]
-    return read_olmo(fields, read_layer_types(fields, kinds, default, where), "olmo3", where)
+    pattern = read_windowed_layers(fields, fields.get("rope_theta", THETA), THETA, interval=4, where=where)
+    return read_olmo(fields, pattern, "olmo3", where)
 
 
 def read_olmo(fields: Fields, pattern: Pattern, family: str, where: str) -> DecoderConfig:

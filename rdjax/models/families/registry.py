@@ -1,6 +1,5 @@
 """Lists the model families, and reads `config.json` by them."""
 
-import json
 import pathlib
 
 from rdjax.errors import UserError
@@ -9,6 +8,7 @@ from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, ph
 from rdjax.models.families.common import Family, Fields
 from rdjax.models.families.wrapped import wrap
 from rdjax.models.fp8 import read_block
+from rdjax.storage.files import read_json_object
 
 # By the `model_type` of config.json.
 FAMILIES: dict[str, Family] = {
@@ -48,15 +48,7 @@ def read_fields(folder: pathlib.Path) -> Fields:
       UserError: the file is missing or no JSON object.
     """
     path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; a model folder holds config.json and *.safetensors") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: must hold a JSON object, as a Hugging Face config does")
-    return fields
+    return read_json_object(path, f"{path}: not found; a model folder holds config.json and *.safetensors")
 
 
 def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
