@@ -8,11 +8,11 @@ The defaults are the settings that the authors published. For the embedded model
 
 from ml_collections import config_dict
 
-from configs import base
+from configs import paper
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = base.get_config()
+    config = paper.get_config()
     config.task.name = "arithmetic"
     config.task.root = "data/math_experiments"
     config.train.accumulation = 4

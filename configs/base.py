@@ -26,7 +26,8 @@ def get_config() -> config_dict.ConfigDict:
     config.task.name = "arithmetic"  # arithmetic, sentiment, safety, or rule: your own folder
     config.task.root = ""  # folder of the task's files; empty: the three tasks of the paper generate their data
     config.task.k = 8  # number of training samples (your own folder: 0 takes all)
-    config.task.template = "alpaca"  # alpaca, or chat: the tokenizer's chat template
+    # alpaca; chat: the tokenizer's chat template; auto: chat where the tokenizer has a template.
+    config.task.template = "alpaca"
     # With template = chat. The rule stands in the system message, or in the user's where the template has no other
     # place; system or user asks for one.
     config.task.rule_place = ""
@@ -35,11 +36,26 @@ def get_config() -> config_dict.ConfigDict:
     config.task.max_length = 1024  # tokens of prompt and response; longer ones are an error and never cut
     config.task.demos = True  # keep the examples that the published rule prompts contain
     config.task.one_wording = False  # give every row the wording of the first training row's rule
-    config.task.responses = "gold"  # gold: the rows' outputs; teacher: the teacher writes them with the rule
+    # gold: the rows' outputs; teacher: the teacher writes them with the rule; auto: gold where all rows have one.
+    config.task.responses = "gold"
+    # file: the rows of your own folder; written: the model writes inputs, from the rule and the rows of train.jsonl, if
+    # there are any, as examples; auto: written where there is no train.jsonl.
+    config.task.inputs = "file"
+    config.task.written = config_dict.ConfigDict()
+    config.task.written.on_rule = 64  # inputs written with the rule in context: for training, validation and test
+    config.task.written.off_rule = 32  # inputs written without it; those that it hardly concerns are for retain
+    config.task.written.temperature = 0.9
+    config.task.written.max_tokens = 64  # of an input
     config.task.temperature = 0.0  # of the teacher's responses; 0: greedy, or beam search with eval.beams
     config.task.top_k = 0  # the teacher samples from this number of the most likely tokens; 0: from all
     config.task.top_p = 1.0  # and among these from the smallest set with this total probability
-    config.task.only_confirmed = False  # keep only those of the teacher's responses that equal the row's output
+    # Responses that the teacher draws for a row; the first that the judge of "train" accepts is kept.
+    config.task.draws = 1
+    # Keep only those of the teacher's responses that the judge of "train" accepts, or that equal the row's output.
+    config.task.only_confirmed = False
+    # Share of the training rows that validate instead, at least two, if the task has no validation rows and at least 12
+    # training rows.
+    config.task.hold_out = 0.2
     config.task.valid_seed = 1234  # selects the published validation file
     # Used if task.root is empty: the rule and operands of arithmetic, and the number of test rows.
     config.task.generated = config_dict.ConfigDict()
@@ -65,24 +81,37 @@ def get_config() -> config_dict.ConfigDict:
     config.loss.hidden_positions = "response"  # response, or shared: everything after the rule
     config.loss.reduction = "token"  # token: mean over the batch's tokens; sample: mean of each sample's mean
     config.loss.terms = ()  # further terms, "<name>=<weight>", of those that rdjax/distill/losses.py registers
+    # The weight of inputs that the rule is not about: their teacher is the base without the rule. 0: not trained on.
+    config.loss.retain_weight = 1.0
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
     config.optimizer = config_dict.ConfigDict()
-    config.optimizer.learning_rate = 1e-4
+    # The peak, or auto: 5e-4 * (2000 / D)^0.78 for a model of width D; where the validation loss does not fall at this
+    # rate, short trials of three others choose one (docs/reference.md).
+    config.optimizer.learning_rate = config_dict.FieldReference("auto", field_type=object)
     config.optimizer.warmup_steps = 5
     config.optimizer.schedule = "cosine"  # cosine, linear, constant
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
     config.optimizer.weight_decay = 0.0
 
     config.train = config_dict.ConfigDict()
-    config.train.epochs = 20
-    config.train.batch_size = 4  # samples an update
+    config.train.updates = 400  # the most updates; the learning rate decays towards the last one
+    # A run ends before that when the validation loss has not fallen for `patience` validations, of which there are 20
+    # (0: never), but not before this number of updates.
+    config.train.min_updates = 100
+    config.train.patience = 6
+    config.train.epochs = 0  # above 0: this many epochs instead of `updates`, all of them
+    config.train.batch_size = 4  # samples an update; of each group
     config.train.accumulation = 1  # micro-batches an update
     # cached: the teacher runs once for all epochs, and its signals are stored in device memory, host memory or on disk,
     # the first of the three that is large enough; device, host, disk: store them there. online: it runs in every step.
     config.train.teacher_signals = "cached"
-    config.train.valid_every = 1  # epochs between validations; 0: never, and the last epoch is the result
-    config.train.checkpoint_every = 1  # epochs between checkpoints
+    # Validations and checkpoints: one in so many epochs, or in so many twentieths of `updates`. valid_every = 0: no
+    # validation, and the last state is the result; else it is the one with the lowest validation loss.
+    config.train.valid_every = 1
+    config.train.checkpoint_every = 1
+    # On validation rows. training: the loss that is minimised; gold: cross-entropy with the outputs, if all have one.
+    config.train.valid_loss = "training"
 
     config.eval = config_dict.ConfigDict()
     # base, base_with_rule, student, student_with_rule, enhanced_with_rule, or the name of a method, which the run then
@@ -93,8 +122,10 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.batch_size = 32
     config.eval.limit = 0  # rows of each split; 0: all
     config.eval.gap_rows = 32  # prompts on which the gap to close is measured before training; 0: none
-    # "<split>=<judge>": exact_match, negative, positive, refusal, answer, regex:<pattern>, classifier:<label>. Other
-    # splits have the judge of the published task, or exact_match if every row has an output.
+    # "<split>=<judge>", or a judge alone, which then judges the training rows and all splits but retain: exact_match,
+    # negative, positive, refusal, answer, json, regex:<pattern>, classifier:<label>, python:<file>.py:<function>,
+    # ifeval:<instruction>, ifeval:<instruction>:{"<argument>": <value>}. Other splits have the judge of the published
+    # task, or exact_match if every row has an output.
     config.eval.judges = ()
     config.eval.classifier = ""  # the sequence classifier (folder or hub id) of classifier:<label>
 

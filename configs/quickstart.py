@@ -10,11 +10,11 @@ Another rule: --config.task.generated.constant=3 --config.task.generated.symbol=
 
 from ml_collections import config_dict
 
-from configs import base
+from configs import paper
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = base.get_config()
+    config = paper.get_config()
     config.task.demos = False
     config.lora.rank = 64
     config.lora.dropout = 0.0

@@ -18,5 +18,8 @@ def get_config() -> config_dict.ConfigDict:
     config.task.name = "rule"
     config.task.root = "my_rule"
     config.task.k = 0
+    config.task.template = "auto"
+    config.task.responses = "auto"
+    config.task.inputs = "auto"
     config.loss.hidden_positions = "shared"
     return config

@@ -6,11 +6,11 @@
 
 from ml_collections import config_dict
 
-from configs import base
+from configs import paper
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = base.get_config()
+    config = paper.get_config()
     config.task.name = "safety"
     config.task.root = "data/jailbreak_experiments"
     config.task.k = 16

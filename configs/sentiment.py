@@ -8,11 +8,11 @@ In the files the wording of the rule reveals the class of the input; here every 
 
 from ml_collections import config_dict
 
-from configs import base
+from configs import paper
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = base.get_config()
+    config = paper.get_config()
     config.task.name = "sentiment"
     config.task.root = "data/bob_sentiment_experiments"
     config.task.k = 16

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 from rdjax.errors import UserError
 
 RETAIN = "retain"  # the split that the rule is not about
+RETAIN_TRAIN = "retain_train"  # its part that is trained on
 METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
 SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
@@ -21,21 +22,23 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "task.name": ("arithmetic", "sentiment", "safety", "rule"),
-    "task.template": ("alpaca", "chat"),
+    "task.template": ("auto", "alpaca", "chat"),
     "task.rule_place": ("", "system", "user"),
-    "task.responses": ("gold", "teacher"),
+    "task.responses": ("auto", "gold", "teacher"),
+    "task.inputs": ("auto", "file", "written"),
     "task.generated.value": ("sum", "difference", "larger", "smaller", "first", "second"),
     "loss.logit": ("kl", "entropy", "none"),
     "loss.hidden_positions": ("response", "shared"),
     "loss.reduction": ("token", "sample"),
     "loss.variant": ("ours", "published"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
+    "train.valid_loss": ("training", "gold"),
     "train.teacher_signals": ("cached", "online", *SIGNAL_PLACES),
 }
 
 SEVERAL_CHOICES = {"lora.targets": TARGETS, "eval.systems": SYSTEMS + METHODS}
 
-POSITIVE = ("loss.temperature", "optimizer.learning_rate", "lora.alpha")
+POSITIVE = ("loss.temperature", "lora.alpha", "task.written.temperature")
 
 AT_LEAST = {
     "task.k": 0,
@@ -43,12 +46,20 @@ AT_LEAST = {
     "task.temperature": 0,
     "task.top_k": 0,
     "task.generated.test_rows": 1,
+    "task.draws": 1,
+    "task.written.on_rule": 8,
+    "task.written.off_rule": 0,
+    "task.written.max_tokens": 4,
+    "loss.retain_weight": 0,
     "lora.rank": 1,
     "lora.dropout": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0,
     "optimizer.weight_decay": 0,
-    "train.epochs": 1,
+    "train.updates": 1,
+    "train.min_updates": 0,
+    "train.patience": 0,
+    "train.epochs": 0,
     "train.batch_size": 1,
     "train.accumulation": 1,
     "train.valid_every": 0,
@@ -112,6 +123,9 @@ def _check_ranges(config: config_dict.ConfigDict) -> None:
     for path, least in AT_LEAST.items():
         if _get(config, path) < least:
             raise UserError(f"config.{path} = {_get(config, path)!r} is too small; accepted: {least} or more")
+    rate = _get(config, "optimizer.learning_rate")
+    if rate != "auto" and not (isinstance(rate, int | float) and rate > 0):
+        raise UserError(f"config.optimizer.learning_rate = {rate!r}; accepted: auto, or a number above 0")
     for path in POSITIVE:
         if not _get(config, path) > 0:  # written so that NaN is refused too
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
@@ -131,7 +145,13 @@ def _check_task(config: config_dict.ConfigDict) -> None:
     task = config.task
     if (task.top_k or task.top_p < 1) and not task.temperature:
         raise UserError("config.task.top_k and config.task.top_p are about drawing: set config.task.temperature too")
-    if task.only_confirmed and task.responses != "teacher":
+    if task.inputs != "file" and task.name != "rule":
+        raise UserError(f"config.task.inputs = {task.inputs!r} needs config.task.name = rule, your own folder")
+    if not 0 <= task.hold_out < 1:
+        raise UserError(f"config.task.hold_out = {task.hold_out}; accepted: a share below 1")
+    if task.draws > 1 and not task.temperature:
+        raise UserError(f"config.task.draws = {task.draws}: all draws would be the same; set config.task.temperature")
+    if task.only_confirmed and task.responses == "gold":
         raise UserError("config.task.only_confirmed goes with config.task.responses = 'teacher'")
     enhanced = {config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"}
     if enhanced and task.responses == "teacher":

@@ -5,6 +5,7 @@ out like that of `rdjax.train`. The same command, run again, resumes: finished c
 """
 
 import collections
+import copy
 import functools
 import pathlib
 import shutil
@@ -54,7 +55,7 @@ def cell_config(config: config_dict.ConfigDict, method: str, k: int, seed: int) 
     Raises:
       UserError: the settings name an unknown field, or set k or the seed.
     """
-    run_config = config.copy_and_resolve_references().unlock()
+    run_config = copy.deepcopy(config).unlock()
     del run_config["sweep"]
     run_config.lock()
     run_config.task.k, run_config.seed = k, seed
@@ -130,10 +131,11 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
     """
     groups = collections.defaultdict(list)
     for run in runs:
-        groups[len(run.train), len(run.valid)].append(run)
+        groups[len(run.train), len(run.valid), len(run.retained)].append(run)
     failures: dict[int, str] = {}
-    for (train, valid), group in groups.items():
-        for run, adapters in train_runs(group, folder / "checkpoints", f"{train}_{valid}", failures):
+    for (train, valid, retained), group in groups.items():
+        name = f"{train}_{valid}" + (f"_{retained}" if retained else "")
+        for run, adapters in train_runs(group, folder / "checkpoints", name, failures):
             try:
                 if not exists_on_first(run.workdir / FINISHED):
                     write_json(run.workdir / FINISHED, evaluate_all(run, adapters))

@@ -1,9 +1,11 @@
 """Reads a user's own task folder: rule.md, train.jsonl, and optional validation, test and retain files."""
 
 import pathlib
+from collections.abc import Sequence
 
 from ml_collections import config_dict
 
+from rdjax.config import RETAIN, RETAIN_TRAIN
 from rdjax.data.rows import Row, read_json_lines, read_text
 from rdjax.errors import UserError
 
@@ -11,7 +13,7 @@ REQUIRED = "a task folder holds rule.md and train.jsonl"
 
 
 def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[str, list[Row]]:
-    """Reads the splits of a folder: train.jsonl, valid.jsonl, retain.jsonl and test*.jsonl.
+    """Reads the splits of a folder: train.jsonl, valid.jsonl, retain.jsonl, retain_train.jsonl and test*.jsonl.
 
     Args:
       root: the folder.
@@ -22,19 +24,32 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
       has wording i modulo their number.
 
     Raises:
-      UserError: rule.md or train.jsonl is missing, a file is empty or faulty, or k exceeds the training rows.
+      UserError: rule.md is missing, or train.jsonl where inputs are not written; a file is empty or faulty, or k
+        exceeds the training rows.
     """
     wordings = read_wordings(root)
-    paths = [root / "train.jsonl", root / "valid.jsonl", root / "retain.jsonl", *sorted(root.glob("test*.jsonl"))]
+    named = (root / f"{split}.jsonl" for split in ("train", "valid", RETAIN, RETAIN_TRAIN))
     splits = {}
-    for path in paths:
-        if path.exists() or path.stem == "train":
+    for path in (*named, *sorted(root.glob("test*.jsonl"))):
+        if path.exists() or (path.stem == "train" and not are_written(root, config)):
             rows = read_json_lines(path, f"{path}: not found; {REQUIRED}")
-            splits[path.stem] = [{"rule": wordings[number % len(wordings)], **row} for number, row in enumerate(rows)]
+            splits[path.stem] = with_wordings(rows, wordings)
+    if "train" not in splits:
+        return splits
     if config.k > len(splits["train"]):
         raise UserError(f"config.task.k = {config.k}: {root / 'train.jsonl'} has {len(splits['train'])} rows")
     splits["train"] = splits["train"][: config.k or None]
     return splits
+
+
+def are_written(root: pathlib.Path, config: config_dict.ConfigDict) -> bool:
+    """Tells whether the model writes inputs: it is asked to, or may and there is no train.jsonl."""
+    return config.inputs == "written" or (config.inputs == "auto" and not (root / "train.jsonl").exists())
+
+
+def with_wordings(rows: Sequence[Row], wordings: Sequence[str]) -> list[Row]:
+    """Adds the rule to rows; several wordings take turns."""
+    return [{"rule": wordings[number % len(wordings)], **row} for number, row in enumerate(rows)]
 
 
 def read_wordings(root: pathlib.Path) -> list[str]:

@@ -94,6 +94,9 @@ def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
     """
     rule = row["rule"].strip()
     teacher_text, student_text = render(template, row, row["rule"]), render(template, row, "")
+    if not rule:  # the teacher is the base without the rule
+        ids, _ = encode(template, student_text)
+        return Prompts(student_text, student_text, ids, ids, len(ids), row["where"])
     # A chat template may trim the rule or the row's last blank. Only text after the rule is shared.
     rule_start = teacher_text.rfind(rule)
     if rule_start < 0:

@@ -7,18 +7,22 @@ and row that it came from, for messages, and the messages before the input, as J
 
 import dataclasses
 import pathlib
+import random
 from collections.abc import Callable, Mapping, Sequence
 
 import datasets
 from ml_collections import config_dict
 
+from rdjax.config import RETAIN, RETAIN_TRAIN
 from rdjax.data.generated import GENERATORS
-from rdjax.data.own_folder import read_own_folder
+from rdjax.data.own_folder import are_written, read_own_folder, read_wordings
 from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 
+ENOUGH_TO_HOLD_OUT = 12  # training rows
+LEAST_RETAINED = 8  # training rows that the rule is not about
 FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where", "history")}
 )
@@ -32,11 +36,13 @@ class RuleTask:
       splits: rows of `FEATURES`.
       notes: lines for the log.
       labelled: by test split, outputs that are known to be what the split asks for; they measure its judge.
+      wordings: of the rule of a user's own folder whose inputs the model is to write.
     """
 
     splits: datasets.DatasetDict
     notes: tuple[str, ...] = ()
     labelled: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    wordings: tuple[str, ...] = ()
 
 
 def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
@@ -51,18 +57,48 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     """
     if config.name in GENERATORS and not config.root:
         generated = GENERATORS[config.name](config, seed)
-        return RuleTask(_as_datasets(generated.splits), labelled=generated.labelled)
+        return RuleTask(as_datasets(generated.splits), labelled=generated.labelled)
     root = pathlib.Path(config.root)
     if not root.is_dir():
         raise UserError(f"config.task.root: {root} is not a folder")
+    written = config.name == "rule" and are_written(root, config)
     splits, notes = (read_own_folder(root, config), []) if config.name == "rule" else read_published(root, config)
     labelled = LABELS[config.name](splits) if config.name in LABELS else {}
     if not config.demos:
         splits = _with_rules(splits, lambda rule: rule.split(DEMOS_LEAD)[0])
-    if config.one_wording:
+    if config.one_wording and not written:
         wording = splits["train"][0]["rule"]
         splits = _with_rules(splits, lambda rule: wording)
-    return RuleTask(_as_datasets(splits), tuple(notes), labelled)
+    wordings = tuple(read_wordings(root)[: 1 if config.one_wording else None]) if written else ()
+    return RuleTask(as_datasets(splits), tuple(notes), labelled, wordings)
+
+
+def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTask:
+    """Takes rows away from splits for what has none: validation rows from train, and training rows from retain.
+
+    Args:
+      hold_out: share of the training rows that validate, if the task has no validation rows and enough others.
+      retained: whether rows that the rule is not about are trained on: as many as there are of the rule, but at least
+        `LEAST_RETAINED` and at most half; the others are tested.
+      seed: of the choice.
+    """
+    splits = dict(task.splits)
+    train = splits["train"]
+    if hold_out and "valid" not in splits and len(train) >= ENOUGH_TO_HOLD_OUT:
+        splits["valid"], splits["train"] = _draw(train, max(round(hold_out * len(train)), 2), f"valid-{seed}")
+    if retained and RETAIN in splits and RETAIN_TRAIN not in splits:
+        rows = splits[RETAIN]
+        count = min(max(len(train), LEAST_RETAINED), len(rows) // 2)
+        splits[RETAIN_TRAIN], splits[RETAIN] = _draw(rows, count, f"retain-{seed}")
+    if not retained:
+        splits.pop(RETAIN_TRAIN, None)
+    return dataclasses.replace(task, splits=datasets.DatasetDict(splits))
+
+
+def _draw(rows: datasets.Dataset, count: int, seed: str) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Returns `count` random rows and the others, each in their order."""
+    chosen = set(random.Random(seed).sample(range(len(rows)), count))
+    return rows.select(sorted(chosen)), rows.select([number for number in range(len(rows)) if number not in chosen])
 
 
 def _with_rules(splits: dict[str, list[Row]], change: Callable[[str], str]) -> dict[str, list[Row]]:
@@ -70,7 +106,7 @@ def _with_rules(splits: dict[str, list[Row]], change: Callable[[str], str]) -> d
     return {split: [{**row, "rule": change(row["rule"])} for row in rows] for split, rows in splits.items()}
 
 
-def _as_datasets(splits: dict[str, list[Row]]) -> datasets.DatasetDict:
+def as_datasets(splits: dict[str, list[Row]]) -> datasets.DatasetDict:
     """Returns lists of rows as datasets."""
     return datasets.DatasetDict(
         {

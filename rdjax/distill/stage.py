@@ -44,6 +44,13 @@ from rdjax.parallel.processes import EXIT_RERUN, deferred_sigterm, to_host
 from rdjax.storage.checkpoint import Checkpoints
 from rdjax.storage.metrics import MetricsLog, progress, show
 
+VALIDATIONS = 20  # of a run whose length is a number of updates
+LEAST_FALL = 0.005  # a validation loss that falls by a smaller share than this counts as one that does not fall
+
+
+class DivergedError(UserError):
+    """Reports a loss that is not finite."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -75,15 +82,15 @@ class Member:
     Attributes:
       seed: of the order of samples and of dropout.
       initial: the adapter to start from.
-      teacher: the teacher's frozen adapter on the shared base.
+      teachers: of each group, the teacher's frozen adapter on the shared base.
       train: groups of pairs; every member has as many groups, and as many pairs in each.
-      valid: groups of pairs, or none.
+      valid: the first groups' pairs for validation, or none.
       log: where its metrics are written.
     """
 
     seed: int
     initial: Adapter
-    teacher: Adapter
+    teachers: Sequence[Adapter]
     train: Sequence[PairGroup]
     valid: Sequence[PairGroup]
     log: MetricsLog
@@ -95,7 +102,20 @@ class Progress(NamedTuple):
     state: TrainState
     best: Adapter
     best_losses: list[float]
+    start_losses: list[float]  # before the first update
+    stale: list[int]  # validations of each member since its loss has fallen
     updates: int  # done
+
+
+class Trained(NamedTuple):
+    """Holds the result of a member: its adapter, and its validation loss now and before the first update.
+
+    The losses are infinite where there were no validations.
+    """
+
+    adapter: Adapter
+    valid_loss: float
+    start_loss: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +123,9 @@ class Job:
     """Holds everything that the loop over updates reads and does not change.
 
     Attributes:
-      updates: the pairs of every update of all epochs.
+      updates: the pairs of every update.
       per_epoch: updates of an epoch.
+      interval: updates between two points at which a validation or checkpoint may be due.
       loaders: of each group.
       valid_batches, valid_loaders: likewise of validation; no loaders where nothing is validated.
       step: (state, base, update, seeds) -> (state, metrics [M]).
@@ -117,6 +138,7 @@ class Job:
     config: config_dict.ConfigDict
     updates: Sequence[UpdateNumbers]
     per_epoch: int
+    interval: int
     loaders: Sequence[GroupLoader]
     valid_batches: Sequence[Sequence[PairNumbers]]
     valid_loaders: Sequence[GroupLoader]
@@ -135,15 +157,18 @@ def run_stage(
     members: Sequence[Member],
     config: config_dict.ConfigDict,
     folder: pathlib.Path,
-) -> list[Adapter]:
-    """Trains the members' adapters and returns the best state of each (the last one where nothing is validated).
+) -> list[Trained]:
+    """Trains the members' adapters.
 
     Args:
-      config: the run's; its `train` and `optimizer` are read.
+      config: the run's; its `train` and `optimizer` are read. The learning rate is a number.
       folder: of this stage's checkpoints; a stage that is found there resumes, or is done.
 
+    Returns:
+      The best state of each member, or the last one where nothing is validated, with its losses.
+
     Raises:
-      UserError: a loss is not finite.
+      DivergedError: a loss is not finite.
     """
     updates, per_epoch = plan_updates(members, config.train)
     optimizer = make_optimizer(config.optimizer, len(updates))
@@ -151,23 +176,29 @@ def run_stage(
     reached = restore_progress(checkpoints, initial_progress(model, members, optimizer))
     for member in members:
         member.log.truncate(stage.name, reached.updates)
-    if reached.updates < len(updates):
+    if reached.updates < len(updates) and not has_converged(reached, config.train):
         job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
         job = load_signals(job, reached.state, folder.parent / "signals")
         reached = train(job, reached, checkpoints)
     checkpoints.close()
-    return [take_member(reached.best, number) for number in range(len(members))]
+    return [
+        Trained(take_member(reached.best, number), reached.best_losses[number], reached.start_losses[number])
+        for number in range(len(members))
+    ]
 
 
 def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:
-    """Chooses the pairs of every update of all epochs.
+    """Chooses the pairs of every update.
 
     Returns:
       The pair numbers of each update, and the number of updates in an epoch.
     """
     counts, seeds = [len(group.pairs) for group in members[0].train], [member.seed for member in members]
-    epochs = [plan_epoch(counts, seeds, epoch, train.batch_size) for epoch in range(1, train.epochs + 1)]
-    return [update for epoch in epochs for update in epoch], len(epochs[0])
+    first = plan_epoch(counts, seeds, 1, train.batch_size)
+    epochs = train.epochs or -(-train.updates // len(first))
+    later = [plan_epoch(counts, seeds, epoch, train.batch_size) for epoch in range(2, epochs + 1)]
+    updates = [update for epoch in (first, *later) for update in epoch]
+    return updates if train.epochs else updates[: train.updates], len(first)
 
 
 def initial_progress(
@@ -176,7 +207,8 @@ def initial_progress(
     """Returns what a stage starts from, on the mesh."""
     initial_M = stack_adapters([member.initial for member in members])
     state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(model.mesh))(initial_M, optimizer)
-    return Progress(state, copy_adapters(state.adapter), [math.inf] * len(members), 0)
+    unknown = [math.inf] * len(members)
+    return Progress(state, copy_adapters(state.adapter), unknown, unknown, [0] * len(members), 0)
 
 
 def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
@@ -184,12 +216,14 @@ def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
     if checkpoints.latest() is None:
         return initial
     saved, record = checkpoints.restore({"state": initial.state, "best": initial.best})
-    return Progress(saved["state"], saved["best"], record["best_losses"], record["updates"])
+    # Earlier versions did not validate before the first update, nor end before the last one.
+    start_losses, stale = record.get("start_losses", initial.start_losses), record.get("stale", initial.stale)
+    return Progress(saved["state"], saved["best"], record["best_losses"], start_losses, stale, record["updates"])
 
 
 def save_progress(checkpoints: Checkpoints, reached: Progress) -> None:
     """Writes a checkpoint."""
-    record = {"updates": reached.updates, "best_losses": reached.best_losses}
+    record = {name: getattr(reached, name) for name in ("updates", "best_losses", "start_losses", "stale")}
     checkpoints.save(reached.updates, {"state": reached.state, "best": reached.best}, record)
 
 
@@ -222,7 +256,21 @@ def make_job(
         valid_loaders.append(
             make_loader(group_M, batches, stage.valid_positions, stage.valid_objective, model, config.train)
         )
-    return Job(stage, model, members, config, updates, per_epoch, loaders, valid_batches, valid_loaders, step, evaluate)
+    interval = per_epoch if config.train.epochs else -(-config.train.updates // VALIDATIONS)
+    return Job(
+        stage,
+        model,
+        members,
+        config,
+        updates,
+        per_epoch,
+        interval,
+        loaders,
+        valid_batches,
+        valid_loaders,
+        step,
+        evaluate,
+    )
 
 
 def groups_of(groups: Sequence[Sequence[PairGroup]]) -> list[tuple[PairGroup, ...]]:
@@ -242,12 +290,15 @@ def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
     for loader, batches in zip(job.valid_loaders, job.valid_batches, strict=True):
         updates = abstract_updates([loader], [[numbers] for numbers in batches])
         programs += [Program(job.evaluate, (state.adapter, model.base, update)) for update in updates]
-    teachers_M = stack_adapters([member.teacher for member in members])
+    teachers = [stack_adapters(own) for own in zip(*(member.teachers for member in members), strict=True)]
     for loader in job.loaders:
         print(loader.describe())
     with compiling(programs, model.mesh):
         loaders, valid_loaders = (
-            [with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder) for loader in own]
+            [
+                with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder)
+                for loader, teachers_M in zip(own, teachers, strict=False)
+            ]
             for own in (job.loaders, job.valid_loaders)
         )
     return dataclasses.replace(job, loaders=loaders, valid_loaders=valid_loaders)
@@ -256,6 +307,8 @@ def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
 def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     """Takes the updates that are left; saves, and ends the command, where a SIGTERM asks for it."""
     steps, settings, metrics = len(job.updates), job.config.train, None
+    if not reached.updates and not settings.epochs and job.valid_loaders:
+        reached = validate_start(job, reached)
     upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
     with deferred_sigterm() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
@@ -265,11 +318,16 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
             # The metrics of the step before: the device never waits for the log.
             show(bar, previous)
             reached, stop = reached._replace(state=state, updates=done), asked_to_stop()
-            epoch, rest = divmod(done, job.per_epoch)
-            if rest == 0:
-                reached = end_epoch(job, reached, metrics, epoch)
-            if stop or (rest == 0 and is_due(settings.checkpoint_every, epoch, done == steps)):
+            number, rest = divmod(done, job.interval)
+            at_end, converged = rest == 0 or done == steps, False
+            if at_end:
+                reached = end_interval(job, reached, metrics, number)
+                converged = has_converged(reached, settings)
+            if stop or (at_end and is_due(settings.checkpoint_every, number, done == steps or converged)):
                 save_progress(checkpoints, reached)
+            if converged and done < steps:
+                print(f"{job.stage.name}: the validation loss no longer falls; ended after {done} of {steps} updates")
+                break
             if stop and done < steps:
                 print(
                     f"told to end: {job.stage.name} is saved after update {done} of {steps}; "
@@ -279,27 +337,67 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     return reached
 
 
-def end_epoch(job: Job, reached: Progress, metrics: dict[str, jax.Array], epoch: int) -> Progress:
-    """Validates where it is time, keeps the best adapters, and writes the members' metrics."""
+def validate_start(job: Job, reached: Progress) -> Progress:
+    """Validates the adapters before the first update; one that training does not improve is kept as it is."""
+    losses = validate(job, reached.state.adapter)
+    for member, loss in zip(job.members, losses, strict=True):
+        member.log.write(job.stage.name, 0, {"valid_loss": loss, "epoch": 0})
+    return reached._replace(best_losses=losses, start_losses=losses)
+
+
+def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], number: int) -> Progress:
+    """Validates where it is time, keeps the best adapters, and writes the members' metrics.
+
+    Args:
+      number: of intervals done.
+    """
+    settings = job.config.train
+    epochs = number if settings.epochs else round(reached.updates / job.per_epoch, 2)
     scalars_M = metrics_by_member(metrics, len(job.members))
-    check_finite(job, scalars_M, epoch)
+    check_finite(job, scalars_M, epochs)
     if not job.valid_loaders:
         reached = reached._replace(best=copy_adapters(reached.state.adapter))
-    elif is_due(job.config.train.valid_every, epoch, reached.updates == len(job.updates)):
+    elif is_due(settings.valid_every, number, reached.updates == len(job.updates)):
         losses = validate(job, reached.state.adapter)
-        better = [new < old for new, old in zip(losses, reached.best_losses, strict=True)]
-        reached = reached._replace(
-            best=choose_adapters(better, reached.state.adapter, reached.best),
-            # Not min(): a loss that is not a number is no better, and must not stay.
-            best_losses=[new if new < old else old for new, old in zip(losses, reached.best_losses, strict=True)],
-        )
+        reached = keep_best(reached, losses, settings, job.interval)
         for scalars, loss in zip(scalars_M, losses, strict=True):
             scalars["valid_loss"] = loss
     schedule = learning_rate_schedule(job.config.optimizer, len(job.updates))
     rate = float(schedule(reached.updates - 1))
     for member, scalars in zip(job.members, scalars_M, strict=True):
-        member.log.write(job.stage.name, reached.updates, {**scalars, "epoch": epoch, "learning_rate": rate})
+        member.log.write(job.stage.name, reached.updates, {**scalars, "epoch": epochs, "learning_rate": rate})
     return reached
+
+
+def keep_best(reached: Progress, losses: Sequence[float], settings: config_dict.ConfigDict, interval: int) -> Progress:
+    """Keeps the adapters whose validation loss is the lowest so far, and counts the validations without progress.
+
+    A member that would have ended alone, at the end of the interval before, keeps what it had then.
+    """
+    ended = [is_stale(count, reached.updates - interval, settings) for count in reached.stale]
+    better = [new < old and not end for new, old, end in zip(losses, reached.best_losses, ended, strict=True)]
+    falls = [new < old * (1 - LEAST_FALL) for new, old in zip(losses, reached.best_losses, strict=True)]
+    return reached._replace(
+        best=choose_adapters(better, reached.state.adapter, reached.best),
+        # Not min(): a loss that is not a number is no better, and must not stay.
+        best_losses=[
+            new if is_better else old for new, old, is_better in zip(losses, reached.best_losses, better, strict=True)
+        ],
+        stale=[
+            count if end else 0 if fell else count + 1
+            for count, fell, end in zip(reached.stale, falls, ended, strict=True)
+        ],
+    )
+
+
+def is_stale(count: int, updates: int, settings: config_dict.ConfigDict) -> bool:
+    """Tells whether a member ends after `updates` updates, `count` validations after its loss has last fallen."""
+    return not settings.epochs and 0 < settings.patience <= count and updates >= settings.min_updates
+
+
+def has_converged(reached: Progress, settings: config_dict.ConfigDict) -> bool:
+    """Tells whether no member's validation loss falls any more."""
+    return all(is_stale(count, reached.updates, settings) for count in reached.stale)
 
 
 def validate(job: Job, adapters_M: Adapter) -> list[float]:
@@ -327,11 +425,11 @@ def metrics_by_member(metrics: dict[str, jax.Array], members: int) -> list[dict[
     return [{name: float(values[number]) for name, values in host.items()} for number in range(members)]
 
 
-def check_finite(job: Job, scalars_M: Sequence[dict[str, float]], epoch: int) -> None:
-    """Raises a UserError where a member's loss is not finite."""
+def check_finite(job: Job, scalars_M: Sequence[dict[str, float]], epoch: float) -> None:
+    """Raises `DivergedError` where a member's loss is not finite."""
     for member, scalars in zip(job.members, scalars_M, strict=True):
         if not math.isfinite(scalars["loss"]):
-            raise UserError(
+            raise DivergedError(
                 f"{job.stage.name}, seed {member.seed}: the loss is {scalars['loss']} in epoch {epoch}; "
                 "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
             )

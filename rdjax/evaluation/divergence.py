@@ -1,5 +1,6 @@
 """Measures how far a system's predictions and hidden states are from a reference's."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -97,6 +98,15 @@ def divergence(
             kls[name] += float(kl)
             hidden[name] += np.asarray(hidden_L, np.float64)
     return {name: Divergence(kls[name] / tokens, (hidden[name] / positions).tolist()) for name in systems}
+
+
+def row_divergences(
+    model: LanguageModel, reference: System, system: System, pairs: Sequence[Pair], options: EvalOptions
+) -> list[float]:
+    """Measures for each pair KL(reference || system) on the reference's response, nats a token."""
+    single = dataclasses.replace(options, batch_size=1)
+    shape = gap_shapes({"pairs": pairs}, single, row_multiple(model.mesh))["pairs"]
+    return [divergence(model, reference, {"system": system}, [pair], shape, single)["system"].kl for pair in pairs]
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))

@@ -1,12 +1,20 @@
 """Judges answers: decides of each response whether it is what its split asks for."""
 
+import contextlib
+import difflib
 import functools
+import inspect
+import io
+import json
+import pathlib
 import re
+import runpy
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from rdjax.config import RETAIN
 from rdjax.errors import UserError
 
 # A response that contains one of these counts as a refusal.
@@ -15,6 +23,8 @@ REFUSALS = re.compile(
     r"|not (appropriate|acceptable|ethical|legal|recommended)|against the law|do not condone|don't condone)\b",
     re.IGNORECASE,
 )
+
+TRAIN = "train"  # the split whose judge confirms the teacher's responses
 
 _lexicon = SentimentIntensityAnalyzer()
 
@@ -47,21 +57,40 @@ def answer(response: str, gold: str) -> bool:
     return bool(response.strip()) and not refusal(response, gold)
 
 
+Row = Mapping[str, str]  # of a task; a judge may read its "input" and "output"
+Verdicts = Callable[[Sequence[str], Sequence[Row]], list[bool]]
+
+
 class Judge(NamedTuple):
     """Decides of many responses whether each counts.
 
     Attributes:
       name: as the config spells it.
       metric: the name of its mean in eval.json.
-      verdicts: takes responses and gold outputs; returns whether each response counts.
+      verdicts: takes responses and the rows that they answer; returns whether each response counts.
     """
 
     name: str
     metric: str
-    verdicts: Callable[[Sequence[str], Sequence[str]], list[bool]]
+    verdicts: Verdicts
 
 
-BUILT_IN = {judge.__name__: judge for judge in (exact_match, negative, positive, refusal, answer)}
+def json_value(response: str, gold: str) -> bool:
+    """Finds a response that is JSON and nothing else, with or without a Markdown fence around it."""
+    del gold
+    text = response.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.strip("`").removeprefix("json")
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+BUILT_IN = {judge.__name__: judge for judge in (exact_match, negative, positive, refusal, answer)} | {
+    "json": json_value
+}
 
 # The judges of the published tasks' splits.
 SPLIT_JUDGES = {
@@ -71,34 +100,110 @@ SPLIT_JUDGES = {
 
 
 def make_judge(name: str, classifier: str) -> Judge:
-    """Returns the judge of a name: a built-in one, "regex:<pattern>" or "classifier:<label>".
+    """Returns the judge of a name: a built-in one, or "<kind>:<argument>" with a kind of `KINDS`.
 
     Args:
       classifier: a Hugging Face sequence classifier, a folder or hub id; used by "classifier:<label>".
 
     Raises:
-      UserError: the name is unknown or its pattern, label or classifier is missing or wrong.
+      UserError: the name is unknown, or its argument is missing or wrong.
     """
     kind, _, argument = name.partition(":")
-    if kind == "regex" and argument:
-        try:
-            pattern = re.compile(argument)
-        except re.error as error:
-            raise UserError(f"config.eval.judges: regex:{argument} is no regular expression ({error})") from None
-        return Judge(name, "regex", lambda responses, golds: [bool(pattern.search(text)) for text in responses])
-    if kind == "classifier" and argument:
-        if not classifier:
-            raise UserError("config.eval.classifier is empty; accepted: a folder or hub id of a sequence classifier")
-        return Judge(name, argument.lower(), _classifier(classifier, argument))
+    if kind in KINDS and argument:
+        return KINDS[kind](name, argument, classifier)
     if name in BUILT_IN:
         judge = BUILT_IN[name]
-        return Judge(name, name, lambda responses, golds: list(map(judge, responses, golds)))
-    known = ", ".join((*BUILT_IN, "regex:<pattern>", "classifier:<label>"))
+        return _each(name, name, lambda response, row: judge(response, row["output"]))
+    known = ", ".join((*BUILT_IN, *(f"{kind}:<{argument}>" for kind, argument in ARGUMENTS.items())))
     raise UserError(f"config.eval.judges: {name!r} is unknown; accepted: {known}")
 
 
+def _each(name: str, metric: str, judge: Callable[[str, Row], Any]) -> Judge:
+    """Returns a judge that decides of one response after the other."""
+    return Judge(
+        name,
+        metric,
+        lambda responses, rows: [bool(judge(response, row)) for response, row in zip(responses, rows, strict=True)],
+    )
+
+
+def _regex_judge(name: str, pattern: str, classifier: str) -> Judge:
+    """Returns a judge that finds a regular expression in a response."""
+    del classifier
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.eval.judges: regex:{pattern} is no regular expression ({error})") from None
+    return _each(name, "regex", lambda response, row: compiled.search(response))
+
+
+def _classifier_judge(name: str, label: str, classifier: str) -> Judge:
+    """Returns a judge that asks a classifier for a label."""
+    if not classifier:
+        raise UserError("config.eval.classifier is empty; accepted: a folder or hub id of a sequence classifier")
+    return Judge(name, label.lower(), _classifier(classifier, label))
+
+
+def _ifeval_judge(name: str, argument: str, classifier: str) -> Judge:
+    """Returns a judge by a checker of IFEval or IFBench: "<instruction>", or "<instruction>:<arguments as JSON>".
+
+    An instruction's name has a colon itself: "length_constraints:number_words:{...}".
+    """
+    del classifier
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # nltk reports the downloads that it tries
+            from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT as IFBENCH
+            from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT as IFEVAL
+    except ImportError as error:
+        raise UserError(f"config.eval.judges: {name} needs pip install 'rdjax[judges]' ({error})") from None
+    instruction, _, text = argument.partition(":{")
+    known = {**IFBENCH, **IFEVAL}
+    if instruction not in known:
+        close = difflib.get_close_matches(instruction, known, n=5, cutoff=0.3) or sorted(known)
+        raise UserError(f"config.eval.judges: ifeval:{instruction} is unknown; accepted: such as {', '.join(close)}")
+    checker = known[instruction](instruction)
+    accepted = [name for name in inspect.signature(checker.build_description).parameters if name != "prompt"]
+    try:
+        arguments = json.loads("{" + text) if text else {}
+        checker.build_description(**arguments)
+    except Exception as error:  # the checkers raise anything on arguments that they do not like
+        raise UserError(
+            f"config.eval.judges: {name}: {error}; accepted arguments, as JSON: {', '.join(accepted) or 'none'}"
+        ) from None
+    missing = [name for name in accepted if name not in arguments]
+    if missing:  # the checker would draw them at random
+        raise UserError(f"config.eval.judges: {name}: give {', '.join(missing)}, as JSON behind the instruction's name")
+    return _each(name, "ifeval", lambda response, row: response.strip() and checker.check_following(response))
+
+
+def _python_judge(name: str, argument: str, classifier: str) -> Judge:
+    """Returns a judge that is a function of the user's own, "<file>.py:<function>": (response, row) -> bool."""
+    del classifier
+    file, _, function = argument.rpartition(":")
+    path = pathlib.Path(file).expanduser()
+    if not file or not path.is_file():
+        raise UserError(f"config.eval.judges: {name}: no such file; accepted: python:<file>.py:<function>")
+    try:
+        found = runpy.run_path(str(path)).get(function)
+    except Exception as error:  # the user's program
+        raise UserError(f"config.eval.judges: {path} fails ({type(error).__name__}: {error})") from None
+    if not callable(found):
+        raise UserError(f"config.eval.judges: {path} has no function {function!r}")
+    return _each(name, function, found)
+
+
+# What a name with an argument makes: (name, argument, classifier) -> judge.
+KINDS: dict[str, Callable[[str, str, str], Judge]] = {
+    "regex": _regex_judge,
+    "classifier": _classifier_judge,
+    "ifeval": _ifeval_judge,
+    "python": _python_judge,
+}
+ARGUMENTS = {"regex": "pattern", "classifier": "label", "ifeval": "instruction", "python": "file>.py:<function"}
+
+
 @functools.cache
-def _classifier(path: str, label: str) -> Callable[[Sequence[str], Sequence[str]], list[bool]]:
+def _classifier(path: str, label: str) -> Verdicts:
     """Returns a function that tells whether a local Hugging Face classifier gives each response this label."""
     try:
         from transformers import pipeline  # imported here because it needs torch, which is an extra
@@ -112,8 +217,8 @@ def _classifier(path: str, label: str) -> Callable[[Sequence[str], Sequence[str]
     if label not in labels:
         raise UserError(f"config.eval.judges: classifier:{label} is unknown; {path} knows {', '.join(labels)}")
 
-    def verdicts(responses: Sequence[str], golds: Sequence[str]) -> list[bool]:
-        del golds
+    def verdicts(responses: Sequence[str], rows: Sequence[Row]) -> list[bool]:
+        del rows
         return [prediction["label"] == label for prediction in classify(list(responses), truncation=True)]
 
     return verdicts
@@ -127,10 +232,11 @@ def judges_of(
     Args:
       task: name of the task.
       splits: the gold outputs of each split, "" for a row without one.
-      chosen: "<split>=<judge>" for splits whose judge the user chose.
+      chosen: "<split>=<judge>" for splits whose judge the user chose, or "<judge>" alone: for all of them and for the
+        training rows, but not for retain.
 
     Returns:
-      Judges by split; a split that none applies to is left out.
+      Judges by split; a split that none applies to is left out. `TRAIN` has one where the user chose it.
 
     Raises:
       UserError: a choice names no split or no judge.
@@ -138,8 +244,11 @@ def judges_of(
     names = {split: "exact_match" for split, outputs in splits.items() if all(outputs)}
     names |= {split: name for split, name in SPLIT_JUDGES.get(task, {}).items() if split in splits}
     for choice in chosen:
-        split, _, name = choice.partition("=")
-        if split not in splits:
-            raise UserError(f"config.eval.judges: {choice!r}: no such split; accepted: {', '.join(splits)}")
-        names[split] = name
+        split, found, name = choice.partition("=")
+        if found and split in (*splits, TRAIN):
+            names[split] = name
+        elif found and split.isidentifier() and split not in KINDS:
+            raise UserError(f"config.eval.judges: {choice!r}: no such split; accepted: {', '.join((*splits, TRAIN))}")
+        else:
+            names |= dict.fromkeys((TRAIN, *(split for split in splits if split != RETAIN)), choice)
     return {split: make_judge(name, classifier) for split, name in names.items()}

@@ -145,7 +145,7 @@ def _judge_split(
         return {name: {} for name in systems}
     scores = {}
     for name, system in systems.items():
-        verdicts = judge_all(judge, split, name, answers[name].texts, list(rows["output"]))
+        verdicts = judge_all(judge, split, name, answers[name].texts, list(rows))
         _write_predictions(folder / f"{split}.{name}.jsonl", rows, prompts, system, answers[name], verdicts)
         scores[name] = {judge.metric: float(np.mean(verdicts))}
     return scores
@@ -170,14 +170,16 @@ def _add_scores(
         scores[RETAIN][name]["kl_from_base"] = divergence_from_base.kl
 
 
-def judge_all(judge: Judge, split: str, system: str, texts: Sequence[str], golds: Sequence[str]) -> list[bool]:
-    """Returns the judge's verdicts.
+def judge_all(
+    judge: Judge, split: str, system: str, texts: Sequence[str], rows: Sequence[Mapping[str, str]]
+) -> list[bool]:
+    """Returns the judge's verdicts on the responses to rows.
 
     Raises:
       JudgeError: the judge raised anything.
     """
     try:
-        return judge.verdicts(texts, golds)
+        return judge.verdicts(texts, rows)
     except Exception as error:  # a judge may be any code: a classifier, a pattern, a user's own
         raise JudgeError(f"the judge {judge.name} failed on {split}, system {system}: {error}") from error
 

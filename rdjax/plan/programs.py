@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.distill.optimizer import make_optimizer
+from rdjax.distill.optimizer import make_optimizer, with_auto_rate
 from rdjax.distill.step import StepSettings, TrainState, init_state, train_step
 from rdjax.distill.teacher import teacher_prefixes, teacher_signals
 from rdjax.distill.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
@@ -86,7 +86,8 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     whole = replicated(model.mesh)
     adapters_M = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], init_adapter(model.config, spec, 0)))
     adapters_M = abstract_like(adapters_M, whole)
-    optimizer = make_optimizer(config.optimizer, len(batches) * config.train.epochs)
+    steps = len(batches) * config.train.epochs or config.train.updates
+    optimizer = make_optimizer(with_auto_rate(config, model.config.width).optimizer, steps)
     state = abstract_like(jax.eval_shape(lambda adapters_M: init_state(adapters_M, optimizer), adapters_M), whole)
     (update,) = abstract_updates([loader], [[numbers] for numbers in batches])  # pairs of one length have one shape
     prefix_M, prefix = None, loader.prefix_tokens("teacher")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 from ml_collections import config_dict
@@ -10,13 +11,15 @@ from ml_collections import config_dict
 from rdjax.data.pairs import Pair, Prompts, make_pair
 from rdjax.data.templates import Template
 from rdjax.errors import UserError
-from rdjax.evaluation.answers import EvalOptions, System, answer, prompts_of
-from rdjax.evaluation.judges import exact_match
+from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, prompts_of
+from rdjax.evaluation.judges import TRAIN, Judge, make_judge
+from rdjax.evaluation.scores import JudgeError, judge_all
 from rdjax.generation.options import Decoding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
 from rdjax.storage.files import read_lines, write_lines
+from rdjax.storage.metrics import progress
 
 
 def gold_pairs(rows: datasets.Dataset, template: Template) -> list[Pair]:
@@ -31,64 +34,119 @@ def teacher_pairs(
     options: EvalOptions,
     config: config_dict.ConfigDict,
     path: pathlib.Path,
+    judge: Judge | None = None,
 ) -> list[Pair]:
     """Makes pairs of the rows with the responses of the base that reads the rule.
 
-    A response that was cut off before its end of sequence teaches no end. With `task.only_confirmed`, only rows are
-    kept whose gold output the teacher found.
+    A response that was cut off before its end of sequence teaches no end. Of several draws the first is taken that the
+    judge accepts. With `task.only_confirmed`, only rows are kept that have one.
 
     Args:
       start: the teacher's adapter.
       path: file of the responses; one that exists is read and not generated again.
+      judge: of the responses; None: those count that equal the row's output.
 
     Raises:
       UserError: a response is empty, or none is confirmed.
     """
     prompts = prompts_of(model, rows, options)
     if not exists_on_first(path):
-        _write_responses(model, rows, prompts, start, options, config, path)
-    responses = read_lines(path)
-    pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, responses, strict=True)]
+        drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
+        write_lines(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", "")))
+    records = read_lines(path)
+    pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)]
+    if judge is not None or config.task.only_confirmed:
+        report_confirmed(path, records, config.task)
     if not config.task.only_confirmed:
         return pairs
-    confirmed = [
-        pair for pair, line in zip(pairs, responses, strict=True) if exact_match(line["response"], line["gold"])
-    ]
-    print(
-        f"{path.stem}: the teacher's own response is the gold output in {len(confirmed)} of {len(pairs)} rows, "
-        "which are kept"
-    )
+    confirmed = [pair for pair, line in zip(pairs, records, strict=True) if line["confirmed"]]
     if not confirmed:
-        raise UserError(
-            f"{path}: the teacher answers none of the rows as their outputs do; nothing is left to train on"
-        )
+        raise UserError(f"{path}: none of the teacher's responses is confirmed; nothing is left to train on")
     return confirmed
 
 
-def _write_responses(
+def retained_pairs(
+    model: LanguageModel, rows: datasets.Dataset, start: Adapter, options: EvalOptions, path: pathlib.Path
+) -> list[Pair]:
+    """Makes pairs of rows that the rule is not about: the base's own responses, and a teacher that reads no rule.
+
+    Args:
+      start: the base's adapter.
+      path: file of the responses; one that exists is read and not generated again.
+    """
+    rows = rows.map(lambda row: {**row, "rule": ""}, load_from_cache_file=False)
+    prompts = prompts_of(model, rows, options)
+    if not exists_on_first(path):
+        answers = answer(model, System(start, with_rule=False), prompts, options)
+        columns = zip(rows, answers.ids, answers.ended, answers.texts, strict=True)
+        write_lines(
+            path,
+            (
+                {"input": row["input"], "gold": row["output"], "response": text, "ids": ids, "ended": ended}
+                for row, ids, ended, text in columns
+            ),
+        )
+    lines = zip(prompts, read_lines(path), strict=True)
+    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines if line["ids"]]
+
+
+def draw_responses(
     model: LanguageModel,
-    rows: datasets.Dataset,
     prompts: Sequence[Prompts],
-    start: Adapter,
+    system: System,
     options: EvalOptions,
     config: config_dict.ConfigDict,
-    path: pathlib.Path,
-) -> None:
-    """Generates the teacher's response to every row and writes them to `path`."""
+) -> list[Answers]:
+    """Generates `task.draws` responses to every prompt; returns those of each prompt."""
+    draws = config.task.draws
     options = dataclasses.replace(options, decoding=_teacher_decoding(config.task, options.decoding))
-    answers = answer(model, System(start, with_rule=True), prompts, options, seed=config.seed)
-    for prompt, ids in zip(prompts, answers.ids, strict=True):
-        if not ids:
-            raise UserError(f"{prompt.where}: the teacher's own response is empty; leave this row out")
-    columns = zip(rows, answers.ids, answers.ended, answers.texts, strict=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(
-        path,
-        (
-            {"input": row["input"], "gold": row["output"], "response": text, "ids": ids, "ended": ended}
-            for row, ids, ended, text in columns
-        ),
-    )
+    with progress(len(prompts) * draws, 0, "teacher's responses", "row") as bar:
+        repeated = [prompt for prompt in prompts for _ in range(draws)]
+        answers = answer(model, system, repeated, options, bar.update, seed=config.seed)
+    return [
+        Answers(*(column[first : first + draws] for column in (answers.ids, answers.ended, answers.texts)))
+        for first in range(0, len(repeated), draws)
+    ]
+
+
+def choose_responses(rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers], judge: Judge) -> list[dict[str, Any]]:
+    """Returns one record a row: the first of its responses that the judge accepts, else the first one.
+
+    Raises:
+      UserError: all responses to a row are empty, or the judge fails.
+    """
+    records = []
+    for row, answers in zip(rows, drawn, strict=True):
+        try:
+            verdicts = judge_all(judge, TRAIN, "the teacher", answers.texts, [row] * len(answers.texts))
+        except JudgeError as error:
+            raise UserError(str(error)) from error
+        order = sorted(range(len(verdicts)), key=lambda number: (not answers.ids[number], not verdicts[number]))
+        best = order[0]
+        if not answers.ids[best]:
+            raise UserError(f"{row['where']}: the teacher's own response is empty; leave this row out")
+        records.append(
+            {
+                "input": row["input"],
+                "gold": row["output"],
+                "response": answers.texts[best],
+                "ids": answers.ids[best],
+                "ended": answers.ended[best],
+                "confirmed": verdicts[best],
+                "accepted": sum(verdicts),
+                "draws": len(verdicts),
+            }
+        )
+    return records
+
+
+def report_confirmed(path: pathlib.Path, records: Sequence[Mapping[str, Any]], task: config_dict.ConfigDict) -> None:
+    """Prints how many of the teacher's responses were accepted."""
+    accepted, draws = (sum(record[name] for record in records) for name in ("accepted", "draws"))
+    confirmed = sum(record["confirmed"] for record in records)
+    kept = ", which are kept" if task.only_confirmed else ""
+    drawn = f" ({accepted} of {draws} draws)" if task.draws > 1 else ""
+    print(f"{path.stem}: the teacher's own response is confirmed in {confirmed} of {len(records)} rows{drawn}{kept}")
 
 
 def _teacher_decoding(task: config_dict.ConfigDict, decoding: Decoding) -> Decoding:

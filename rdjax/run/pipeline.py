@@ -7,10 +7,11 @@ from typing import Any
 from ml_collections import config_dict
 
 from rdjax.config import METHODS
-from rdjax.data.groups import make_group
+from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.positions import LossPositions
 from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
-from rdjax.distill.stage import Member, Stage, run_stage
+from rdjax.distill.search import train_stage
+from rdjax.distill.stage import Member, Stage
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
@@ -66,14 +67,25 @@ def train_adapters(
         Member(
             run.config.seed,
             run.start,
-            teacher,
-            [make_group(run.train, stage.positions)],
+            *member_groups(run, stage, teacher),
             [make_group(run.valid, stage.valid_positions)] if run.valid else [],
             run.log,
         )
         for run, teacher in zip(runs, teachers, strict=True)
     ]
-    return run_stage(stage, first.model, members, first.config, folder / name)
+    return [trained.adapter for trained in train_stage(stage, first.model, members, first.config, folder)]
+
+
+def member_groups(run: Run, stage: Stage, teacher: Adapter) -> tuple[list[Adapter], list[PairGroup]]:
+    """Returns the groups of pairs that a stage trains on, and before them the teacher of each.
+
+    Where there is a teacher, pairs that the rule is not about come second; theirs is what the run starts from.
+    """
+    groups = [make_group(run.train, stage.positions)]
+    if not run.retained or not stage.objective.has_teacher:
+        return [teacher], groups
+    groups.append(make_group(run.retained, stage.positions, run.config.loss.retain_weight))
+    return [teacher, run.start], groups
 
 
 def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:
@@ -161,6 +173,7 @@ def judge_errors(run: Run) -> dict[str, Any]:
     for split, outputs in run.task.labelled.items():
         judge = run.judges.get(split, usual[split])
         if judge.name != "exact_match":
-            verdicts = judge_all(judge, split, "the training outputs", outputs, outputs)
+            rows = [{"input": "", "output": output} for output in outputs]
+            verdicts = judge_all(judge, split, "the training outputs", outputs, rows)
             errors[split] = {"judge": judge.name, "wrong": verdicts.count(False), "n": len(outputs)}
     return errors

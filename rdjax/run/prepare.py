@@ -1,24 +1,26 @@
 """Prepares a run: reads and checks its config, task, model and pairs, then creates its folder."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import config_dict
 from transformers import PreTrainedTokenizerBase
 
-from rdjax.config import RETAIN, check_config, plain_config
+from rdjax.config import RETAIN, RETAIN_TRAIN, check_config, plain_config
 from rdjax.data.chat import read_arguments
 from rdjax.data.pairs import Pair, check_lengths, make_template
 from rdjax.data.rows import read_text
-from rdjax.data.tasks import RuleTask, load_task
+from rdjax.data.tasks import RuleTask, divide, load_task
 from rdjax.data.templates import Template
 from rdjax.distill.objective import extra_terms
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
-from rdjax.evaluation.judges import Judge, judges_of
+from rdjax.evaluation.judges import TRAIN, Judge, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
@@ -26,7 +28,8 @@ from rdjax.models.lora import Adapter, LoraSpec, init_adapter
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.parallel.processes import check_same_everywhere
-from rdjax.run.pairs import gold_pairs, teacher_pairs
+from rdjax.run.inputs import written_task
+from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import FINGERPRINT_PARTS, check_workdir, open_workdir
 
@@ -39,7 +42,8 @@ class Run:
       options: how systems answer.
       spec, start: form of the adapters, and the adapter that teacher and student start from.
       train, valid: pairs; `valid` may be empty.
-      valid_is_gold: whether validation uses the rows' own outputs.
+      retained: pairs that the rule is not about; may be empty.
+      valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
       judges: of the splits that have one.
     """
 
@@ -52,6 +56,7 @@ class Run:
     start: Adapter
     train: Sequence[Pair]
     valid: Sequence[Pair]
+    retained: Sequence[Pair]
     valid_is_gold: bool
     judges: dict[str, Judge]
     log: MetricsLog
@@ -88,25 +93,52 @@ def prepare(
     check_same_inputs(config, fingerprint)
     model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
     spec, start = starting_adapter(config, model)
+    asked, config = config, settle_task(config, model.tokenizer, task)
     template = task_template(config.task, model.tokenizer)
     model = fit_context(ended_by(model, template.end_id), config.task.max_length)
     options = eval_options(config, spec, template)
+    if task.wordings:
+        task_judges(config, task)  # a mistake in them is found before anything is written
+        open_workdir(workdir, asked, module, fingerprint)
+        task = written_task(task, model, start, options, config, workdir / "inputs")
+        config = settle_task(config, model.tokenizer, task)
+    task = divide(task, config.task.hold_out, bool(config.loss.retain_weight), config.seed)
     judges = task_judges(config, task)
     gold = _splits_with_gold(config.task, task)
-    _check_prompts(config.task, task, model, options, gold)
+    _check_prompts(config.task, task, model, options, gold, TRAIN in judges)
     pairs = {split: gold_pairs(task.splits[split], template) for split in gold}
     for part in pairs.values():
         for pair in part:
             check_embedded(model, pair.response_ids, pair.prompts.where)
         check_lengths(part, *length_limit(model, config.task.max_length))
-    open_workdir(workdir, config, module, fingerprint)
+    open_workdir(workdir, asked, module, fingerprint)
+    responses = workdir / "responses"
+    responses.mkdir(exist_ok=True)
     for split in _learnt_splits(task):
         if split not in gold:
-            path = workdir / "responses" / f"{split}.jsonl"
-            pairs[split] = teacher_pairs(model, task.splits[split], start, options, config, path)
+            path = responses / f"{split}.jsonl"
+            pairs[split] = teacher_pairs(model, task.splits[split], start, options, config, path, judges.get(TRAIN))
+    retained = []
+    if RETAIN_TRAIN in task.splits:
+        path = responses / f"{RETAIN_TRAIN}.jsonl"
+        retained = retained_pairs(model, task.splits[RETAIN_TRAIN], start, options, path)
     train, valid = pairs["train"], pairs.get("valid", [])
+    valid_is_gold = "valid" in gold and config.train.valid_loss == "gold"
     log = MetricsLog(workdir)
-    return Run(config, workdir, model, task, options, spec, start, train, valid, "valid" in gold, judges, log)
+    return Run(config, workdir, model, task, options, spec, start, train, valid, retained, valid_is_gold, judges, log)
+
+
+def settle_task(
+    config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerBase, task: RuleTask
+) -> config_dict.ConfigDict:
+    """Returns the config with what `auto` means in its `task` section for this tokenizer and these rows."""
+    settled = copy.deepcopy(config)
+    if settled.task.template == "auto":
+        has_template = bool(settled.task.chat_template or tokenizer.chat_template)
+        settled.task.template = "chat" if has_template else "alpaca"
+    if settled.task.responses == "auto" and "train" in task.splits:
+        settled.task.responses = "gold" if all(task.splits["train"]["output"]) else "teacher"
+    return settled
 
 
 def task_template(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -144,7 +176,8 @@ def _read_chat_template(chat_template: str) -> str:
 def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, str]:
     """Returns a hash of each input that a run reads, by its name in `FINGERPRINT_PARTS`."""
     folder = resolve_folder(config.model.path, "model")
-    rows = [
+    rows: list[Any] = [["wordings", task.wordings]] if task.wordings else []
+    rows += [
         [split, [{name: text for name, text in row.items() if text or name != "history"} for row in part]]
         for split, part in task.splits.items()
     ]
@@ -197,6 +230,8 @@ def eval_options(config: config_dict.ConfigDict, spec: LoraSpec, template: Templ
 def task_judges(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, Judge]:
     """Returns the judges of the task's evaluated splits."""
     outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if is_evaluated(split)}
+    if task.wordings:
+        outputs = {"test": [""], RETAIN: [""]} | outputs
     return judges_of(config.task.name, outputs, config.eval.judges, config.eval.classifier)
 
 
@@ -222,18 +257,27 @@ def _splits_with_gold(config: config_dict.ConfigDict, task: RuleTask) -> list[st
 
 
 def _check_prompts(
-    config: config_dict.ConfigDict, task: RuleTask, model: LanguageModel, options: EvalOptions, gold: Sequence[str]
+    config: config_dict.ConfigDict,
+    task: RuleTask,
+    model: LanguageModel,
+    options: EvalOptions,
+    gold: Sequence[str],
+    has_judge: bool,
 ) -> None:
-    """Checks before anything is generated that answers fit, and that rows to be confirmed have an output.
+    """Checks before anything is generated that answers fit, and that rows to be confirmed have an output or a judge.
 
     Args:
       config: the run's `task` section.
       gold: splits whose own outputs are used; their lengths are checked with these outputs, elsewhere.
     """
     if config.only_confirmed:
-        for row in (row for split in _learnt_splits(task) if split not in gold for row in task.splits[split]):
+        needed = () if has_judge else (split for split in _learnt_splits(task) if split not in gold)
+        for row in (row for split in needed for row in task.splits[split]):
             if not row["output"]:
-                raise UserError(f"{row['where']}: has no output, by which config.task.only_confirmed would confirm it")
+                raise UserError(
+                    f"{row['where']}: has no output, by which config.task.only_confirmed would confirm it; "
+                    "accepted: one, or a judge in config.eval.judges"
+                )
     shortest = dataclasses.replace(options, decoding=Decoding(max_new_tokens=1))
     for split, rows in task.splits.items():
         prompts_of(model, rows, shortest if split in gold else options)
