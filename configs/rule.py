@@ -1,25 +1,13 @@
-"""Trains your own rule: a folder with rule.md and train.jsonl, and optionally valid.jsonl, test.jsonl, retain.jsonl.
+"""Trains your own rule: a folder with rule.md, and optionally train.jsonl, valid.jsonl, test.jsonl, retain.jsonl.
 
     python -m rdjax.train --config=configs/rule.py --workdir=runs/mine \\
         --config.model.path=<checkpoint> --config.task.root=<folder>
 
-Rows are {"input": ..., "output": ...}. If they have no outputs, add --config.task.responses=teacher: the model then
-writes them itself, with the rule in its prompt. Instruction-tuned models need --config.task.template=chat. README.md
-has an example folder; docs/reference.md describes the files.
+Rows are {"input": ..., "output": ...}. Without train.jsonl an instruction-tuned model writes inputs itself; where rows
+have no outputs, it writes them with the rule in its prompt. Its chat template is used if it has one. Each of these can
+be set: task.inputs, task.responses, task.template. docs/reference.md describes the files.
 """
 
-from ml_collections import config_dict
+from rdjax.defaults import rule_config as get_config
 
-from configs import base
-
-
-def get_config() -> config_dict.ConfigDict:
-    config = base.get_config()
-    config.task.name = "rule"
-    config.task.root = "my_rule"
-    config.task.k = 0
-    config.task.template = "auto"
-    config.task.responses = "auto"
-    config.task.inputs = "auto"
-    config.loss.hidden_positions = "shared"
-    return config
+__all__ = ["get_config"]

@@ -36,7 +36,11 @@ CHOICES = {
     "train.teacher_signals": ("cached", "online", *SIGNAL_PLACES),
 }
 
-SEVERAL_CHOICES = {"lora.targets": TARGETS, "eval.systems": SYSTEMS + METHODS}
+SEVERAL_CHOICES = {
+    "lora.targets": TARGETS,
+    "eval.systems": SYSTEMS + METHODS,
+    "log.trackers": ("wandb", "mlflow"),
+}
 
 POSITIVE = ("loss.temperature", "lora.alpha", "task.written.temperature")
 
@@ -69,6 +73,7 @@ AT_LEAST = {
     "eval.batch_size": 1,
     "eval.limit": 0,
     "eval.gap_rows": 0,
+    "log.profile": 0,
     "mesh.data": -1,
     "mesh.fsdp": -1,
     "mesh.tensor": -1,

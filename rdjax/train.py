@@ -3,13 +3,15 @@
 Trains, exports and evaluates, in that order. The same command, run again, resumes where it stopped.
 """
 
+from rdjax.config import plain_config
 from rdjax.evaluation.results import results_table
+from rdjax.evaluation.verdict import advice, verdict
 from rdjax.parallel.processes import exists_on_first, exit_on_sigterm
 from rdjax.run import cli, experiment
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import check_run, prepare
 from rdjax.run.start import report_start
-from rdjax.storage.files import read_json, write_json
+from rdjax.storage.files import read_json, read_lines, write_json
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +38,9 @@ def main(argv: list[str]) -> None:
     results = read_json(finished)
     if results["splits"]:
         print(results_table(results))
+        lines = read_lines(run.workdir / "metrics.jsonl")
+        for sentence in (*verdict(results), *advice(results, lines, plain_config(run.config))):
+            print(sentence)
 
 
 if __name__ == "__main__":

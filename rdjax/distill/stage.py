@@ -6,9 +6,11 @@ side by side over one copy of the base; each gets what it would get alone.
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from rdjax.data.groups import PairGroup
 from rdjax.data.positions import LossPositions
 from rdjax.distill.objective import Objective
 from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
+from rdjax.distill.profile import Profile
 from rdjax.distill.programs import Program, compiling
 from rdjax.distill.signals import PairNumbers
 from rdjax.distill.step import StepSettings, TrainState, evaluate_loss, init_state, train_step
@@ -45,7 +48,7 @@ from rdjax.storage.checkpoint import Checkpoints
 from rdjax.storage.metrics import MetricsLog, progress, show
 
 VALIDATIONS = 20  # of a run whose length is a number of updates
-LEAST_FALL = 0.005  # a validation loss that falls by a smaller share than this counts as one that does not fall
+LEAST_FALL = 0.02  # a validation loss falls if it falls by this share of what it was before the first update
 
 
 class DivergedError(UserError):
@@ -103,8 +106,12 @@ class Progress(NamedTuple):
     best: Adapter
     best_losses: list[float]
     start_losses: list[float]  # before the first update
-    stale: list[int]  # validations of each member since its loss has fallen
+    fallen_to: list[float]  # the validation loss when it last fell
+    stale: list[int]  # validations of each member since then
     updates: int  # done
+
+
+RECORDED = ("best_losses", "start_losses", "fallen_to", "stale", "updates")  # in the record of a checkpoint
 
 
 class Trained(NamedTuple):
@@ -187,6 +194,49 @@ def run_stage(
     ]
 
 
+class Trial(NamedTuple):
+    """Holds what a few updates say about all.
+
+    Attributes:
+      preparing: seconds for the teachers' signals and for compiling.
+      update: seconds of one update, the fastest of a few.
+      updates: of the whole stage, at most.
+    """
+
+    preparing: float
+    update: float
+    updates: int
+
+
+def try_updates(
+    stage: Stage,
+    model: LanguageModel,
+    members: Sequence[Member],
+    config: config_dict.ConfigDict,
+    folder: pathlib.Path,
+    count: int = 4,
+) -> Trial:
+    """Takes the first updates of a stage and times them; keeps nothing but signals that are cached on disk.
+
+    Args:
+      config: as for `run_stage`.
+      folder: of signals that are cached on disk.
+    """
+    began = time.monotonic()
+    updates, per_epoch = plan_updates(members, config.train)
+    optimizer = make_optimizer(config.optimizer, len(updates))
+    reached = initial_progress(model, members, optimizer)
+    job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
+    job = load_signals(job, reached.state, folder)
+    times, state = [time.monotonic()], reached.state
+    for fetched in fetch_ahead(job.loaders, updates[: count + 1]):
+        state, metrics = job.step(state, model.base, place_update(job.loaders, fetched), job.seeds_M)
+        jax.block_until_ready(metrics)
+        times.append(time.monotonic())
+    seconds = [after - before for before, after in itertools.pairwise(times)]
+    return Trial(times[1] - began, min(seconds[1:] or seconds), len(updates))
+
+
 def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:
     """Chooses the pairs of every update.
 
@@ -208,7 +258,7 @@ def initial_progress(
     initial_M = stack_adapters([member.initial for member in members])
     state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(model.mesh))(initial_M, optimizer)
     unknown = [math.inf] * len(members)
-    return Progress(state, copy_adapters(state.adapter), unknown, unknown, [0] * len(members), 0)
+    return Progress(state, copy_adapters(state.adapter), unknown, unknown, unknown, [0] * len(members), 0)
 
 
 def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
@@ -217,13 +267,13 @@ def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
         return initial
     saved, record = checkpoints.restore({"state": initial.state, "best": initial.best})
     # Earlier versions did not validate before the first update, nor end before the last one.
-    start_losses, stale = record.get("start_losses", initial.start_losses), record.get("stale", initial.stale)
-    return Progress(saved["state"], saved["best"], record["best_losses"], start_losses, stale, record["updates"])
+    numbers = {name: record.get(name, getattr(initial, name)) for name in RECORDED}
+    return Progress(saved["state"], saved["best"], **numbers)
 
 
 def save_progress(checkpoints: Checkpoints, reached: Progress) -> None:
     """Writes a checkpoint."""
-    record = {name: getattr(reached, name) for name in ("updates", "best_losses", "start_losses", "stale")}
+    record = {name: getattr(reached, name) for name in RECORDED}
     checkpoints.save(reached.updates, {"state": reached.state, "best": reached.best}, record)
 
 
@@ -309,11 +359,13 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     steps, settings, metrics = len(job.updates), job.config.train, None
     if not reached.updates and not settings.epochs and job.valid_loaders:
         reached = validate_start(job, reached)
+    profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
     upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
     with deferred_sigterm() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
             previous = metrics
             update = place_update(job.loaders, fetched)
+            profile.before(done)
             state, metrics = job.step(reached.state, job.model.base, update, job.seeds_M)
             # The metrics of the step before: the device never waits for the log.
             show(bar, previous)
@@ -334,6 +386,7 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
                     "the same command goes on from there"
                 )
                 sys.exit(EXIT_RERUN)
+    profile.stop()
     return reached
 
 
@@ -342,7 +395,7 @@ def validate_start(job: Job, reached: Progress) -> Progress:
     losses = validate(job, reached.state.adapter)
     for member, loss in zip(job.members, losses, strict=True):
         member.log.write(job.stage.name, 0, {"valid_loss": loss, "epoch": 0})
-    return reached._replace(best_losses=losses, start_losses=losses)
+    return reached._replace(best_losses=losses, start_losses=losses, fallen_to=losses)
 
 
 def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], number: int) -> Progress:
@@ -376,13 +429,13 @@ def keep_best(reached: Progress, losses: Sequence[float], settings: config_dict.
     """
     ended = [is_stale(count, reached.updates - interval, settings) for count in reached.stale]
     better = [new < old and not end for new, old, end in zip(losses, reached.best_losses, ended, strict=True)]
-    falls = [new < old * (1 - LEAST_FALL) for new, old in zip(losses, reached.best_losses, strict=True)]
+    columns = zip(losses, reached.fallen_to, reached.start_losses, strict=True)
+    falls = [new < old - LEAST_FALL * start or math.isinf(old) for new, old, start in columns]
     return reached._replace(
         best=choose_adapters(better, reached.state.adapter, reached.best),
         # Not min(): a loss that is not a number is no better, and must not stay.
-        best_losses=[
-            new if is_better else old for new, old, is_better in zip(losses, reached.best_losses, better, strict=True)
-        ],
+        best_losses=[new if up else old for new, old, up in zip(losses, reached.best_losses, better, strict=True)],
+        fallen_to=[new if fell else old for new, old, fell in zip(losses, reached.fallen_to, falls, strict=True)],
         stale=[
             count if end else 0 if fell else count + 1
             for count, fell, end in zip(reached.stale, falls, ended, strict=True)

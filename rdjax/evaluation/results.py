@@ -5,7 +5,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from rdjax.config import RETAIN
+
 GAP_CLOSED = "gap_closed"  # the metric of a split that no judge looks at
+TEACHER_GAP_CLOSED = "gap_closed_to_teacher"  # of a student whose teacher is not the base
+KL_FROM_BASE = "kl_from_base"  # the metric of retain if no judge looks at it
 
 
 def split_metrics(results: Mapping[str, Any]) -> dict[str, str]:
@@ -21,13 +25,19 @@ def split_metrics(results: Mapping[str, Any]) -> dict[str, str]:
 def results_table(results: Mapping[str, Any]) -> str:
     """Formats the content of an eval.json: a line per system, for each split its metric and the gap closed."""
     splits = results["splits"]
+    metrics = split_metrics(results)
     columns = [
         (split, name)
-        for split, metric in split_metrics(results).items()
-        for name in dict.fromkeys([metric, GAP_CLOSED])
+        for split, metric in metrics.items()
+        for name in dict.fromkeys([metric, KL_FROM_BASE if split == RETAIN else GAP_CLOSED])
+    ]
+    columns += [
+        (split, TEACHER_GAP_CLOSED)
+        for split in splits
+        if any(TEACHER_GAP_CLOSED in scores for scores in splits[split].values())
     ]
     rows = [
-        [system, *(_format_score(splits[split][system][name]) for split, name in columns)]
+        [system, *(_format_score(splits[split][system].get(name)) for split, name in columns)]
         for system in next(iter(splits.values()))
     ]
     head = ["system", *(f"{split} {name}" for split, name in columns)]

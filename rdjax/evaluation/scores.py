@@ -1,7 +1,7 @@
 """Scores what each system answers: how often it is right, and how much of the rule's gap is closed."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -12,7 +12,7 @@ from rdjax.data.pairs import Prompts
 from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, Divergence, divergence, gap_shapes
 from rdjax.evaluation.judges import Judge
-from rdjax.evaluation.results import GAP_CLOSED
+from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
@@ -35,6 +35,7 @@ def evaluate(
     judges: Mapping[str, Judge],
     folder: pathlib.Path,
     on_batch: Callable[[int], None] = lambda rows: None,
+    teachers: Mapping[str, System] | None = None,
 ) -> dict[str, Any]:
     """Scores every system on every split.
 
@@ -43,12 +44,14 @@ def evaluate(
       judges: of the splits that have one.
       folder: gets the answers as `<split>.<system>.jsonl`; those that exist are read and not generated again.
       on_batch: called with the number of rows answered since its last call.
+      teachers: by system, the teacher that it was distilled from, if that is not the base with the rule.
 
     Returns:
       {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
       "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from
-      the rule-conditioned base in nats a token, `gap_closed` 1 - kl / kl of the base, and on the retain split
-      `kl_from_base` the divergence of a system without the rule from the base without it: what was forgotten.
+      the rule-conditioned base in nats a token and `gap_closed` 1 - kl / kl of the base. Systems with another teacher
+      have `gap_closed_to_teacher` too, against that one. On the retain split `gap_closed` is None, and `kl_from_base`
+      is the divergence of a system without the rule from the base without it: what was forgotten.
 
     Raises:
       JudgeError: a judge failed; all predictions are written.
@@ -66,8 +69,11 @@ def evaluate(
     }
     from_rule, from_base = _divergences(model, prompts, answers, systems, start, options)
     _add_scores(scores, answers, from_rule, from_base)
+    for name, teacher in (teachers or {}).items():
+        _add_teacher_scores(scores, name, systems[name], teacher, model, prompts, start, options)
     hidden = {split: {name: measured.hidden_L for name, measured in part.items()} for split, part in from_rule.items()}
-    metrics = {split: judges[split].metric if split in judges else GAP_CLOSED for split in splits}
+    metrics = {split: KL_FROM_BASE if split == RETAIN else GAP_CLOSED for split in splits}
+    metrics |= {split: judges[split].metric for split in splits if split in judges}
     return {"splits": scores, "metric": metrics, "hidden_distance": hidden}
 
 
@@ -162,12 +168,59 @@ def _add_scores(
         gap = from_rule[split]["base"].kl
         for name, system_scores in systems.items():
             kl, ids = from_rule[split][name].kl, answers[split][name].ids
-            system_scores[GAP_CLOSED] = 1 - kl / gap if gap > GAP_NEAR_ZERO else None
+            system_scores[GAP_CLOSED] = 1 - kl / gap if gap > GAP_NEAR_ZERO and split != RETAIN else None
             system_scores["kl"] = kl
             system_scores["n"] = len(ids)
             system_scores["mean_response_tokens"] = float(np.mean([len(tokens) for tokens in ids]))
     for name, divergence_from_base in from_base.items():
-        scores[RETAIN][name]["kl_from_base"] = divergence_from_base.kl
+        scores[RETAIN][name][KL_FROM_BASE] = divergence_from_base.kl
+
+
+def _add_teacher_scores(
+    scores: Mapping[str, Mapping[str, dict[str, Any]]],
+    name: str,
+    system: System,
+    teacher: System,
+    model: LanguageModel,
+    prompts: Mapping[str, Sequence[Prompts]],
+    start: Adapter,
+    options: EvalOptions,
+) -> None:
+    """Adds how much of the gap between its own teacher and the base a system closes on the tests."""
+    tests = {split: part for split, part in prompts.items() if split != RETAIN}
+    pairs = {split: answered_pairs(part, answer(model, teacher, part, options)) for split, part in tests.items()}
+    shapes = gap_shapes(pairs, options, row_multiple(model.mesh))
+    compared = {"base": System(start, with_rule=False), name: system}
+    for split in tests:
+        measured = divergence(model, teacher, compared, pairs[split], shapes[split], options)
+        gap = measured["base"].kl
+        scores[split][name][TEACHER_GAP_CLOSED] = 1 - measured[name].kl / gap if gap > GAP_NEAR_ZERO else None
+
+
+def flip_rates(folder: pathlib.Path, splits: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Returns how often the rule in context turns a wrong answer of the base into a right one, and the reverse.
+
+    A rule's wording whose first number is high and whose second is low makes a good teacher (arXiv 2605.15239).
+
+    Args:
+      folder: of predictions; a split is left out if it has no judge, or not both systems.
+
+    Returns:
+      {split: {"wrong_to_right": share of all rows, "right_to_wrong": likewise}}.
+    """
+    rates = {}
+    for split in splits:
+        plain, ruled = (
+            [record["correct"] for record in read_lines(folder / f"{split}.{system}.jsonl")]
+            for system in ("base", "base_with_rule")
+        )
+        if plain and ruled and None not in plain + ruled:
+            pairs = list(zip(plain, ruled, strict=True))
+            rates[split] = {
+                "wrong_to_right": pairs.count((False, True)) / len(pairs),
+                "right_to_wrong": pairs.count((True, False)) / len(pairs),
+            }
+    return rates
 
 
 def judge_all(

@@ -4,14 +4,13 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
-import datasets
 import numpy as np
 from ml_collections import config_dict
 
 from rdjax.config import RETAIN
 from rdjax.data.own_folder import with_wordings
+from rdjax.data.rows import Row
 from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs, prompts_of
@@ -58,6 +57,13 @@ def written_task(
     on_rule = _read_or_write(model, start, options, config, folder, "on_rule", task.wordings[0], examples, taken)
     rows = _rows(on_rule, task.wordings, folder / "on_rule.jsonl")
     notes.append(f"the model wrote {len(rows)} inputs with the rule in its prompt ({folder / 'on_rule.jsonl'})")
+    if RETAIN not in splits and config.task.written.off_rule:
+        taken += [row["input"] for row in rows]
+        held, others, note = _off_rule(task, model, start, options, config, folder, rows, taken)
+        notes.append(note)
+        if held:
+            splits[RETAIN] = held
+        rows = _alternate(rows, others)
     tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
     valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
     if tests:
@@ -65,12 +71,15 @@ def written_task(
     if valid:
         splits["valid"] = valid
     splits["train"] = splits.get("train", []) + rows[len(tests) + len(valid) :]
-    if RETAIN not in splits and config.task.written.off_rule:
-        held, note = _off_rule(task, model, start, options, config, folder, rows, taken + [r["input"] for r in rows])
-        notes.append(note)
-        if held:
-            splits[RETAIN] = held
     return dataclasses.replace(task, splits=as_datasets(splits), notes=tuple(notes))
+
+
+def _alternate(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """Mixes two lists, so that every part of the result has rows of both."""
+    share = len(others) / (len(rows) + len(others))
+    order = [(number / len(rows), 0, row) for number, row in enumerate(rows)]
+    order += [((number + share) / len(others), 1, row) for number, row in enumerate(others)]
+    return [row for _, _, row in sorted(order, key=lambda entry: entry[:2])]
 
 
 def _off_rule(
@@ -80,12 +89,18 @@ def _off_rule(
     options: EvalOptions,
     config: config_dict.ConfigDict,
     folder: pathlib.Path,
-    on_rule: Sequence[dict[str, Any]],
+    on_rule: Sequence[Row],
     taken: Sequence[str],
-) -> tuple[list[dict[str, Any]], str]:
-    """Returns the rows of inputs, written without the rule, to which it hardly changes the answer; and a note."""
+) -> tuple[list[Row], list[Row], str]:
+    """Writes inputs without the rule, and finds out whether it changes the answers to them.
+
+    Returns:
+      The rows of those that it hardly changes; if there are none, for the rule is about everything, all rows as such
+      that it concerns; and a note.
+    """
     if options.template.name != "chat":
-        return [], "without a chat template no inputs off the rule are written; a retain.jsonl would hold what they say"
+        note = "without a chat template no inputs off the rule are written; retain.jsonl can have some"
+        return [], [], note
     texts = _read_or_write(model, start, options, config, folder, "off_rule", "", (), taken)
     rows = _rows(texts, task.wordings, folder / "off_rule.jsonl")
     path = folder / "effects.json"
@@ -99,19 +114,18 @@ def _off_rule(
     limit = OFF_RULE * float(np.mean(effects["on_rule"]))
     held = [row for row, effect in zip(rows, effects["off_rule"], strict=True) if effect <= limit]
     if len(held) < LEAST_HELD:
-        return [], (
+        return (
+            [],
+            rows,
             f"the rule changes the answers to {len(rows) - len(held)} of {len(rows)} inputs that were written without "
-            "it: it is about everything, and nothing is held; a retain.jsonl would say what it is not about"
+            "it: it is about everything, and they join the others. Nothing is held; retain.jsonl can say what it is "
+            "not about",
         )
-    return (
-        held,
-        f"the rule hardly changes the answers to {len(held)} of {len(rows)} inputs written without it; they are held",
-    )
+    count = f"{len(held)} of {len(rows)} inputs that were written without it"
+    return held, [], f"the rule hardly changes the answers to {count}; these are held as they are"
 
 
-def rule_effects(
-    model: LanguageModel, start: Adapter, rows: Sequence[dict[str, Any]], options: EvalOptions
-) -> list[float]:
+def rule_effects(model: LanguageModel, start: Adapter, rows: Sequence[Row], options: EvalOptions) -> list[float]:
     """Measures for each row KL(base with rule || base) on the answer with the rule, nats a token."""
     if not rows:
         return []
@@ -172,15 +186,10 @@ def check_enough(texts: Sequence[str], rejected: Sequence[Rejected], kind: str, 
         )
 
 
-def _rows(texts: Sequence[str], wordings: Sequence[str], path: pathlib.Path) -> list[dict[str, Any]]:
+def _rows(texts: Sequence[str], wordings: Sequence[str], path: pathlib.Path) -> list[Row]:
     """Makes rows of a task from inputs."""
     rows = [
         {"instruction": "", "input": text, "output": "", "history": "", "where": f"{path}, line {number}"}
         for number, text in enumerate(texts, start=1)
     ]
     return with_wordings(rows, wordings)
-
-
-def without_rule(rows: datasets.Dataset) -> datasets.Dataset:
-    """Returns rows whose teacher reads no rule."""
-    return rows.map(lambda row: {**row, "rule": ""}, load_from_cache_file=False)

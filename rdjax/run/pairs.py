@@ -50,6 +50,7 @@ def teacher_pairs(
       UserError: a response is empty, or none is confirmed.
     """
     prompts = prompts_of(model, rows, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not exists_on_first(path):
         drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
         write_lines(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", "")))
@@ -76,6 +77,7 @@ def retained_pairs(
     """
     rows = rows.map(lambda row: {**row, "rule": ""}, load_from_cache_file=False)
     prompts = prompts_of(model, rows, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not exists_on_first(path):
         answers = answer(model, System(start, with_rule=False), prompts, options)
         columns = zip(rows, answers.ids, answers.ended, answers.texts, strict=True)

@@ -1,7 +1,7 @@
 """Runs the stages of a run in order: trains every adapter that it needs, exports and evaluates them."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -9,17 +9,18 @@ from ml_collections import config_dict
 from rdjax.config import METHODS
 from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.positions import LossPositions
+from rdjax.data.tasks import RuleTask
 from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
 from rdjax.distill.search import train_stage
 from rdjax.distill.stage import Member, Stage
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
-from rdjax.evaluation.scores import JudgeError, evaluate, judge_all
+from rdjax.evaluation.scores import JudgeError, evaluate, flip_rates, judge_all
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
-from rdjax.run.prepare import Run, is_evaluated
+from rdjax.run.prepare import Experiment, Run, is_evaluated
 from rdjax.storage.files import read_json
 from rdjax.storage.metrics import progress
 from rdjax.storage.workdir import RECORD
@@ -61,6 +62,12 @@ def train_adapters(
       teachers: the frozen adapter of each run's teacher.
       folder: of checkpoints; those of this stage are in `<folder>/<name>`.
     """
+    stage, members = stage_of(runs, name, method, teachers)
+    return [trained.adapter for trained in train_stage(stage, runs[0].model, members, runs[0].config, folder)]
+
+
+def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter]) -> tuple[Stage, list[Member]]:
+    """Describes the stage that trains one adapter of every run, and its members; arguments as `train_adapters`."""
     first = runs[0]
     stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
     members = [
@@ -73,7 +80,7 @@ def train_adapters(
         )
         for run, teacher in zip(runs, teachers, strict=True)
     ]
-    return [trained.adapter for trained in train_stage(stage, first.model, members, first.config, folder)]
+    return stage, members
 
 
 def member_groups(run: Run, stage: Stage, teacher: Adapter) -> tuple[list[Adapter], list[PairGroup]]:
@@ -139,39 +146,74 @@ def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
     return {name: known[name] for name in run.config.eval.systems}
 
 
+def teachers_of(run: Run, adapters: dict[str, Adapter], systems: Mapping[str, System]) -> dict[str, System]:
+    """Returns the enhanced teacher of the systems that were distilled from it."""
+    distilled = {"rule_distill_enhanced"} | ({"student"} if run.config.method == "rule_distill_enhanced" else set())
+    return {name: System(adapters[ENHANCED], with_rule=True) for name in systems if name in distilled}
+
+
 def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
     """Scores every system on every test split and on retain; returns the content of eval.json."""
-    limit = run.config.eval.limit
-    splits = {name: part for name, part in run.task.splits.items() if is_evaluated(name)}
+    systems = systems_of(run, adapters)
+    return evaluate_systems(run, systems, teachers_of(run, adapters, systems))
+
+
+def evaluate_systems(
+    experiment: Experiment, systems: Mapping[str, System], teachers: Mapping[str, System] | None = None
+) -> dict[str, Any]:
+    """Scores systems on every test split and on retain; returns the content of eval.json.
+
+    Args:
+      teachers: of the systems whose teacher is not the base with the rule.
+
+    Raises:
+      UserError: a judge fails; the predictions are kept.
+    """
+    limit, task = experiment.config.eval.limit, experiment.task
+    splits = {name: part for name, part in task.splits.items() if is_evaluated(name)}
     splits = {name: part.select(range(min(limit or len(part), len(part)))) for name, part in splits.items()}
     results: dict[str, Any] = {"splits": {}, "metric": {}}
-    systems = systems_of(run, adapters)
     try:
         if splits and systems:
             total = sum(map(len, splits.values())) * len(systems)
-            options, folder = run.options, run.workdir / "predictions"
             with progress(total, 0, "answers", "row") as bar:
 
                 def on_batch(rows: int) -> None:
                     bar.update(rows)
                     exit_if_signalled()
 
-                results = evaluate(run.model, splits, systems, run.start, options, run.judges, folder, on_batch)
+                results = evaluate(
+                    experiment.model,
+                    splits,
+                    systems,
+                    experiment.start,
+                    experiment.options,
+                    experiment.judges,
+                    experiment.workdir / "predictions",
+                    on_batch,
+                    teachers,
+                )
         else:
             print("no test split or no system: nothing to evaluate")
-        return results | {"judge_errors": judge_errors(run)}
+        flips = flip_rates(experiment.workdir / "predictions", splits) if systems else {}
+        return results | {"rule": rule_of(task), "judge_errors": judge_errors(experiment), "flips": flips}
     except JudgeError as error:
-        command = read_json(run.workdir / RECORD)["command"]
+        command = read_json(experiment.workdir / RECORD)["command"]
         raise UserError(f"{error}; the predictions are kept, and this command resumes from them: {command}") from error
 
 
-def judge_errors(run: Run) -> dict[str, Any]:
+def rule_of(task: RuleTask) -> str:
+    """Returns the first wording of a task's rule."""
+    return next((row["rule"] for part in task.splits.values() for row in part.select(range(1))), "")
+
+
+def judge_errors(experiment: Experiment) -> dict[str, Any]:
     """Counts how often each split's judge is wrong on outputs that are known to be what the split asks for."""
     errors = {}
     # The judge of a split whose file is absent can be measured all the same.
-    usual = judges_of(run.config.task.name, run.task.labelled, (), "")
-    for split, outputs in run.task.labelled.items():
-        judge = run.judges.get(split, usual[split])
+    usual = judges_of(experiment.config.task.name, experiment.task.labelled, (), "")
+    for split, outputs in experiment.task.labelled.items():
+        judge = experiment.judges.get(split, usual[split])
         if judge.name != "exact_match":
             rows = [{"input": "", "output": output} for output in outputs]
             verdicts = judge_all(judge, split, "the training outputs", outputs, rows)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 from ml_collections import config_dict
 from transformers import PreTrainedTokenizerBase
 
@@ -35,15 +36,12 @@ from rdjax.storage.workdir import FINGERPRINT_PARTS, check_workdir, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Holds what all stages of a run share.
+class Experiment:
+    """Holds what evaluating needs, of a run or without one.
 
     Attributes:
       options: how systems answer.
       spec, start: form of the adapters, and the adapter that teacher and student start from.
-      train, valid: pairs; `valid` may be empty.
-      retained: pairs that the rule is not about; may be empty.
-      valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
       judges: of the splits that have one.
     """
 
@@ -54,11 +52,23 @@ class Run:
     options: EvalOptions
     spec: LoraSpec
     start: Adapter
+    judges: dict[str, Judge]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Experiment):
+    """Holds what all stages of a run share.
+
+    Attributes:
+      train, valid: pairs; `valid` may be empty.
+      retained: pairs that the rule is not about; may be empty.
+      valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
+    """
+
     train: Sequence[Pair]
     valid: Sequence[Pair]
     retained: Sequence[Pair]
     valid_is_gold: bool
-    judges: dict[str, Judge]
     log: MetricsLog
 
 
@@ -80,6 +90,8 @@ def prepare(
 ) -> Run:
     """Reads and checks everything before the folder is created, so that a mistake leaves nothing behind.
 
+    Only where the model writes the inputs is the folder created before, to keep them.
+
     Args:
       model: the config's, where it is already loaded.
       module: the command that runs, for the record.
@@ -87,45 +99,105 @@ def prepare(
     Raises:
       UserError: names what is wrong in the config, the task, the model or the folder.
     """
+    experiment, fingerprint = read_experiment(config, workdir, model)
+    if experiment.task.wordings:
+        open_workdir(workdir, config, module, fingerprint)
+        experiment = with_written_inputs(experiment)
+    settled, model, options = experiment.config, experiment.model, experiment.options
+    task = divide(experiment.task, settled.task.hold_out, bool(settled.loss.retain_weight), settled.seed)
+    experiment = dataclasses.replace(experiment, task=task, judges=task_judges(settled, task))
+    gold = _splits_with_gold(settled.task, task)
+    _check_prompts(settled.task, task, model, options, gold, TRAIN in experiment.judges)
+    pairs = {split: gold_pairs(task.splits[split], options.template) for split in gold}
+    for part in pairs.values():
+        for pair in part:
+            check_embedded(model, pair.response_ids, pair.prompts.where)
+        check_lengths(part, *length_limit(model, settled.task.max_length))
+    open_workdir(workdir, config, module, fingerprint)
+    pairs |= _answered_pairs(experiment, gold)
+    return Run(
+        **vars(experiment),
+        train=pairs["train"],
+        valid=pairs.get("valid", []),
+        retained=pairs.get(RETAIN_TRAIN, []),
+        valid_is_gold="valid" in gold and settled.train.valid_loss == "gold",
+        log=MetricsLog(workdir, settled.log.trackers),
+    )
+
+
+def prepare_evaluation(config: config_dict.ConfigDict, workdir: pathlib.Path, module: str) -> Experiment:
+    """Prepares an evaluation without training; inputs are written only where the folder has no tests.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    experiment, fingerprint = read_experiment(config, workdir, None)
+    task = experiment.task
+    if task.wordings and not any(map(is_evaluated, task.splits)):
+        open_workdir(workdir, config, module, fingerprint)
+        experiment = with_written_inputs(experiment)
+        task = divide(experiment.task, 0.0, bool(config.loss.retain_weight), config.seed)  # tests as a run has them
+        experiment = dataclasses.replace(experiment, task=task)
+    splits = datasets.DatasetDict({name: rows for name, rows in task.splits.items() if is_evaluated(name)})
+    if not splits:
+        raise UserError(f"config.task: nothing to evaluate; accepted: a test split (test.jsonl) or {RETAIN}")
+    for rows in splits.values():
+        prompts_of(experiment.model, rows, experiment.options)
+    task = dataclasses.replace(task, splits=splits, wordings=())
+    experiment = dataclasses.replace(experiment, task=task, judges=task_judges(experiment.config, task))
+    open_workdir(workdir, config, module, fingerprint)
+    return experiment
+
+
+def read_experiment(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, model: LanguageModel | None
+) -> tuple[Experiment, dict[str, str]]:
+    """Reads the task, the model and the judges, and writes nothing; returns the inputs' fingerprint too.
+
+    Raises:
+      UserError: names what is wrong.
+    """
     check_workdir(workdir, config)
     task = load_task(config.task, config.seed)
     fingerprint = fingerprint_inputs(config, task)
     check_same_inputs(config, fingerprint)
     model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
     spec, start = starting_adapter(config, model)
-    asked, config = config, settle_task(config, model.tokenizer, task)
-    template = task_template(config.task, model.tokenizer)
-    model = fit_context(ended_by(model, template.end_id), config.task.max_length)
-    options = eval_options(config, spec, template)
-    if task.wordings:
-        task_judges(config, task)  # a mistake in them is found before anything is written
-        open_workdir(workdir, asked, module, fingerprint)
-        task = written_task(task, model, start, options, config, workdir / "inputs")
-        config = settle_task(config, model.tokenizer, task)
-    task = divide(task, config.task.hold_out, bool(config.loss.retain_weight), config.seed)
-    judges = task_judges(config, task)
-    gold = _splits_with_gold(config.task, task)
-    _check_prompts(config.task, task, model, options, gold, TRAIN in judges)
-    pairs = {split: gold_pairs(task.splits[split], template) for split in gold}
-    for part in pairs.values():
-        for pair in part:
-            check_embedded(model, pair.response_ids, pair.prompts.where)
-        check_lengths(part, *length_limit(model, config.task.max_length))
-    open_workdir(workdir, asked, module, fingerprint)
-    responses = workdir / "responses"
-    responses.mkdir(exist_ok=True)
+    settled = settle_task(config, model.tokenizer, task)
+    template = task_template(settled.task, model.tokenizer)
+    model = fit_context(ended_by(model, template.end_id), settled.task.max_length)
+    options = eval_options(settled, spec, template)
+    judges = task_judges(settled, task)
+    return Experiment(settled, workdir, model, task, options, spec, start, judges), fingerprint
+
+
+def with_written_inputs(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the inputs that the model writes."""
+    task = written_task(
+        experiment.task,
+        experiment.model,
+        experiment.start,
+        experiment.options,
+        experiment.config,
+        experiment.workdir / "inputs",
+    )
+    config = settle_task(experiment.config, experiment.model.tokenizer, task)
+    return dataclasses.replace(experiment, task=task, config=config)
+
+
+def _answered_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, list[Pair]]:
+    """Returns the pairs whose responses the model writes: those without gold outputs, and those off the rule."""
+    model, task, options, config = experiment.model, experiment.task, experiment.options, experiment.config
+    folder, pairs = experiment.workdir / "responses", {}
+    judge = experiment.judges.get(TRAIN)
     for split in _learnt_splits(task):
         if split not in gold:
-            path = responses / f"{split}.jsonl"
-            pairs[split] = teacher_pairs(model, task.splits[split], start, options, config, path, judges.get(TRAIN))
-    retained = []
+            path = folder / f"{split}.jsonl"
+            pairs[split] = teacher_pairs(model, task.splits[split], experiment.start, options, config, path, judge)
     if RETAIN_TRAIN in task.splits:
-        path = responses / f"{RETAIN_TRAIN}.jsonl"
-        retained = retained_pairs(model, task.splits[RETAIN_TRAIN], start, options, path)
-    train, valid = pairs["train"], pairs.get("valid", [])
-    valid_is_gold = "valid" in gold and config.train.valid_loss == "gold"
-    log = MetricsLog(workdir)
-    return Run(config, workdir, model, task, options, spec, start, train, valid, retained, valid_is_gold, judges, log)
+        path = folder / f"{RETAIN_TRAIN}.jsonl"
+        pairs[RETAIN_TRAIN] = retained_pairs(model, task.splits[RETAIN_TRAIN], experiment.start, options, path)
+    return pairs
 
 
 def settle_task(

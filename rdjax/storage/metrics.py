@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,20 @@ from tensorboardX import SummaryWriter
 
 from rdjax.parallel.processes import exists_on_first, is_first
 from rdjax.storage.files import write_lines
+from rdjax.storage.trackers import start_trackers
 
 
 class MetricsLog:
-    """Appends scalars to `<workdir>/metrics.jsonl` and to TensorBoard event files beside it."""
+    """Appends scalars to `<workdir>/metrics.jsonl`, to TensorBoard event files beside it, and to trackers.
 
-    def __init__(self, workdir: pathlib.Path):
+    Raises:
+      UserError: a tracker cannot be used.
+    """
+
+    def __init__(self, workdir: pathlib.Path, trackers: Sequence[str] = ()):
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
+        self._trackers = start_trackers(trackers, workdir) if is_first() else []
         self._events = SummaryWriter(str(workdir / "tensorboard")) if is_first() else None
 
     def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
@@ -28,6 +35,8 @@ class MetricsLog:
             file.write(json.dumps({"stage": stage, "step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(f"{stage}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker(step, {f"{stage}/{name}": value for name, value in scalars.items()})
 
     def truncate(self, stage: str, last_step: int) -> None:
         """Drops the lines of a stage after `last_step`, that of the checkpoint from which the run resumes."""

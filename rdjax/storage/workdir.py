@@ -19,7 +19,7 @@ from rdjax.storage.files import read_json, write_json
 
 RECORD = "config.json"
 # Fields that may change on resume: no result depends on them.
-FREE_FIELDS = ("mesh.", "plan.", "eval.gap_rows")
+FREE_FIELDS = ("mesh.", "plan.", "log.", "eval.gap_rows")
 # What a fingerprint consists of, as messages name it.
 FINGERPRINT_PARTS = {
     "model": "the model's weights or config",

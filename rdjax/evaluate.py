@@ -1,0 +1,74 @@
+"""Evaluates adapters without training: `python -m rdjax.evaluate --config=configs/rule.py --workdir=runs/scores ...`.
+
+    --adapter=<folder or hub id>             its scores are those of the system "student"
+    --adapter=<name>=<folder>,<name>=<...>   several adapters, each a system of its name
+
+Adapters are PEFT's, of rdjax or not. The base without the rule and with it in the prompt is always evaluated too. The
+other flags are those of rdjax.train, of which the task, the model and `eval` count.
+"""
+
+from absl import flags
+
+from rdjax.errors import UserError
+from rdjax.evaluation.answers import System
+from rdjax.evaluation.results import results_table
+from rdjax.evaluation.verdict import verdict
+from rdjax.models.load import resolve_folder
+from rdjax.models.lora import scaled_adapter
+from rdjax.models.peft_files import load_adapter
+from rdjax.parallel.mesh import put, replicated
+from rdjax.parallel.processes import exists_on_first
+from rdjax.report.page import write_page
+from rdjax.run import cli, experiment
+from rdjax.run.pipeline import FINISHED, evaluate_systems
+from rdjax.run.prepare import Experiment, check_run, prepare_evaluation
+from rdjax.storage.files import read_json, write_json
+
+_ADAPTER = flags.DEFINE_list(
+    "adapter", [], "PEFT adapters: folders or hub ids, or <name>=<folder>.", allow_override=True
+)
+TAKEN = ("base", "base_with_rule")
+
+
+def read_systems(prepared: Experiment, adapters: list[str]) -> dict[str, System]:
+    """Returns the base, and each adapter without the rule and with it, by name.
+
+    Raises:
+      UserError: two adapters have the same name, or one does not fit the model.
+    """
+    start, model = prepared.start, prepared.model
+    systems = {"base": System(start, with_rule=False), "base_with_rule": System(start, with_rule=True)}
+    for text in adapters:
+        name, found, path = text.partition("=")
+        if not found:
+            name, path = "student", text
+        if name in systems or not name:
+            raise UserError(f"--adapter: the name {name!r} is taken; accepted: <name>=<folder> with different names")
+        adapter, spec = load_adapter(resolve_folder(path, "adapter"), model.config, model.base)
+        # Systems are run at one scale, that of the config.
+        adapter = put(scaled_adapter(adapter, spec.scale / prepared.options.scale), replicated(model.mesh))
+        systems[name] = System(adapter, with_rule=False)
+        systems[f"{name}_with_rule"] = System(adapter, with_rule=True)
+    return systems
+
+
+def main(argv: list[str]) -> None:
+    """Scores the base and the adapters, or prints the scores that are there."""
+    cli.no_arguments(argv)
+    config = experiment.config("configs/rule.py")
+    check_run(config)
+    prepared = prepare_evaluation(config, experiment.workdir(), "rdjax.evaluate")
+    systems = read_systems(prepared, _ADAPTER.value)
+    finished = prepared.workdir / FINISHED
+    if exists_on_first(finished):
+        print(f"{prepared.workdir} is finished:")
+    else:
+        write_json(finished, evaluate_systems(prepared, systems))
+        print(f"wrote {finished}\nwrote {write_page(prepared.workdir)}")
+    results = read_json(finished)
+    print(results_table(results))
+    print("\n".join(verdict(results)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,121 @@
+"""Says in words how well a student follows its rule, and what to try where it does not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rdjax.config import RETAIN
+from rdjax.evaluation.divergence import GAP_NEAR_ZERO
+from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, split_metrics
+
+ENOUGH = 0.5  # a student that closes less of the gap has not learnt the rule
+FOLLOWS = 0.5  # a base that follows the rule it reads more rarely is a weak teacher
+OVERFITTED = 2.0  # a validation loss over the training loss by this factor asks for more inputs
+STILL_FALLING = 0.03  # share by which the validation loss fell at the end
+
+Splits = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def verdict(results: Mapping[str, Any]) -> list[str]:
+    """Returns sentences that need no knowledge of the field: how often the rule is followed, and what was forgotten.
+
+    Args:
+      results: the content of an eval.json.
+    """
+    splits, metrics = results["splits"], split_metrics(results)
+    tests = {split: systems for split, systems in splits.items() if split != RETAIN and "student" in systems}
+    sentences = [_test_sentence(split, tests[split], metrics[split], len(tests) > 1) for split in tests]
+    if "student" in splits.get(RETAIN, {}):
+        sentences.append(_retain_sentence(splits[RETAIN], metrics[RETAIN]))
+    return sentences
+
+
+def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric: str, named: bool) -> str:
+    """Says how a student does on the unseen inputs of a test split."""
+    student, where = systems["student"], f" ({split})" if named else ""
+    count = f"On {student['n']} unseen inputs{where}"
+    if metric == GAP_CLOSED:
+        if student[GAP_CLOSED] is None:
+            return f"{count} the rule changes next to nothing in what the model says, read or learnt."
+        return (
+            f"{count} the student, which does not read the rule, has closed {_percent(student[GAP_CLOSED])} of the "
+            "distance between the model that does not know the rule and the one that reads it."
+        )
+    follows = f"{count} the student, which does not read the rule, follows it in {_percent(student[metric])} of cases"
+    known = {"base_with_rule": "the model that reads it", "base": "the model that does not know it"}
+    others = [f"{text} in {_percent(systems[name][metric])}" for name, text in known.items() if name in systems]
+    return ", ".join([follows, *others]) + "."
+
+
+def _retain_sentence(systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    """Says what a student forgot on inputs that the rule is not about."""
+    student = systems["student"]
+    count = f"On {student['n']} inputs that the rule is not about"
+    if metric != KL_FROM_BASE and "base" in systems:
+        before, after = _percent(systems["base"][metric]), _percent(student[metric])
+        return f"{count} it is right in {after} of cases; before training, in {before}."
+    distance = f"{student[KL_FROM_BASE]:.3f} nats a token"
+    return f"{count} its predictions are {distance} away from those before training (0: the same)."
+
+
+def _percent(share: float) -> str:
+    """Writes a share as a percentage."""
+    return f"{100 * share:.0f}%"
+
+
+def closed_gaps(splits: Splits) -> list[float]:
+    """Returns how much of the gap the student closes on every test split, against its own teacher where it has one."""
+    students = [systems["student"] for split, systems in splits.items() if split != RETAIN and "student" in systems]
+    closed = [student.get(TEACHER_GAP_CLOSED, student[GAP_CLOSED]) for student in students]
+    return [value for value in closed if value is not None]
+
+
+def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[str]:
+    """Says what to try first where the student closes less than half of the gap; nothing where it closes more.
+
+    Args:
+      results: the content of an eval.json.
+      lines: of metrics.jsonl.
+      config: of the run, plain.
+    """
+    splits, metrics = results["splits"], split_metrics(results)
+    tests = {split: systems for split, systems in splits.items() if split != RETAIN and "student" in systems}
+    gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
+    closed = closed_gaps(splits)
+    if not tests or (closed and min(closed) >= ENOUGH) or (not closed and gap is not None and gap > GAP_NEAR_ZERO):
+        return []
+    if not closed:
+        return [
+            "The rule in the prompt changes next to nothing in what this model says, so there is nothing to distil: "
+            "try another wording of the rule, or a stronger model."
+        ]
+    found = [f"The student closes only {_percent(min(closed))} of the gap. What to try first:"]
+    followed = [
+        systems["base_with_rule"][metrics[split]]
+        for split, systems in tests.items()
+        if metrics[split] != GAP_CLOSED and "base_with_rule" in systems
+    ]
+    if followed and min(followed) < FOLLOWS:
+        found.append(
+            f"The model that reads the rule follows it in only {_percent(min(followed))} of cases: try another "
+            "wording, config.method = rule_distill_enhanced with the right outputs in train.jsonl, or a stronger model."
+        )
+    found += _advice_of_curves([line for line in lines if str(line["stage"]).startswith("student")], config)
+    return found
+
+
+def _advice_of_curves(lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[str]:
+    """Reads from the student's losses what holds it back."""
+    losses = [line["loss"] for line in lines if "loss" in line]
+    valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
+    if not losses:
+        return []
+    if len(valid) > 1 and min(valid) > OVERFITTED * losses[-1]:
+        return ["The training loss is far below the validation loss: give more inputs, and more varied ones."]
+    if len(valid) > 2 and valid[-1] < min(valid[:-1]) * (1 - STILL_FALLING):
+        return ["The validation loss was still falling at the end: train longer (config.train.updates)."]
+    if losses[-1] > losses[0] / 2:
+        return [
+            "The training loss has hardly fallen: try a higher config.optimizer.learning_rate, or a larger "
+            f"config.lora.rank (now {config['lora']['rank']}) and more of config.lora.targets."
+        ]
+    return ["Give more inputs, or try another wording of the rule."]
