@@ -14,8 +14,18 @@ A digit is an axis of that size, a small letter a part of that axis (`student_Bp
 """
 
 import os
+from typing import Any
 
 # transformers serves tokenizers here; its advice to install PyTorch would only confuse.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `rdjax.distill` when it is first used: it needs all of JAX."""
+    if name == "distill":
+        from rdjax.api import distill
+
+        return distill
+    raise AttributeError(f"module 'rdjax' has no attribute {name!r}")

@@ -21,7 +21,11 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.models.weights import save_params
 from rdjax.parallel.mesh import make_mesh
 from rdjax.run import cli
-from rdjax.run.adapter_folder import PROMPT_FILE
+from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
+from rdjax.run.card import card_text, write_card
+from rdjax.run.pipeline import FINISHED
+from rdjax.storage.files import read_json
+from rdjax.storage.workdir import RECORD
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)
@@ -44,6 +48,7 @@ def main(argv: list[str]) -> None:
     merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
     base = resolve_folder(_MODEL.value, "model")
     shutil.copytree(base, out, ignore=shutil.ignore_patterns(*WEIGHTS))
+    write_merged_card(folder, out)
     for path in (folder / "chat_template.jinja", folder / PROMPT_FILE):  # of the adapter's training
         if path.exists():
             shutil.copy(path, out)
@@ -54,6 +59,15 @@ def main(argv: list[str]) -> None:
         fields.pop(name, None)
     (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     print(f"wrote {out}")
+
+
+def write_merged_card(adapter: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes the model card of the merged model, where the adapter is in the workdir of its training."""
+    scores, record = adapter.parent / FINISHED, adapter.parent / RECORD
+    if adapter.name == "adapter" and scores.exists() and record.exists():
+        task = {"template": "alpaca", "template_args": "", **read_prompt_fields(adapter)}
+        text = card_text(read_json(scores), read_json(record), _MODEL.value, task, merged=True, folder=out.name)
+        write_card(out, text)
 
 
 if __name__ == "__main__":

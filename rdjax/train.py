@@ -3,15 +3,17 @@
 Trains, exports and evaluates, in that order. The same command, run again, resumes where it stopped.
 """
 
-from rdjax.config import plain_config
-from rdjax.evaluation.results import results_table
-from rdjax.evaluation.verdict import advice, verdict
-from rdjax.parallel.processes import exists_on_first, exit_on_sigterm
+from absl import flags
+
+from rdjax.parallel.processes import exists_on_first, exit_on_sigterm, is_first
 from rdjax.run import cli, experiment
-from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
-from rdjax.run.prepare import check_run, prepare
-from rdjax.run.start import report_start
-from rdjax.storage.files import read_json, read_lines, write_json
+from rdjax.run.distil import result_lines, run_experiment
+from rdjax.run.hub import check_push, push_folder
+from rdjax.run.prepare import check_run
+
+_PUSH = flags.DEFINE_string(
+    "push_to_hub", "", "Upload adapter/ to this repository of the hub, <user>/<name>; needs HF_TOKEN."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -19,28 +21,18 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config = experiment.config("configs/quickstart.py")
     check_run(config)
+    if _PUSH.value:
+        check_push(_PUSH.value)
     exit_on_sigterm()
-    run = prepare(config, experiment.workdir())
-    finished = run.workdir / FINISHED
-    if exists_on_first(finished):
-        print(f"{run.workdir} is finished:")
-    else:
-        report_start(run)
-        (adapters,) = train_all([run], run.workdir / "checkpoints")
-        write_json(finished, evaluate_all(run, adapters))
-        print(f"wrote {run.workdir / 'adapter'}, {finished}")
+    run = run_experiment(config, experiment.workdir())
     # Imported here: it loads matplotlib, which would delay the start of every run.
     from rdjax.report.page import PAGE, write_page
 
     if not exists_on_first(run.workdir / PAGE):
         print(f"wrote {write_page(run.workdir)}")
-    run.log.close()
-    results = read_json(finished)
-    if results["splits"]:
-        print(results_table(results))
-        lines = read_lines(run.workdir / "metrics.jsonl")
-        for sentence in (*verdict(results), *advice(results, lines, plain_config(run.config))):
-            print(sentence)
+    print("\n".join(result_lines(run)))
+    if _PUSH.value and is_first():
+        print(f"uploaded {run.workdir / 'adapter'} to {push_folder(run.workdir / 'adapter', _PUSH.value)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(rdjax.__file__).parent
 # From the front of the way to its end. Within a package only circles are forbidden.
 ORDER = (
     "errors",
+    "defaults",
     "config",
     "parallel",
     "storage",
@@ -28,7 +29,7 @@ ORDER = (
     "rulebook",
     "commands",
 )
-COMMANDS = ("train", "sweep", "generate", "export")  # thin files beside the packages; none imports another
+COMMANDS = ("train", "sweep", "generate", "export", "inspect", "evaluate", "init", "playground", "api")  # thin files beside the packages; none imports another
 FOREIGN = ("torch", "peft")
 
 MODULES = {

@@ -83,7 +83,7 @@ def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTa
       seed: of the choice.
     """
     splits = dict(task.splits)
-    train = splits["train"]
+    train = splits.get("train", ())
     if hold_out and "valid" not in splits and len(train) >= ENOUGH_TO_HOLD_OUT:
         splits["valid"], splits["train"] = _draw(train, max(round(hold_out * len(train)), 2), f"valid-{seed}")
     if retained and RETAIN in splits and RETAIN_TRAIN not in splits:

@@ -104,18 +104,8 @@ def _decode(
     decoder = nnx.merge(graph, generation_layout(base, nnx.merge(graph, base).mesh))
     B, T = tokens_BT.shape
     S, C = T + decoding.max_new_tokens, 0 if prefix_C is None else prefix_C.shape[0]
-    slots_S = jnp.arange(S)
     prefix = None if prefix_C is None else decoder.read_prefix(prefix_C, adapter)
-
-    def forward(tokens_BT, padding_B, slots_T, cache):
-        """Returns the logits behind the last token, and the cache; the tokens are written to `slots_T`."""
-        positions_BT = C + jnp.maximum(slots_T - padding_B[:, None], 0)
-        real_BS = slots_S >= padding_B[:, None]
-        causal_TS = slots_S <= slots_T[:, None]
-        mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
-        out = decoder(tokens_BT, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
-        return decoder.logits(out.final_BPD[:, -1:])[:, 0], out.cache
-
+    forward = functools.partial(read_tokens, decoder, adapter, prefix, C, S)
     padding_B, empty_B = T - lengths_B, lengths_B == 0
     logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, S))
     if decoding.beams > 1:
@@ -128,3 +118,24 @@ def _decode(
     if decoding.beams > 1:
         return beam_search(advance, logits_BV, cache, empty_B, eos, decoding)
     return sample(advance, logits_BV, cache, empty_B, ids_B, seed, eos, decoding)
+
+
+def read_tokens(decoder, adapter, prefix, C, S, tokens_BT, padding_B, slots_T, cache):
+    """Reads tokens and writes them to the cache.
+
+    Args:
+      prefix, C: the shared prefix of all rows and its tokens; None and 0 where there is none.
+      S: tokens that the cache can hold.
+      padding_B: slots at the beginning of each row that are padding.
+      slots_T: of the cache, for these tokens.
+
+    Returns:
+      The logits behind the last token [B, V], and the cache.
+    """
+    slots_S = jnp.arange(S)
+    positions_BT = C + jnp.maximum(slots_T - padding_B[:, None], 0)
+    real_BS = slots_S >= padding_B[:, None]
+    causal_TS = slots_S <= slots_T[:, None]
+    mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
+    out = decoder(tokens_BT, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
+    return decoder.logits(out.final_BPD[:, -1:])[:, 0], out.cache

@@ -96,14 +96,15 @@ def draw_round(
 ) -> list[tuple[str, bool]]:
     """Draws `ROUND` texts; returns each with whether it came to its end."""
     chat = writer.template.name == "chat"
-    starts, stop = [], ""
-    for _ in range(ROUND):
+    starts, stop = [], "\n"
+    for number in range(ROUND):
         shown = rng.sample(list(examples), min(EXAMPLES, len(examples)))
-        if chat:
-            start, stop = user_turn(writer.template, rule, shown)
-        else:
-            start, stop = list_of_lines(shown), "\n"
-        starts.append(start)
+        if not chat:
+            starts.append(list_of_lines(shown))
+            continue
+        start, stop = user_turn(writer.template, rule, shown)
+        # Small models answer a system message with what users ask anywhere; asked for a question, they keep to it.
+        starts.append(question_about(writer.template, rule, shown) if rule and number % 2 else start)
     prompts = [encode(writer.template, start)[0] for start in starts]
     if chat:
         stop_ids = writer.template.tokenizer(stop, add_special_tokens=False)["input_ids"]
@@ -134,6 +135,13 @@ def user_turn(template: Template, rule: str, examples: Sequence[str]) -> tuple[s
             "give inputs in train.jsonl"
         )
     return start, stop
+
+
+def question_about(template: Template, rule: str, examples: Sequence[str]) -> str:
+    """Renders a chat in which the model is asked for a question about the rule."""
+    listed = "".join(f"\n- {example}" for example in examples)
+    request = f"Here is a text:\n\n{rule}\n\nWrite one short question that somebody could ask about it."
+    return render_chat(template, [{"role": "user", "content": request + (f" Such as:{listed}" if listed else "")}])
 
 
 def list_of_lines(examples: Sequence[str]) -> str:

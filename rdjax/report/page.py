@@ -1,6 +1,8 @@
 """Writes the page of a run or a sweep: one self-contained HTML file."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jinja2
 
@@ -11,7 +13,19 @@ from rdjax.report.sweep_page import sweep_page
 from rdjax.storage.files import write_text
 
 PAGE = "report.html"
-TEMPLATE = pathlib.Path(__file__).parents[1] / "assets" / "report.html.jinja"
+TEMPLATES = pathlib.Path(__file__).parents[1] / "assets"
+
+
+def render_page(template: str, page: Mapping[str, Any]) -> str:
+    """Fills a template of assets/ with the content of a page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["label"] = label
+    return environment.get_template(template).render(**page)
 
 
 def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pathlib.Path:
@@ -32,11 +46,8 @@ def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pa
         page = run_page(workdir)
     else:
         raise UserError(f"--workdir: {workdir} holds neither eval.json (a finished run) nor sweep.json (a sweep)")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["label"] = label
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = workdir / PAGE
-    write_text(path, template.render(**page))
+    write_text(path, render_page("report.html.jinja", page))
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         for name, svg in page["figures"].items():

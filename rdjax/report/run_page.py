@@ -8,6 +8,7 @@ from typing import Any
 
 from rdjax.config import RETAIN
 from rdjax.evaluation.results import split_metrics
+from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
 from rdjax.storage.files import read_json, read_lines
 
@@ -27,7 +28,7 @@ def scores_figure(splits: Mapping[str, Mapping[str, Mapping[str, float]]], metri
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, (split, systems) in zip(axes, splits.items(), strict=True):
-            values = [scores[metrics[split]] for scores in systems.values()]
+            values = [scores.get(metrics[split]) for scores in systems.values()]
             bars = axis.bar(range(len(systems)), [value or 0 for value in values], color=[colours[s] for s in systems])
             axis.bar_label(bars, labels=["-" if value is None else f"{value:.2f}" for value in values], padding=2)
             axis.set_xticks(range(len(systems)), map(label, systems), rotation=30, ha="right")
@@ -41,7 +42,7 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
     """Draws the training and validation loss of every stage over its updates."""
     stages: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for line in lines:
-        if "loss" in line:
+        if "loss" in line or "valid_loss" in line:
             stages[line["stage"]].append(line)
 
     def paint(axes: Sequence[Any]) -> None:
@@ -163,7 +164,10 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
             "seed": config["seed"],
             "gap to close": "-" if gap is None else f"{gap:.3f} nats a token",
         },
-        "rule": _rule(predictions),
+        "rule": results.get("rule") or _rule(predictions),
+        "verdict": verdict(results),
+        "advice": advice(results, lines, config),
+        "flips": {split: rates for split, rates in results.get("flips", {}).items() if split != RETAIN},
         "tests": tests,
         "retain": splits.get(RETAIN),
         "splits": splits,

@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import config_dict
@@ -14,7 +16,7 @@ from rdjax.data.rows import Row
 from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs, prompts_of
-from rdjax.evaluation.divergence import row_divergences
+from rdjax.evaluation.divergence import GAP_NEAR_ZERO, row_divergences
 from rdjax.generation.inputs import Rejected, Writer, write_inputs
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
@@ -23,11 +25,20 @@ from rdjax.storage.files import read_json, read_lines, write_json, write_lines
 from rdjax.storage.metrics import progress
 
 LEAST_INPUTS = 8
-LEAST_HELD = 4  # inputs that the rule hardly concerns, so that they are held
-# An input is off the rule if the rule changes the base's answer to it by at most this share of what it changes on the
-# inputs that were written with it.
+# A rule is about an input if it changes the base's answer to it by more than this share of what it changes where it
+# changes most: the mean over the upper quarter of the inputs that were written with it.
 OFF_RULE = 0.2
+# A rule is about everything if it is about this share of the inputs that were written without it.
+ABOUT_EVERYTHING = 0.75
+ROUNDS = 3  # of writing, until the rule is about half as many inputs as were asked for
 TEST_SHARE, VALID_SHARE = 4, 8  # one input in so many
+
+
+class Written(NamedTuple):
+    """Holds inputs that the model wrote, and for each how much the rule changes the base's answer, nats a token."""
+
+    texts: list[str]
+    effects: list[float]
 
 
 def written_task(
@@ -38,91 +49,172 @@ def written_task(
     config: config_dict.ConfigDict,
     folder: pathlib.Path,
 ) -> RuleTask:
-    """Returns the task with the inputs that the model writes, in train, valid, test and retain.
+    """Returns the task with the inputs that the model writes.
 
+    They go to train, valid and test where the task's inputs are to be written, and to retain if it has no such rows.
     The rows of the user's own train.jsonl are examples, and trained on too; a split that has a file keeps to it.
 
     Args:
       start: the adapter that the model has.
       config: the run's.
-      folder: gets on_rule.jsonl, off_rule.jsonl and rejected.jsonl; inputs that are there are read.
+      folder: gets on_rule.jsonl, off_rule.jsonl and what was rejected; inputs that are there are read.
 
     Raises:
-      UserError: the model writes too few usable inputs.
+      UserError: the model writes too few usable inputs, or the rule changes nothing.
     """
     splits = {name: list(part) for name, part in task.splits.items()}
-    notes = list(task.notes)
-    examples = [row["input"] for row in splits.get("train", [])]
+    own = splits.get("train", [])
+    wordings = task.wordings or tuple(dict.fromkeys(row["rule"] for row in own))
     taken = [row["input"] for part in splits.values() for row in part]
-    on_rule = _read_or_write(model, start, options, config, folder, "on_rule", task.wordings[0], examples, taken)
-    rows = _rows(on_rule, task.wordings, folder / "on_rule.jsonl")
-    notes.append(f"the model wrote {len(rows)} inputs with the rule in its prompt ({folder / 'on_rule.jsonl'})")
-    if RETAIN not in splits and config.task.written.off_rule:
-        taken += [row["input"] for row in rows]
-        held, others, note = _off_rule(task, model, start, options, config, folder, rows, taken)
-        notes.append(note)
-        if held:
-            splits[RETAIN] = held
-        rows = _alternate(rows, others)
-    tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
-    valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
-    if tests:
-        splits["test"] = tests
-    if valid:
-        splits["valid"] = valid
-    splits["train"] = splits.get("train", []) + rows[len(tests) + len(valid) :]
-    return dataclasses.replace(task, splits=as_datasets(splits), notes=tuple(notes))
+    scribe = Scribe(model, start, options, config, wordings, folder)
+    if task.wordings:
+        with_rule = scribe.on_rule([row["input"] for row in own], taken)
+    else:
+        with_rule = scribe.measured([row["input"] for row in own[: config.task.written.off_rule]], "own.jsonl")
+    without = scribe.off_rule([*taken, *with_rule.texts]) if needs_off_rule(task, options, config) else Written([], [])
+    on_rule, off_rule, note = divide_by_effect(with_rule, without)
+    if task.wordings:
+        rows = scribe.rows(on_rule, "on_rule.jsonl")
+        tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
+        valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
+        splits |= {name: part for name, part in (("test", tests), ("valid", valid)) if part}
+        splits["train"] = own + rows[len(tests) + len(valid) :]
+    if without.texts and off_rule:
+        splits[RETAIN] = scribe.rows(off_rule, "off_rule.jsonl")
+    return dataclasses.replace(task, splits=as_datasets(splits), notes=(*task.notes, *([note] if note else [])))
 
 
-def _alternate(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """Mixes two lists, so that every part of the result has rows of both."""
-    share = len(others) / (len(rows) + len(others))
-    order = [(number / len(rows), 0, row) for number, row in enumerate(rows)]
-    order += [((number + share) / len(others), 1, row) for number, row in enumerate(others)]
-    return [row for _, _, row in sorted(order, key=lambda entry: entry[:2])]
+def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.ConfigDict) -> bool:
+    """Tells whether the model writes inputs that the rule is not about: a user's folder has none, and it can."""
+    wanted = config.loss.retain_weight and config.task.written.off_rule and config.task.name == "rule"
+    return bool(wanted) and RETAIN not in task.splits and options.template.name == "chat"
 
 
-def _off_rule(
-    task: RuleTask,
-    model: LanguageModel,
-    start: Adapter,
-    options: EvalOptions,
-    config: config_dict.ConfigDict,
-    folder: pathlib.Path,
-    on_rule: Sequence[Row],
-    taken: Sequence[str],
-) -> tuple[list[Row], list[Row], str]:
-    """Writes inputs without the rule, and finds out whether it changes the answers to them.
+def divide_by_effect(with_rule: Written, without: Written) -> tuple[list[str], list[str], str]:
+    """Divides inputs by what the rule changes in the answers to them.
+
+    Args:
+      with_rule, without: inputs written with the rule in the prompt and without it.
 
     Returns:
-      The rows of those that it hardly changes; if there are none, for the rule is about everything, all rows as such
-      that it concerns; and a note.
+      Inputs that the rule is about, in a mixed order; others, which are held; and a note for the log.
     """
-    if options.template.name != "chat":
-        note = "without a chat template no inputs off the rule are written; retain.jsonl can have some"
-        return [], [], note
-    texts = _read_or_write(model, start, options, config, folder, "off_rule", "", (), taken)
-    rows = _rows(texts, task.wordings, folder / "off_rule.jsonl")
-    path = folder / "effects.json"
-    if not exists_on_first(path):
-        sample = list(on_rule[: config.task.written.off_rule])
-        effects = {
-            name: rule_effects(model, start, part, options) for name, part in (("on_rule", sample), ("off_rule", rows))
-        }
-        write_json(path, {"unit": "nats a token", **effects})
-    effects = read_json(path)
-    limit = OFF_RULE * float(np.mean(effects["on_rule"]))
-    held = [row for row, effect in zip(rows, effects["off_rule"], strict=True) if effect <= limit]
-    if len(held) < LEAST_HELD:
-        return (
-            [],
-            rows,
-            f"the rule changes the answers to {len(rows) - len(held)} of {len(rows)} inputs that were written without "
-            "it: it is about everything, and they join the others. Nothing is held; retain.jsonl can say what it is "
-            "not about",
+    limit = effect_limit(with_rule.effects)
+    about = sum(effect > limit for effect in without.effects)
+    if without.texts and about >= ABOUT_EVERYTHING * len(without.texts):
+        note = (
+            f"the rule changes the answers to {about} of {len(without.texts)} inputs that were written without it: it "
+            "is about everything, and they join the others; nothing is held (retain.jsonl can say what it is not about)"
         )
-    count = f"{len(held)} of {len(rows)} inputs that were written without it"
-    return held, [], f"the rule hardly changes the answers to {count}; these are held as they are"
+        return alternate(with_rule.texts, without.texts), [], note
+    if not without.texts:
+        return with_rule.texts, [], ""
+    on_rule = [text for text, effect in zip(*with_rule, strict=True) if effect > limit]
+    misses = [text for text, effect in zip(*with_rule, strict=True) if effect <= limit]
+    held = [text for text, effect in zip(*without, strict=True) if effect <= limit]
+    note = (
+        f"the rule hardly changes the answers to {len(held)} of {len(without.texts)} inputs written without it, and to "
+        f"{len(misses)} of {len(with_rule.texts)} written with it; these are held as they are"
+    )
+    return on_rule, alternate(held, misses[: len(held)]), note
+
+
+def effect_limit(effects: Sequence[float]) -> float:
+    """Returns the effect above which a rule is about an input."""
+    upper = sorted(effects, reverse=True)[: max(len(effects) // 4, 1)]
+    return OFF_RULE * float(np.mean(upper)) if upper else 0.0
+
+
+def alternate(texts: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Mixes two lists evenly, so that every part of the result has texts of both."""
+    places = [(number + 0.5) / len(part) for part in (texts, others) for number in range(len(part))]
+    return [text for _, text in sorted(zip(places, [*texts, *others], strict=True), key=lambda entry: entry[0])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scribe:
+    """Lets a model write inputs, measures them, and keeps both in a folder.
+
+    Attributes:
+      start: the adapter that the model has.
+      options, config: of the run.
+      wordings: of the rule; the first is shown to the model.
+      folder: of the files.
+    """
+
+    model: LanguageModel
+    start: Adapter
+    options: EvalOptions
+    config: config_dict.ConfigDict
+    wordings: Sequence[str]
+    folder: pathlib.Path
+
+    def on_rule(self, examples: Sequence[str], taken: Sequence[str]) -> Written:
+        """Returns inputs written with the rule in the prompt; more where it is about few of the first ones."""
+        wanted, texts, effects = self.config.task.written.on_rule, [], []
+        for number in range(ROUNDS):
+            name = "on_rule" if number == 0 else f"on_rule_{number + 1}"
+            new = self.measured(self.written(name, self.wordings[0], examples, [*taken, *texts], wanted), name)
+            texts, effects = texts + new.texts, effects + new.effects
+            upper = effect_limit(effects) / OFF_RULE
+            if upper < GAP_NEAR_ZERO:
+                raise UserError(
+                    f"the rule in the prompt changes next to nothing in what this model says ({upper:.4f} nats a token "
+                    "where it changes most): there is nothing to distil; try another wording, or a stronger model"
+                )
+            if sum(effect > effect_limit(effects) for effect in effects) >= wanted / 2:
+                break
+        return Written(texts, effects)
+
+    def off_rule(self, taken: Sequence[str]) -> Written:
+        """Returns inputs written without the rule."""
+        texts = self.written("off_rule", "", (), taken, self.config.task.written.off_rule)
+        return self.measured(texts, "off_rule")
+
+    def written(self, name: str, rule: str, examples: Sequence[str], taken: Sequence[str], wanted: int) -> list[str]:
+        """Returns the inputs of a file, which the model writes unless it exists."""
+        path, settings = self.folder / f"{name}.jsonl", self.config.task.written
+        if not exists_on_first(path):
+            seed = int(hashlib.sha256(f"{self.config.seed} {name}".encode()).hexdigest()[:7], 16)
+            writer = Writer(
+                self.start,
+                self.options.scale,
+                self.options.template,
+                settings.temperature,
+                settings.max_tokens,
+                self.options.batch_size,
+                seed,
+            )
+            with progress(wanted, 0, f"inputs {name.replace('_', ' ')}", "input") as bar:
+                texts, rejected = write_inputs(self.model, writer, rule, examples, taken, wanted, bar.update)
+            check_enough(texts, rejected, name, wanted)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_lines(self.folder / f"{name}_rejected.jsonl", (rejection._asdict() for rejection in rejected))
+            write_lines(path, ({"input": text} for text in texts))
+        return [line["input"] for line in read_lines(path)]
+
+    def measured(self, texts: Sequence[str], name: str) -> Written:
+        """Returns inputs with what the rule changes in the answers to them."""
+        path = self.folder / f"{name}_effects.json"
+        if not exists_on_first(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            effects = rule_effects(self.model, self.start, self.rows(texts, name), self.options)
+            write_json(path, {"unit": "nats a token", "effects": effects})
+        return Written(list(texts), read_json(path)["effects"])
+
+    def rows(self, texts: Sequence[str], name: str) -> list[Row]:
+        """Makes rows of the task from inputs."""
+        rows = [
+            {
+                "instruction": "",
+                "input": text,
+                "output": "",
+                "history": "",
+                "where": f"{self.folder / name}: {text[:40]!r}",
+            }
+            for text in texts
+        ]
+        return with_wordings(rows, self.wordings)
 
 
 def rule_effects(model: LanguageModel, start: Adapter, rows: Sequence[Row], options: EvalOptions) -> list[float]:
@@ -135,39 +227,6 @@ def rule_effects(model: LanguageModel, start: Adapter, rows: Sequence[Row], opti
     return row_divergences(model, with_rule, System(start, with_rule=False), pairs, options)
 
 
-def _read_or_write(
-    model: LanguageModel,
-    start: Adapter,
-    options: EvalOptions,
-    config: config_dict.ConfigDict,
-    folder: pathlib.Path,
-    kind: str,
-    rule: str,
-    examples: Sequence[str],
-    taken: Sequence[str],
-) -> list[str]:
-    """Returns the inputs of a kind, which the model writes unless they are in the folder."""
-    path, wanted = folder / f"{kind}.jsonl", config.task.written[kind]
-    if not exists_on_first(path):
-        settings = config.task.written
-        writer = Writer(
-            start,
-            options.scale,
-            options.template,
-            settings.temperature,
-            settings.max_tokens,
-            options.batch_size,
-            config.seed,
-        )
-        with progress(wanted, 0, f"inputs {kind.replace('_', ' ')}", "input") as bar:
-            texts, rejected = write_inputs(model, writer, rule, examples, taken, wanted, bar.update)
-        check_enough(texts, rejected, kind, wanted)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_lines(folder / f"{kind}_rejected.jsonl", (rejection._asdict() for rejection in rejected))
-        write_lines(path, ({"input": text} for text in texts))
-    return [line["input"] for line in read_lines(path)]
-
-
 def check_enough(texts: Sequence[str], rejected: Sequence[Rejected], kind: str, wanted: int) -> None:
     """Prints how many inputs were left out and why.
 
@@ -177,19 +236,10 @@ def check_enough(texts: Sequence[str], rejected: Sequence[Rejected], kind: str, 
     counts = collections.Counter(rejection.reason for rejection in rejected)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
     print(f"inputs {kind.replace('_', ' ')}: {len(texts)} of {wanted} written; left out: {reasons}")
-    if kind == "on_rule" and len(texts) < LEAST_INPUTS:
+    if kind.startswith("on_rule") and len(texts) < LEAST_INPUTS:
         example = next((rejection.text for rejection in rejected if rejection.text), "")
         raise UserError(
             f"config.task.inputs = written: the model wrote only {len(texts)} usable inputs (left out: {reasons}; one "
             f"was {example[:60]!r}); give {LEAST_INPUTS} or more in train.jsonl, or take a model that follows "
             "instructions"
         )
-
-
-def _rows(texts: Sequence[str], wordings: Sequence[str], path: pathlib.Path) -> list[Row]:
-    """Makes rows of a task from inputs."""
-    rows = [
-        {"instruction": "", "input": text, "output": "", "history": "", "where": f"{path}, line {number}"}
-        for number, text in enumerate(texts, start=1)
-    ]
-    return with_wordings(rows, wordings)

@@ -75,7 +75,7 @@ def retained_pairs(
       start: the base's adapter.
       path: file of the responses; one that exists is read and not generated again.
     """
-    rows = rows.map(lambda row: {**row, "rule": ""}, load_from_cache_file=False)
+    rows = [{**row, "rule": ""} for row in rows]
     prompts = prompts_of(model, rows, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not exists_on_first(path):

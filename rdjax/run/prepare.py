@@ -29,7 +29,7 @@ from rdjax.models.lora import Adapter, LoraSpec, init_adapter
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.parallel.processes import check_same_everywhere
-from rdjax.run.inputs import written_task
+from rdjax.run.inputs import needs_off_rule, written_task
 from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import FINGERPRINT_PARTS, check_workdir, open_workdir
@@ -100,7 +100,7 @@ def prepare(
       UserError: names what is wrong in the config, the task, the model or the folder.
     """
     experiment, fingerprint = read_experiment(config, workdir, model)
-    if experiment.task.wordings:
+    if experiment.task.wordings or needs_off_rule(experiment.task, experiment.options, experiment.config):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)
     settled, model, options = experiment.config, experiment.model, experiment.options
@@ -132,12 +132,10 @@ def prepare_evaluation(config: config_dict.ConfigDict, workdir: pathlib.Path, mo
       UserError: as `prepare`.
     """
     experiment, fingerprint = read_experiment(config, workdir, None)
-    task = experiment.task
-    if task.wordings and not any(map(is_evaluated, task.splits)):
+    if experiment.task.wordings and not any(map(is_evaluated, experiment.task.splits)):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)
-        task = divide(experiment.task, 0.0, bool(config.loss.retain_weight), config.seed)  # tests as a run has them
-        experiment = dataclasses.replace(experiment, task=task)
+    task = divide(experiment.task, 0.0, bool(config.loss.retain_weight), config.seed)  # the tests of a run
     splits = datasets.DatasetDict({name: rows for name, rows in task.splits.items() if is_evaluated(name)})
     if not splits:
         raise UserError(f"config.task: nothing to evaluate; accepted: a test split (test.jsonl) or {RETAIN}")

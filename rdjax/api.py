@@ -1,0 +1,149 @@
+"""Distils rules from Python, for notebooks: `rdjax.distill(model=..., rule=...)`."""
+
+import html
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rdjax.config import check_config
+from rdjax.defaults import rule_config
+from rdjax.errors import UserError
+from rdjax.evaluation.answers import System, answer, prompts_of
+from rdjax.models.peft_files import load_adapter
+from rdjax.parallel.mesh import put, replicated
+from rdjax.report.page import PAGE, write_page
+from rdjax.run.distil import result_lines, run_experiment
+from rdjax.run.pipeline import FINISHED
+from rdjax.run.prepare import Run
+from rdjax.storage.files import read_json
+
+Rows = Sequence[str | Mapping[str, str]]  # inputs, or {"input": ..., "output": ...}
+
+
+class Distilled:
+    """Holds a finished run; in a notebook it shows the report's page.
+
+    Attributes:
+      workdir: its folder, as `rdjax.train` leaves it.
+      adapter: the folder of the adapter, in PEFT's format.
+      scores: the content of eval.json.
+    """
+
+    def __init__(self, run: Run):
+        self.workdir = run.workdir
+        self.adapter = run.workdir / "adapter"
+        self.scores: dict[str, Any] = read_json(run.workdir / FINISHED)
+        self._run = run
+        adapter, _ = load_adapter(self.adapter, run.model.config, run.model.base)
+        self._student = put(adapter, replicated(run.model.mesh))
+
+    def generate(self, inputs: str | Sequence[str], system: str = "student") -> Any:
+        """Answers one input, or several.
+
+        Args:
+          inputs: a text, or a list of them.
+          system: "student", "base" or "base_with_rule".
+
+        Returns:
+          The answer, or a list of them.
+
+        Raises:
+          UserError: the system is unknown, or an input is too long.
+        """
+        run = self._run
+        systems = {
+            "student": System(self._student, with_rule=False),
+            "base": System(run.start, with_rule=False),
+            "base_with_rule": System(run.start, with_rule=True),
+        }
+        if system not in systems:
+            raise UserError(f"system = {system!r} is unknown; accepted: {', '.join(systems)}")
+        texts, rule = [inputs] if isinstance(inputs, str) else list(inputs), self.scores["rule"]
+        rows = [{"rule": rule, "instruction": "", "input": text, "history": "", "where": "an input"} for text in texts]
+        answers = answer(run.model, systems[system], prompts_of(run.model, rows, run.options), run.options).texts
+        return answers[0] if isinstance(inputs, str) else answers
+
+    def __str__(self) -> str:
+        return "\n".join(result_lines(self._run))
+
+    def _repr_html_(self) -> str:
+        page = html.escape((self.workdir / PAGE).read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 1px solid #ddd"></iframe>'
+
+
+def distill(
+    model: str,
+    rule: str | pathlib.Path,
+    inputs: Rows = (),
+    *,
+    valid: Rows = (),
+    test: Rows = (),
+    retain: Rows = (),
+    judge: str = "",
+    workdir: str | pathlib.Path | None = None,
+    **settings: Any,
+) -> Distilled:
+    """Distils a rule into an adapter; the same as `rdjax.train` with configs/rule.py.
+
+    Args:
+      model: a folder, a hub id, or an embedded model.
+      rule: its text, or a task folder (docs/reference.md), which then has the inputs too.
+      inputs: training inputs, with outputs or without; none: the model writes some.
+      valid, test: likewise, for validation and test; none: parts of `inputs` that are then not trained on.
+      retain: inputs that the rule is not about.
+      judge: decides which answers follow the rule, as in `eval.judges`.
+      workdir: a new or an unfinished run's folder; default: a new temporary one.
+      settings: fields of the config, with "__" for the dot: train__updates=100.
+
+    Returns:
+      The finished run.
+
+    Raises:
+      UserError: names what is wrong, and what would be accepted.
+    """
+    workdir = pathlib.Path(workdir or tempfile.mkdtemp(prefix="rdjax-")).expanduser()
+    config = rule_config()
+    config.model.path = model
+    config.task.root = str(_task_folder(rule, inputs, valid, test, retain, workdir))
+    config.eval.judges = (judge,) if judge else ()
+    for name, value in settings.items():
+        _set_field(config, name.replace("__", "."), value)
+    check_config(config)
+    run = run_experiment(config, workdir)
+    if not (workdir / PAGE).exists():
+        write_page(workdir)
+    return Distilled(run)
+
+
+def _set_field(config: Any, path: str, value: Any) -> None:
+    """Sets a field of the config by its dotted path."""
+    *sections, name = path.split(".")
+    try:
+        for section in sections:
+            config = config[section]
+        config[name] = value
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} = {value!r}: {error}; rdjax/defaults.py lists every field") from None
+
+
+def _task_folder(
+    rule: str | pathlib.Path, inputs: Rows, valid: Rows, test: Rows, retain: Rows, workdir: pathlib.Path
+) -> pathlib.Path:
+    """Returns the folder of the task: the user's, or a new one beside the workdir."""
+    splits = {"train": inputs, "valid": valid, "test": test, "retain": retain}
+    if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and pathlib.Path(rule).is_dir()):
+        if any(splits.values()):
+            raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")
+        return pathlib.Path(rule)
+    folder = workdir.with_name(f"{workdir.name}-rule")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rule.md").write_text(rule.strip() + "\n", encoding="utf-8")
+    for split, rows in splits.items():
+        lines = [json.dumps({"input": row} if isinstance(row, str) else dict(row), ensure_ascii=False) for row in rows]
+        path = folder / f"{split}.jsonl"
+        path.unlink(missing_ok=True)
+        if lines:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,27 @@
+"""Starts a rule's folder: `python -m rdjax.init my_rule/`.
+
+It has a rule to replace, examples of the files that it may have, and a config, each with comments.
+"""
+
+import pathlib
+import shutil
+
+from rdjax.errors import UserError
+from rdjax.run import cli
+
+ASSETS = pathlib.Path(__file__).parent / "assets" / "new_rule"
+
+
+def main(argv: list[str]) -> None:
+    """Writes the folder and says what to do next."""
+    if len(argv) != 1:
+        raise UserError("give the name of a new folder: python -m rdjax.init my_rule")
+    folder = pathlib.Path(argv[0]).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; accepted: a new folder")
+    shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
+    print((folder / "README.md").read_text(encoding="utf-8").replace("my_rule", str(folder)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,125 @@
+"""Opens a local page that answers side by side: `python -m rdjax.playground --workdir=runs/mine`.
+
+Base, base with the rule and student answer the same input, word for word as they write. It needs the extra
+`[playground]`. The page is served to this machine alone.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from rdjax.defaults import get_config
+from rdjax.errors import UserError
+from rdjax.evaluation.answers import System, prompts_of
+from rdjax.generation.stream import stream
+from rdjax.models.peft_files import load_adapter
+from rdjax.parallel.mesh import put, replicated
+from rdjax.run import cli, experiment
+from rdjax.run.pipeline import FINISHED
+from rdjax.run.prepare import Experiment, read_experiment
+from rdjax.storage.files import read_json
+from rdjax.storage.workdir import RECORD
+
+_PORT = flags.DEFINE_integer("port", 7860, "Port of the page, on this machine alone.")
+_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens of an answer.", allow_override=True)
+
+NAMES = {"base": "Base", "base_with_rule": "Base that reads the rule", "student": "Student, without the rule"}
+
+
+def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
+    """Reads a finished run: how it is prompted, its systems, and its rule.
+
+    Raises:
+      UserError: the folder holds no finished run.
+    """
+    if not (workdir / FINISHED).exists() or not (workdir / RECORD).exists():
+        raise UserError(f"--workdir: {workdir} holds no finished run (no {FINISHED}); train first")
+    config = get_config()
+    with config.unlocked():
+        config.update(read_json(workdir / RECORD)["config"])
+    prepared, _ = read_experiment(config, workdir, None)
+    adapter, _ = load_adapter(workdir / "adapter", prepared.model.config, prepared.model.base)
+    systems = {
+        "base": System(prepared.start, with_rule=False),
+        "base_with_rule": System(prepared.start, with_rule=True),
+        "student": System(put(adapter, replicated(prepared.model.mesh)), with_rule=False),
+    }
+    return prepared, systems, read_json(workdir / FINISHED)["rule"]
+
+
+def answers(
+    prepared: Experiment, systems: dict[str, System], rule: str, text: str, max_new_tokens: int
+) -> Iterator[list[str]]:
+    """Yields the answers of all systems so far."""
+    model = prepared.model
+    row = {"rule": rule, "instruction": "", "input": text, "history": "", "where": "the input"}
+    (prompts,) = prompts_of(model, [row], prepared.options)
+    texts = dict.fromkeys(systems, "")
+    streams = {
+        name: stream(
+            model,
+            system.adapter,
+            prepared.options.scale,
+            prompts.teacher_ids if system.with_rule else prompts.student_ids,
+            max_new_tokens,
+        )
+        for name, system in systems.items()
+    }
+    while streams:
+        for name in list(streams):
+            ids = next(streams[name], None)
+            if ids is None:
+                del streams[name]
+            else:
+                texts[name] = model.tokenizer.decode(ids, skip_special_tokens=True)
+        yield list(texts.values())
+
+
+def build_page(prepared: Experiment, systems: dict[str, System], rule: str, max_new_tokens: int) -> Any:
+    """Returns the page.
+
+    Raises:
+      UserError: gradio is not installed.
+    """
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("the playground needs gradio: pip install 'rdjax[playground]'") from None
+
+    def respond(text: str) -> Iterator[list[str]]:
+        if text.strip():
+            try:
+                yield from answers(prepared, systems, rule, text.strip(), max_new_tokens)
+            except UserError as error:
+                raise gradio.Error(str(error)) from None
+
+    with gradio.Blocks(title="rdjax playground", analytics_enabled=False) as page:
+        gradio.Markdown(f"# {prepared.workdir.name}\n\nThe rule, which the student does not read:")
+        gradio.Textbox(rule, show_label=False, interactive=False, lines=2, max_lines=6)
+        text = gradio.Textbox(label="Your input", placeholder="Ask something, then press Enter", autofocus=True)
+        button = gradio.Button("Answer", variant="primary")
+        with gradio.Row():
+            boxes = [
+                gradio.Textbox(label=label, interactive=False, lines=8, max_lines=24, min_width=280, elem_id=name)
+                for name, label in NAMES.items()
+            ]
+        for event in (text.submit, button.click):
+            event(respond, text, boxes, concurrency_limit=1, show_progress="minimal")
+    return page
+
+
+def main(argv: list[str]) -> None:
+    """Serves the page until it is interrupted."""
+    cli.no_arguments(argv)
+    prepared, systems, rule = read_run(experiment.workdir())
+    page = build_page(prepared, systems, rule, _TOKENS.value)
+    import gradio
+
+    fonts = ["system-ui", "sans-serif"]  # none from the network
+    theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
+    page.queue().launch(server_name="127.0.0.1", server_port=_PORT.value, share=False, theme=theme, quiet=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
