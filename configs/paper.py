@@ -2,6 +2,8 @@
 
 The published example trains 20 epochs at 1e-4, and keeps the epoch with the lowest cross-entropy on the validation
 file's outputs. Nothing is held out, and nothing but the rule's own samples is trained on.
+
+    python -m rdjax.train --config=configs/paper.py --workdir=runs/paper --config.task.root=<the published files>
 """
 
 from ml_collections import config_dict

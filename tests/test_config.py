@@ -76,7 +76,7 @@ def test_experiments_are_found():
 
 def test_every_call_gives_a_fresh_config():
     base.get_config().train.epochs = 7
-    assert base.get_config().train.epochs == 20
+    assert base.get_config().train.epochs == 0
 
 
 @pytest.mark.parametrize("path", CHOICES)
@@ -95,7 +95,18 @@ def test_a_number_below_its_least_is_an_error(path):
         check_config(config)
 
 
-@pytest.mark.parametrize("path", ["loss.temperature", "optimizer.learning_rate", "lora.alpha"])
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), "quick", None])
+def test_a_learning_rate_is_auto_or_a_positive_number(rate):
+    config = base.get_config()
+    check_config(config)
+    config.optimizer.learning_rate = 1e-3
+    check_config(config)
+    config.optimizer.learning_rate = rate
+    with pytest.raises(UserError, match=r"config\.optimizer\.learning_rate = .*; accepted: auto, or a number above 0"):
+        check_config(config)
+
+
+@pytest.mark.parametrize("path", ["loss.temperature", "lora.alpha", "task.written.temperature"])
 def test_a_rate_must_be_positive(path):
     config = base.get_config()
     set_field(config, path, 0.0)
@@ -195,7 +206,7 @@ def test_differences_name_every_changed_field():
     assert differences(ours, theirs) == [
         "mesh.fsdp: None there, 1 here",
         "seed: 1 there, 0 here",
-        "train.epochs: 3 there, 20 here",
+        "train.epochs: 3 there, 0 here",
     ]
 
 

@@ -29,7 +29,8 @@ ORDER = (
     "rulebook",
     "commands",
 )
-COMMANDS = ("train", "sweep", "generate", "export", "inspect", "evaluate", "init", "playground", "api")  # thin files beside the packages; none imports another
+# Thin files beside the packages; none imports another.
+COMMANDS = ("train", "sweep", "generate", "export", "inspect", "evaluate", "init", "playground", "api")
 FOREIGN = ("torch", "peft")
 
 MODULES = {
@@ -79,7 +80,8 @@ def test_no_modules_import_each_other_in_a_circle():
 
 @pytest.mark.parametrize("package", [module for module, path in MODULES.items() if path.name == "__init__.py"])
 def test_packages_import_none_of_their_modules(package):
-    assert not own(MODULES[package])
+    # The root loads `rdjax.distill` when it is first used.
+    assert own(MODULES[package]) <= ({"api"} if not package else set())
 
 
 def test_imports_are_seen():

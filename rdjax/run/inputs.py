@@ -29,8 +29,8 @@ LEAST_INPUTS = 8
 # changes most: the mean over the upper quarter of the inputs that were written with it.
 OFF_RULE = 0.2
 # A rule is about everything if it is about this share of the inputs that were written without it.
-ABOUT_EVERYTHING = 0.75
-ROUNDS = 3  # of writing, until the rule is about half as many inputs as were asked for
+ABOUT_EVERYTHING = 0.5
+ROUNDS, ENOUGH = 3, 0.75  # rounds of writing, until the rule is about this share of what was asked for
 TEST_SHARE, VALID_SHARE = 4, 8  # one input in so many
 
 
@@ -162,7 +162,7 @@ class Scribe:
                     f"the rule in the prompt changes next to nothing in what this model says ({upper:.4f} nats a token "
                     "where it changes most): there is nothing to distil; try another wording, or a stronger model"
                 )
-            if sum(effect > effect_limit(effects) for effect in effects) >= wanted / 2:
+            if sum(effect > effect_limit(effects) for effect in effects) >= ENOUGH * wanted:
                 break
         return Written(texts, effects)
 

@@ -189,14 +189,14 @@ def test_the_judges_agree_with_the_gold_outputs(name):
     task = load_task(task_config(k=32, name=name, test_rows=100), seed=1)
     outputs = {split: list(rows["output"]) for split, rows in task.splits.items() if split not in ("train", "valid")}
     for split, judge in judges_of(name, outputs, (), "").items():
-        assert all(judge.verdicts(outputs[split], outputs[split])), split
+        assert all(judge.verdicts(outputs[split], list(task.splits[split]))), split
         if split in task.labelled:
-            assert all(judge.verdicts(task.labelled[split], [""] * 16))
+            assert all(judge.verdicts(task.labelled[split], [{"output": ""}] * 16))
     # And a gold output of the one test is none of the other's.
     first, second = LANGUAGE_TESTS[name]
     judges = judges_of(name, outputs, (), "")
-    assert not any(judges[first].verdicts(outputs[second], outputs[second]))
-    assert not any(judges[second].verdicts(outputs[first], outputs[first]))
+    assert not any(judges[first].verdicts(outputs[second], list(task.splits[second])))
+    assert not any(judges[second].verdicts(outputs[first], list(task.splits[first])))
 
 
 def topics_of(rows) -> set[str]:

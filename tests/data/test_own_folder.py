@@ -17,8 +17,12 @@ def write_jsonl(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
 
 
 def splits_of(root: pathlib.Path, k: int = 0, one_wording: bool = False):
-    fields = {"name": "rule", "root": str(root), "k": k, "demos": True, "one_wording": one_wording}
-    return load_task(config_dict.ConfigDict(fields), seed=0).splits
+    return task_of(root, k, one_wording).splits
+
+
+def task_of(root: pathlib.Path, k: int = 0, one_wording: bool = False, inputs: str = "file"):
+    fields = {"name": "rule", "root": str(root), "k": k, "demos": True, "one_wording": one_wording, "inputs": inputs}
+    return load_task(config_dict.ConfigDict(fields), seed=0)
 
 
 @pytest.fixture
@@ -32,6 +36,15 @@ def test_rule_and_train_are_enough(root):
     splits = splits_of(root)
     assert set(splits) == {"train"}
     assert splits["train"]["rule"][:] == ["Answer in digits."] * 3
+
+
+def test_inputs_are_written_where_asked_for_or_where_there_are_none(root):
+    assert task_of(root).wordings == () == task_of(root, inputs="auto").wordings
+    asked = task_of(root, inputs="written")
+    assert asked.wordings == ("Answer in digits.",) and set(asked.splits) == {"train"}
+    (root / "train.jsonl").unlink()
+    assert task_of(root, inputs="auto").wordings == ("Answer in digits.",)
+    assert set(task_of(root, inputs="auto").splits) == set()
 
 
 def test_output_and_instruction_may_be_left_out(root):

@@ -4,6 +4,7 @@ The groups have other rules, other prefixes, other lengths; the second one's tea
 """
 
 import dataclasses
+import pathlib
 import types
 
 import jax
@@ -160,6 +161,8 @@ def test_groups_draw_dropout_masks_of_their_own(tmp_path):
 class Log:
     """Keeps what a stage logs."""
 
+    path = pathlib.Path("unused")
+
     def __init__(self):
         self.lines = []
 
@@ -179,10 +182,11 @@ def run(folder, weights, groups=2, updates=3):
     pairs = [dataclasses.replace(group, weight=weight) for group, weight in zip(groups_of(0), weights, strict=True)]
     log = Log()
     adapter = random_adapter(problem.model.config)
-    member = Member(0, adapter, random_adapter(problem.model.config, 7), pairs[:groups], pairs[:groups], log)
+    teachers = [random_adapter(problem.model.config, 7)] * groups
+    member = Member(0, adapter, teachers, pairs[:groups], pairs[:groups], log)
     stage = Stage("student", DISTILL, SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
     (trained,) = run_stage(stage, problem.model, [member], config, folder / "stage")
-    return jax.device_get(trained), log.lines
+    return jax.device_get(trained.adapter), log.lines
 
 
 def test_a_stage_trains_and_validates_on_two_groups(tmp_path):

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 
 import pytest
@@ -92,19 +93,23 @@ def test_a_chosen_judge_takes_the_place_of_the_tasks():
     judges = judges_of(
         "rule", {"test": ["yes", "no"], "test_harmful": [""]}, ("test=regex:^(?i:no)", "test_harmful=answer"), ""
     )
-    assert judges["test"].verdicts(["No.", "yes", "I said no"], ["", "", ""]) == [True, False, False]
+    assert judges["test"].verdicts(["No.", "yes", "I said no"], rows("", "", "")) == [True, False, False]
     assert (judges["test"].metric, judges["test_harmful"].metric) == ("regex", "answer")
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("test=kindness", "'kindness' is unknown; accepted: exact_match, negative, positive, refusal, answer, regex:"),
+        (
+            "test=kindness",
+            "'kindness' is unknown; accepted: exact_match, negative, positive, refusal, answer, json,",
+        ),
         ("test=regex:(", r"regex:\( is no regular expression"),
         ("test=regex:", "accepted: exact_match"),
         ("test=classifier:NEGATIVE", "config.eval.classifier is empty"),
-        ("test_ood=answer", "no such split; accepted: test, retain"),
-        ("answer", "no such split; accepted: test, retain"),
+        ("test_ood=answer", "no such split; accepted: test, retain, train"),
+        ("kindness", "'kindness' is unknown"),
+        ("test=python:nowhere.py:judge", "no such file"),
     ],
 )
 def test_a_choice_that_is_not_understood_says_what_is(choice, message):
@@ -112,10 +117,57 @@ def test_a_choice_that_is_not_understood_says_what_is(choice, message):
         judges_of("rule", {"test": [""], "retain": [""]}, (choice,), "")
 
 
+def rows(*outputs: str) -> list[dict[str, str]]:
+    """Returns rows of a task with these outputs."""
+    return [{"input": f"question {number}", "output": output} for number, output in enumerate(outputs)]
+
+
+def test_a_judge_alone_is_for_training_and_tests_but_not_for_retain():
+    judges = judges_of("rule", {"test": [""], "test_ood": [""], "retain": [""]}, ("regex:a=b",), "")
+    assert {split: judge.name for split, judge in judges.items()} == dict.fromkeys(
+        ("train", "test", "test_ood"), "regex:a=b"
+    )
+
+
+def test_json_is_found_with_and_without_a_fence():
+    responses = ['{"a": 1}', '```json\n{"a": 1}\n```', "[1, 2", "The answer is 1."]
+    assert make_judge("json", "").verdicts(responses, rows("", "", "", "")) == [True, True, False, False]
+
+
+def test_a_function_of_the_users_own_reads_response_and_row(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def judge(response, row):\n    return response == row['input'][-1]\nnumber = 3\n")
+    judge = make_judge(f"python:{path}:judge", "")
+    assert judge.metric == "judge" and judge.verdicts(["0", "2"], rows("", "")) == [True, False]
+    with pytest.raises(UserError, match="has no function 'number'"):
+        make_judge(f"python:{path}:number", "")
+    path.write_text("import nothing_of_that_name")
+    with pytest.raises(UserError, match=r"mine\.py fails \(ModuleNotFoundError"):
+        make_judge(f"python:{path}:judge", "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("if_verifiable") is None, reason="needs the extra [judges]")
+def test_instructions_of_ifeval_are_checked():
+    lowercase = make_judge("ifeval:change_case:english_lowercase", "")
+    assert lowercase.metric == "ifeval"
+    texts = ["this is all written in small letters.", "This is not."]
+    assert lowercase.verdicts(texts, rows("", "")) == [True, False]
+    bullets = make_judge('ifeval:detectable_format:number_bullet_lists:{"num_bullets": 2}', "")
+    assert bullets.verdicts(["* one\n* two", "* one"], rows("", "")) == [True, False]
+    for name, message in (
+        ("ifeval:change_case:lowercase", "is unknown; accepted: such as change_case"),
+        ("ifeval:detectable_format:number_bullet_lists", "give num_bullets, as JSON"),
+        ('ifeval:detectable_format:number_bullet_lists:{"bullets": 2}', "accepted arguments, as JSON: num_bullets"),
+        ("ifeval:detectable_format:number_bullet_lists:{2}", "accepted arguments, as JSON: num_bullets"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_judge(name, "")
+
+
 def test_judges_say_yes_or_no_to_every_response():
     responses, golds = ["70.", "71.", ""], ["70.", "70.", "70."]
     for name in ("exact_match", "negative", "positive", "refusal", "answer", "regex:7"):
-        verdicts = make_judge(name, "").verdicts(responses, golds)
+        verdicts = make_judge(name, "").verdicts(responses, rows(*golds))
         assert len(verdicts) == 3 and all(type(verdict) is bool for verdict in verdicts), name
 
 

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from configs import base, llama2_7b
 from rdjax.config import check_config
 from rdjax.data.groups import make_group
-from rdjax.distill.optimizer import make_optimizer
+from rdjax.distill.optimizer import make_optimizer, with_auto_rate
 from rdjax.distill.step import StepSettings, init_state, train_step
 from rdjax.distill.teacher import teacher_prefixes, teacher_signals
 from rdjax.distill.updates import make_loader, place_update, sequential_batches, with_signals
@@ -191,7 +191,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     loader = make_loader([group], numbers, stage.positions, stage.objective, model, train)
     loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals")
     update = place_update([loader], [loader.fetch(numbers[0])])
-    optimizer = make_optimizer(config.optimizer, config.train.epochs)
+    optimizer = make_optimizer(with_auto_rate(config, model.config.width).optimizer, config.train.updates)
     step = train_step.lower(
         jax.device_put(init_state(adapters_M, optimizer), whole),
         model.base,
