@@ -31,8 +31,8 @@ from benchmarks.problem import (
     teachers_of,
     write_figures,
 )
-from rdjax.distill.step import init_state, train_step
-from rdjax.distill.updates import place_update
+from rdjax.distillation.step import init_state, train_step
+from rdjax.distillation.updates import place_update
 from rdjax.generation import decode
 from rdjax.generation.options import Decoding
 from rdjax.models.layers import generation_layout, stack_layers, unstack_layers

@@ -27,9 +27,9 @@ from benchmarks.problem import (
     teachers_of,
     write_figures,
 )
-from rdjax.distill.step import evaluate_loss, init_state, loss_and_gradient, train_step
-from rdjax.distill.teacher import make_teacher
-from rdjax.distill.updates import place_update
+from rdjax.distillation.step import evaluate_loss, init_state, loss_and_gradient, train_step
+from rdjax.distillation.teacher import make_teacher
+from rdjax.distillation.updates import place_update
 from rdjax.plan.flops import attention_flops
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")

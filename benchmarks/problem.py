@@ -22,10 +22,10 @@ from configs import base
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
-from rdjax.distill.losses import TERMS
-from rdjax.distill.objective import Objective, Term
-from rdjax.distill.step import StepSettings
-from rdjax.distill.updates import GroupLoader, make_loader, sequential_batches, with_signals
+from rdjax.distillation.losses import TERMS
+from rdjax.distillation.objective import Objective, Term
+from rdjax.distillation.step import StepSettings
+from rdjax.distillation.updates import GroupLoader, make_loader, sequential_batches, with_signals
 from rdjax.models.config import DecoderConfig
 from rdjax.models.layers import training_layout
 from rdjax.models.lora import LoraSpec, init_adapter

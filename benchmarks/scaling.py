@@ -25,9 +25,9 @@ from benchmarks.problem import (
     write_figures,
 )
 from rdjax.data import prefix
-from rdjax.distill.step import init_state, train_step
-from rdjax.distill.teacher import make_teacher
-from rdjax.distill.updates import GroupLoader, place_update
+from rdjax.distillation.step import init_state, train_step
+from rdjax.distillation.teacher import make_teacher
+from rdjax.distillation.updates import GroupLoader, place_update
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")

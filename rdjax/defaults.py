@@ -81,7 +81,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss.hidden_beta = config_dict.placeholder(float)  # the authors' beta instead: hidden_weight = beta / D
     config.loss.hidden_positions = "response"  # response, or shared: everything after the rule
     config.loss.reduction = "token"  # token: mean over the batch's tokens; sample: mean of each sample's mean
-    config.loss.terms = ()  # further terms, "<name>=<weight>", of those that rdjax/distill/losses.py registers
+    config.loss.terms = ()  # further terms, "<name>=<weight>", of those that rdjax/distillation/losses.py registers
     # The weight of inputs that the rule is not about: their teacher is the base without the rule. 0: not trained on.
     config.loss.retain_weight = 1.0
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean

@@ -21,7 +21,7 @@ ORDER = (
     "data",
     "models",
     "generation",
-    "distill",
+    "distillation",
     "evaluation",
     "run",
     "report",

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs.sweeps import arithmetic, rules, safety, sentiment, settings, strength, unlabelled
-from rdjax import sweep, train
+from rdjax import sweep
 from rdjax.errors import UserError
+from rdjax.run import pipeline, prepare
 from tests.commands import run_sweep, small_sweep
 
 
@@ -69,8 +70,8 @@ def test_a_seed_is_laid_out_as_a_run(finished):
 @pytest.mark.parametrize("method", ["rule_distill_base", "tune"])
 def test_a_seed_of_a_cell_is_what_its_single_run_is(finished, model, method, tmp_path):
     config = sweep.cell_config(small_sweep(model), method, 5, 7)
-    alone = train.prepare(config, tmp_path / "alone")
-    train.train_all([alone], tmp_path / "alone" / "checkpoints")
+    alone = prepare.prepare(config, tmp_path / "alone")
+    pipeline.train_all([alone], tmp_path / "alone" / "checkpoints")
     ours = load_file(finished / "cells" / f"{method}_k5" / "seed7" / "adapter" / "adapter_model.safetensors")
     theirs = load_file(tmp_path / "alone" / "adapter" / "adapter_model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -88,7 +89,7 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
         path.write_text(path.read_text().replace('"response": "', '"response": "marked '))
     for settings_of_tune, marked in (({}, True), ({"task": {"one_wording": True}}, False)):
         config = small_sweep(model, **{"sweep.settings": {"tune": settings_of_tune}})
-        own = train.prepare(sweep.cell_config(config, "tune", 2, 0), tmp_path / f"run{marked}")
+        own = prepare.prepare(sweep.cell_config(config, "tune", 2, 0), tmp_path / f"run{marked}")
         sweep.share_predictions(own, [first])
         found = {path.name: path.read_text() for path in (own.workdir / "predictions").glob("*")}
         assert ("test_id.base_with_rule.jsonl" in found) is marked
@@ -131,7 +132,7 @@ def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp
 
     def count(runs, folder):
         trained.append([run.config.seed for run in runs])
-        return train.train_all(runs, folder)
+        return pipeline.train_all(runs, folder)
 
     def fail(run, adapters):
         if run.config.seed == 7:

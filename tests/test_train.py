@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from configs import base
 from rdjax import train
 from rdjax.data.templates import alpaca_prompt
-from rdjax.distill import programs, stage
+from rdjax.distillation import programs, stage
 from rdjax.evaluation.answers import Answers
 from rdjax.evaluation.judges import Judge
 from rdjax.generation.decode import generate
@@ -94,6 +94,7 @@ def test_workdir_holds_what_the_design_says(student):
     assert {"python", "jax", "flax", "rdjax"} <= record["versions"].keys()
     assert list((workdir / "tensorboard").glob("events.*"))
     assert {path.name for path in (workdir / "adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "rdjax_prompt.json",
@@ -250,7 +251,7 @@ def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_pat
     """The teacher's answers are replaced, because the tiny model never answers yes."""
     say = ["yes", "no", "yes", "maybe", "yes"]
 
-    def given(model, system, prompts, options, **rest):
+    def given(model, system, prompts, options, *rest, **more):
         texts = say[: len(prompts)]
         ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return Answers(ids, [True] * len(texts), texts)

@@ -15,8 +15,8 @@ from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
 from rdjax.data.prefix import shared_prefix
 from rdjax.data.shapes import BatchShape, batch_shape, coarse, in_batches
-from rdjax.distill.forward import Signals, forward_side
-from rdjax.distill.losses import LossInputs, hidden_distance, kl_term
+from rdjax.distillation.forward import Signals, forward_side
+from rdjax.distillation.losses import LossInputs, hidden_distance, kl_term
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, scaled_adapter

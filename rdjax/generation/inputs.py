@@ -18,6 +18,7 @@ from rdjax.models.lora import Adapter
 MARK = "QUESTION"  # stands where the model begins to write
 EXAMPLES = 3  # inputs of the user's that a prompt shows
 ROUND = 32  # prompts at once
+LEAST_ROUNDS = 3  # it gives up after these if nothing was usable
 MOST_DRAWS = 8  # the model gives up after this many times the inputs that are wanted
 NEAR = 0.7  # texts that have this share of their words in common are near duplicates
 LEAST_WORDS = 3
@@ -76,7 +77,7 @@ def write_inputs(
     rng = random.Random(f"inputs-{writer.seed}-{bool(rule)}")
     accepted: list[str] = []
     rejected: list[Rejected] = []
-    for number in range(-(-count * MOST_DRAWS // ROUND)):
+    for number in range(max(-(-count * MOST_DRAWS // ROUND), LEAST_ROUNDS)):
         before = len(accepted)
         texts = draw_round(model, writer, rule, examples, rng)
         for text, ended in texts:
@@ -86,7 +87,7 @@ def write_inputs(
             elif len(accepted) < count:
                 accepted.append(text)
         on_batch(len(accepted) - before)
-        if len(accepted) == count or (number == 2 and not accepted):
+        if len(accepted) == count or (number + 1 == LEAST_ROUNDS and not accepted):
             break
     return accepted, rejected
 
@@ -116,6 +117,17 @@ def draw_round(
         text, found, _ = model.tokenizer.decode(ids, skip_special_tokens=True).partition(stop)
         texts.append((" ".join(text.split()), bool(ended or found)))
     return texts
+
+
+def can_write(template: Template) -> bool:
+    """Tells whether a model can write the user's turn: it has a chat template, which marks the end of it."""
+    if template.name != "chat":
+        return False
+    try:
+        user_turn(template, "", ())
+    except UserError:
+        return False
+    return True
 
 
 def user_turn(template: Template, rule: str, examples: Sequence[str]) -> tuple[str, str]:

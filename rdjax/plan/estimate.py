@@ -9,8 +9,8 @@ from ml_collections import config_dict
 from tabulate import tabulate
 
 from rdjax.data.positions import position_offsets
-from rdjax.distill.signals import signal_bytes
-from rdjax.distill.updates import GroupLoader
+from rdjax.distillation.signals import signal_bytes
+from rdjax.distillation.updates import GroupLoader
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import LoraSpec
 from rdjax.parallel.mesh import AXES

@@ -13,10 +13,10 @@ from ml_collections import config_dict
 
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.distill.optimizer import make_optimizer, with_auto_rate
-from rdjax.distill.step import StepSettings, TrainState, init_state, train_step
-from rdjax.distill.teacher import teacher_prefixes, teacher_signals
-from rdjax.distill.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
+from rdjax.distillation.optimizer import make_optimizer, with_auto_rate
+from rdjax.distillation.step import StepSettings, TrainState, init_state, train_step
+from rdjax.distillation.teacher import teacher_prefixes, teacher_signals
+from rdjax.distillation.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
 from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import training_layout
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder

@@ -8,7 +8,7 @@ from rdjax.config import plain_config
 from rdjax.evaluation.results import results_table
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.parallel.processes import exists_on_first, is_first
-from rdjax.run.card import base_name, card_text, write_card
+from rdjax.run.card import CARD, base_name, card_text, write_card
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import Run, prepare
 from rdjax.run.start import report_start
@@ -27,7 +27,7 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Run
         (adapters,) = train_all([run], workdir / "checkpoints")
         write_json(finished, evaluate_all(run, adapters))
         print(f"wrote {workdir / 'adapter'}, {finished}")
-    if is_first():
+    if is_first() and not (workdir / "adapter" / CARD).exists():
         base = base_name(run.model.name, config.model.path)
         text = card_text(read_json(finished), read_json(workdir / RECORD), base, run.config.task.to_dict())
         write_card(workdir / "adapter", text)

@@ -17,7 +17,7 @@ from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, row_divergences
-from rdjax.generation.inputs import Rejected, Writer, write_inputs
+from rdjax.generation.inputs import Rejected, Writer, can_write, write_inputs
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
@@ -87,7 +87,7 @@ def written_task(
 def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.ConfigDict) -> bool:
     """Tells whether the model writes inputs that the rule is not about: a user's folder has none, and it can."""
     wanted = config.loss.retain_weight and config.task.written.off_rule and config.task.name == "rule"
-    return bool(wanted) and RETAIN not in task.splits and options.template.name == "chat"
+    return bool(wanted) and RETAIN not in task.splits and can_write(options.template)
 
 
 def divide_by_effect(with_rule: Written, without: Written) -> tuple[list[str], list[str], str]:

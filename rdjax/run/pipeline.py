@@ -10,9 +10,9 @@ from rdjax.config import METHODS
 from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.positions import LossPositions
 from rdjax.data.tasks import RuleTask
-from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
-from rdjax.distill.search import train_stage
-from rdjax.distill.stage import Member, Stage
+from rdjax.distillation.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
+from rdjax.distillation.search import train_stage
+from rdjax.distillation.stage import Member, Stage
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of

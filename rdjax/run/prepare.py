@@ -18,7 +18,7 @@ from rdjax.data.pairs import Pair, check_lengths, make_template
 from rdjax.data.rows import read_text
 from rdjax.data.tasks import RuleTask, divide, load_task
 from rdjax.data.templates import Template
-from rdjax.distill.objective import extra_terms
+from rdjax.distillation.objective import extra_terms
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
 from rdjax.evaluation.judges import TRAIN, Judge, judges_of

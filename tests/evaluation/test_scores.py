@@ -15,7 +15,7 @@ from rdjax.models.load import load_model
 from rdjax.models.lora import init_adapter
 from rdjax.parallel.mesh import make_mesh
 from tests import tiny
-from tests.distill.case import SPEC, random_adapter, random_pairs, ruled_pairs
+from tests.distillation.case import SPEC, random_adapter, random_pairs, ruled_pairs
 
 
 def options(model) -> EvalOptions:

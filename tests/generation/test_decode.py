@@ -15,7 +15,7 @@ from rdjax.models.decoder import Decoder
 from rdjax.models.load import load_model
 from rdjax.parallel.mesh import make_mesh
 from tests import tiny
-from tests.distill.case import random_adapter
+from tests.distillation.case import random_adapter
 
 
 @pytest.fixture(scope="module")

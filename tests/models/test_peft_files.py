@@ -12,7 +12,7 @@ from rdjax.errors import UserError
 from rdjax.models.lora import LoraSpec, scaled_adapter
 from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter
 from tests import tiny
-from tests.distill.case import random_adapter
+from tests.distillation.case import random_adapter
 
 ALL = LoraSpec(4, 8.0, 0.1, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 LAYER = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"

@@ -17,7 +17,7 @@ from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import AXES, make_mesh, replicated, row_multiple, rows_sharding
 from tests import tiny
-from tests.distill.case import (
+from tests.distillation.case import (
     DISTILL,
     OBJECTIVES,
     SHARED,

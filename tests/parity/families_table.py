@@ -19,7 +19,7 @@ from rdjax.models.lora import merge_adapter, scaled_adapter
 from rdjax.models.peft_files import save_adapter
 from rdjax.models.weights import save_params
 from tests import tiny
-from tests.distill.case import SHARED, SPEC, Case, loss_and_grad, make_update, random_adapter, random_pairs
+from tests.distillation.case import SHARED, SPEC, Case, loss_and_grad, make_update, random_adapter, random_pairs
 from tests.parity import reference
 from tests.parity.test_distill import adapter_gradient, torch_loss
 from tests.parity.test_generation import PROMPTS, load_both, theirs

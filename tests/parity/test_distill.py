@@ -15,7 +15,7 @@ from rdjax.models.lora import merge_adapter, scaled_adapter  # noqa: E402
 from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.distill.case import (  # noqa: E402
+from tests.distillation.case import (  # noqa: E402
     OURS,
     PUBLISHED,
     SHARED,

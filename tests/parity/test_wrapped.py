@@ -17,7 +17,7 @@ from rdjax.models.lora import LoraSpec, merge_adapter, scaled_adapter  # noqa: E
 from rdjax.models.peft_files import load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.distill.case import random_adapter  # noqa: E402
+from tests.distillation.case import random_adapter  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -10,8 +10,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from rdjax.data.pairs import Pair, Prompts
-from rdjax.distill.step import GroupUpdate, loss_and_gradient
-from rdjax.distill.teacher import teacher_signals
+from rdjax.distillation.step import GroupUpdate, loss_and_gradient
+from rdjax.distillation.teacher import teacher_signals
 from rdjax.models.config import LayerKind
 from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.lora import init_adapter
@@ -29,7 +29,7 @@ from rdjax.plan.flops import (
     teacher_flops,
 )
 from tests import tiny
-from tests.distill.case import OURS, SPEC, make_case, make_update, random_adapter, settings_of
+from tests.distillation.case import OURS, SPEC, make_case, make_update, random_adapter, settings_of
 
 LLAMA2 = decoder_config_from_hf(tiny.LLAMA2, "test")
 # Tokens of a pair, one in a row: sizes of batches come in steps of 8, so nothing is padded.

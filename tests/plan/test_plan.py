@@ -14,10 +14,10 @@ from ml_collections import config_dict
 from configs import base, llama2_7b
 from rdjax.config import check_config
 from rdjax.data.groups import make_group
-from rdjax.distill.optimizer import make_optimizer, with_auto_rate
-from rdjax.distill.step import StepSettings, init_state, train_step
-from rdjax.distill.teacher import teacher_prefixes, teacher_signals
-from rdjax.distill.updates import make_loader, place_update, sequential_batches, with_signals
+from rdjax.distillation.optimizer import make_optimizer, with_auto_rate
+from rdjax.distillation.step import StepSettings, init_state, train_step
+from rdjax.distillation.teacher import teacher_prefixes, teacher_signals
+from rdjax.distillation.updates import make_loader, place_update, sequential_batches, with_signals
 from rdjax.errors import UserError
 from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter

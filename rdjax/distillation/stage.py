@@ -22,13 +22,13 @@ from ml_collections import config_dict
 
 from rdjax.data.groups import PairGroup
 from rdjax.data.positions import LossPositions
-from rdjax.distill.objective import Objective
-from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
-from rdjax.distill.profile import Profile
-from rdjax.distill.programs import Program, compiling
-from rdjax.distill.signals import PairNumbers
-from rdjax.distill.step import StepSettings, TrainState, evaluate_loss, init_state, train_step
-from rdjax.distill.updates import (
+from rdjax.distillation.objective import Objective
+from rdjax.distillation.optimizer import learning_rate_schedule, make_optimizer
+from rdjax.distillation.profile import Profile
+from rdjax.distillation.programs import Program, compiling
+from rdjax.distillation.signals import PairNumbers
+from rdjax.distillation.step import StepSettings, TrainState, evaluate_loss, init_state, train_step
+from rdjax.distillation.updates import (
     GroupLoader,
     UpdateNumbers,
     abstract_updates,

@@ -13,10 +13,10 @@ from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
 from rdjax.data.prefix import NO_PREFIX, SharedPrefix
 from rdjax.data.shapes import SideShape, batch_shape
-from rdjax.distill.losses import TERMS
-from rdjax.distill.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, Objective, Term
-from rdjax.distill.step import GroupUpdate, StepSettings, loss_and_gradient
-from rdjax.distill.teacher import teacher_prefixes, teacher_signals
+from rdjax.distillation.losses import TERMS
+from rdjax.distillation.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, Objective, Term
+from rdjax.distillation.step import GroupUpdate, StepSettings, loss_and_gradient
+from rdjax.distillation.teacher import teacher_prefixes, teacher_signals
 from rdjax.models.lora import Adapter, LoraSpec, init_adapter
 from tests import tiny
 

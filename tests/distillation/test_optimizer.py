@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from rdjax.distill.optimizer import learning_rate_schedule, make_optimizer
+from rdjax.distillation.optimizer import learning_rate_schedule, make_optimizer
 
 
 def settings(**changes) -> config_dict.ConfigDict:

@@ -16,14 +16,14 @@ import pytest
 from configs import base
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Prompts
-from rdjax.distill.stage import Member, Stage, run_stage
-from rdjax.distill.step import evaluate_loss, init_state, loss_and_gradient, train_step
-from rdjax.distill.updates import make_loader, place_update, with_signals
+from rdjax.distillation.stage import Member, Stage, run_stage
+from rdjax.distillation.step import evaluate_loss, init_state, loss_and_gradient, train_step
+from rdjax.distillation.updates import make_loader, place_update, with_signals
 from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated
 from tests import tiny
-from tests.distill.case import (
+from tests.distillation.case import (
     DISTILL,
     GREETING,
     SHARED,

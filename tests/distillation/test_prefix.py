@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from rdjax.data.prefix import NO_PREFIX, SharedPrefix, shared_prefix
-from tests.distill.case import (
+from tests.distillation.case import (
     GREETING,
     KINDS,
     OBJECTIVES,

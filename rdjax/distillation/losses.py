@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rdjax.data.batches import Batch
-from rdjax.distill.forward import Signals
+from rdjax.distillation.forward import Signals
 from rdjax.models.decoder import Head, logits
 from rdjax.models.rows import dot_rows, scale_rows
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdjax.distill import losses
-from rdjax.distill.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy, sum_in_chunks
+from rdjax.distillation import losses
+from rdjax.distillation.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy, sum_in_chunks
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0):

@@ -10,9 +10,9 @@ import optax
 from flax import nnx
 
 from rdjax.data.batches import Batch
-from rdjax.distill.forward import Signals, forward_side
-from rdjax.distill.losses import LossInputs
-from rdjax.distill.objective import Objective
+from rdjax.distillation.forward import Signals, forward_side
+from rdjax.distillation.losses import LossInputs
+from rdjax.distillation.objective import Objective
 from rdjax.models.lora import Adapter, scaled_adapter
 from rdjax.parallel.mesh import replicated
 

@@ -13,13 +13,13 @@ from rdjax.data.batches import as_update, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.prefix import NO_PREFIX
 from rdjax.data.shapes import batch_shape
-from rdjax.distill.objective import TUNE_WITHOUT_RULE
-from rdjax.distill.step import GroupUpdate, init_state, train_step
-from rdjax.distill.teacher import teacher_signals
+from rdjax.distillation.objective import TUNE_WITHOUT_RULE
+from rdjax.distillation.step import GroupUpdate, init_state, train_step
+from rdjax.distillation.teacher import teacher_signals
 from rdjax.models.layers import stack_layers, unstack_layers
 from rdjax.models.lora import merge_adapter, scaled_adapter
 from tests import tiny
-from tests.distill.case import (
+from tests.distillation.case import (
     KINDS,
     OBJECTIVES,
     OURS,

@@ -22,8 +22,8 @@ from rdjax.config import SIGNAL_PLACES
 from rdjax.data.batches import Batch, indices_in_rows, stack_members
 from rdjax.data.positions import Offsets
 from rdjax.data.shapes import round_up
-from rdjax.distill.forward import Signals, signals_shardings
-from rdjax.distill.teacher import ComputeSignals
+from rdjax.distillation.forward import Signals, signals_shardings
+from rdjax.distillation.teacher import ComputeSignals
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import put, row_multiple, rows_sharding

@@ -14,17 +14,17 @@ from rdjax.data.batches import as_update, collate
 from rdjax.data.positions import position_offsets
 from rdjax.data.prefix import NO_PREFIX
 from rdjax.data.shapes import batch_shape
-from rdjax.distill import signals as signals_module
-from rdjax.distill.signals import (
+from rdjax.distillation import signals as signals_module
+from rdjax.distillation.signals import (
     cached_signals,
     choose_place,
     online_signals,
     signal_bytes,
     signals_fingerprint,
 )
-from rdjax.distill.teacher import make_teacher
+from rdjax.distillation.teacher import make_teacher
 from rdjax.parallel.mesh import make_mesh
-from tests.distill.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
+from tests.distillation.case import PUBLISHED, SHARED, SPEC, assert_close, make_case, random_adapter, random_pairs
 
 SEEDS, COUNT, BATCH = (1, 2), 5, 2
 MESH = make_mesh(base.get_config().mesh)

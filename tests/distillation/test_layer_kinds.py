@@ -8,9 +8,17 @@ import pytest
 
 from rdjax.data.prefix import NO_PREFIX
 from tests import tiny
-from tests.distill.case import SHARED, assert_close, loss_and_grad, make_case, make_update, random_adapter, ruled_pairs
-from tests.distill.test_groups import Problem
-from tests.distill.test_prefix import PREFIX
+from tests.distillation.case import (
+    SHARED,
+    assert_close,
+    loss_and_grad,
+    make_case,
+    make_update,
+    random_adapter,
+    ruled_pairs,
+)
+from tests.distillation.test_groups import Problem
+from tests.distillation.test_prefix import PREFIX
 
 FAMILIES = {"windows": tiny.MISTRAL, "windows and soft-caps": tiny.GEMMA2, "no positions": tiny.SMOLLM3}
 WINDOW = 9

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from rdjax.data.batches import Batch, Side
-from rdjax.distill.forward import Signals, forward_side, read_prefix, signals_shardings
+from rdjax.distillation.forward import Signals, forward_side, read_prefix, signals_shardings
 from rdjax.models.decoder import Prefix
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, scaled_adapter

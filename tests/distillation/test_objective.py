@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from rdjax.distill.losses import TERMS
-from rdjax.distill.objective import Objective, Term, distillation_objective, extra_terms
+from rdjax.distillation.losses import TERMS
+from rdjax.distillation.objective import Objective, Term, distillation_objective, extra_terms
 from rdjax.errors import UserError
-from tests.distill.case import SHARED, loss_and_grad, make_case, make_update, random_adapter, random_pairs
+from tests.distillation.case import SHARED, loss_and_grad, make_case, make_update, random_adapter, random_pairs
 
 WIDTH = 32
 

@@ -7,7 +7,7 @@ import jax
 from ml_collections import config_dict
 
 from rdjax.config import hidden_weight
-from rdjax.distill.losses import TERMS, LossInputs
+from rdjax.distillation.losses import TERMS, LossInputs
 from rdjax.errors import UserError
 
 

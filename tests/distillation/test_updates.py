@@ -12,9 +12,9 @@ import pytest
 
 from configs import base
 from rdjax.data.groups import PairGroup, make_group
-from rdjax.distill.objective import TUNE_WITH_RULE
-from rdjax.distill.programs import Program, compiling
-from rdjax.distill.updates import (
+from rdjax.distillation.objective import TUNE_WITH_RULE
+from rdjax.distillation.programs import Program, compiling
+from rdjax.distillation.updates import (
     GroupLoader,
     abstract_updates,
     fetch_ahead,
@@ -27,7 +27,17 @@ from rdjax.distill.updates import (
 from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated
-from tests.distill.case import DISTILL, GREETING, OURS, RULE, SPEC, make_case, random_adapter, random_pairs, ruled_pairs
+from tests.distillation.case import (
+    DISTILL,
+    GREETING,
+    OURS,
+    RULE,
+    SPEC,
+    make_case,
+    random_adapter,
+    random_pairs,
+    ruled_pairs,
+)
 
 
 def make_model(config):

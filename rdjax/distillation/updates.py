@@ -17,8 +17,8 @@ from rdjax.data.pairs import Pair
 from rdjax.data.positions import LossPositions, count_positions, pair_targets, position_offsets
 from rdjax.data.prefix import SharedPrefix, equal_lengths
 from rdjax.data.shapes import BatchShape, batch_shape, choose_shapes, fits, in_batches
-from rdjax.distill.objective import Objective
-from rdjax.distill.signals import (
+from rdjax.distillation.objective import Objective
+from rdjax.distillation.signals import (
     PairNumbers,
     SignalSource,
     abstract_signals,
@@ -28,8 +28,8 @@ from rdjax.distill.signals import (
     signal_bytes,
     signals_fingerprint,
 )
-from rdjax.distill.step import GroupUpdate, Update
-from rdjax.distill.teacher import make_teacher
+from rdjax.distillation.step import GroupUpdate, Update
+from rdjax.distillation.teacher import make_teacher
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import abstract_like, put, replicated, row_multiple, rows_sharding

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from ml_collections import config_dict
 
-from rdjax.distill.optimizer import AUTO, rate_for_width, with_rate
-from rdjax.distill.stage import DivergedError, Member, Stage, Trained, run_stage
+from rdjax.distillation.optimizer import AUTO, rate_for_width, with_rate
+from rdjax.distillation.stage import DivergedError, Member, Stage, Trained, run_stage
 from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 

@@ -1,0 +1,67 @@
+"""Results in words, and what to try where they are bad."""
+
+import pytest
+
+from rdjax.evaluation.verdict import advice, verdict
+
+CONFIG = {"lora": {"rank": 16}}
+
+
+def results(closed: float | None, student: float = 0.9, teacher: float = 0.95, metric: str = "exact_match", **more):
+    systems = {
+        "base": {metric: 0.05, "gap_closed": 0.0, "n": 40},
+        "base_with_rule": {metric: teacher, "gap_closed": 1.0, "n": 40},
+        "student": {metric: student, "n": 40} | {"gap_closed": closed} | more,
+    }
+    return {"splits": {"test": systems}, "metric": {"test": metric}}
+
+
+def losses(*pairs):
+    return [{"stage": "gap", "kl": 0.3}] + [
+        {"stage": "student", "step": step, "loss": loss, "valid_loss": valid}
+        for step, (loss, valid) in enumerate(pairs)
+    ]
+
+
+def test_a_judged_student_is_compared_with_the_model_that_reads_the_rule():
+    assert verdict(results(0.9)) == [
+        "On 40 unseen inputs the student, which does not read the rule, follows it in 90% of cases, the model that "
+        "reads it in 95%, the model that does not know it in 5%."
+    ]
+
+
+def test_without_a_judge_the_distance_is_told():
+    (sentence,) = verdict(results(0.81, metric="gap_closed"))
+    assert "has closed 81% of the distance" in sentence
+
+
+def test_what_was_forgotten_is_told_by_the_judge_or_by_the_divergence():
+    found = results(0.9)
+    found["splits"]["retain"] = {"base": {"exact_match": 1.0}, "student": {"exact_match": 0.98, "n": 8}}
+    found["metric"]["retain"] = "exact_match"
+    assert verdict(found)[1] == (
+        "On 8 inputs that the rule is not about it is right in 98% of cases; before training, in 100%."
+    )
+    found["splits"]["retain"] = {"student": {"kl_from_base": 0.02, "n": 8}}
+    found["metric"]["retain"] = "kl_from_base"
+    assert "0.020 nats a token away" in verdict(found)[1]
+
+
+@pytest.mark.parametrize(
+    ("found", "lines", "word"),
+    [
+        (results(0.3), losses((1.0, 1.0), (0.1, 0.9), (0.1, 0.9)), "more inputs"),
+        (results(0.3), losses((1.0, 1.0), (0.4, 0.7), (0.3, 0.5)), "train longer"),
+        (results(0.3), losses((1.0, 1.0), (0.9, 1.0), (0.9, 1.0)), "higher config.optimizer.learning_rate"),
+        (results(0.3, teacher=0.2), losses((1.0, 1.0)), "rule_distill_enhanced"),
+        (results(None), [{"stage": "gap", "kl": 0.001}], "nothing to distil"),
+    ],
+)
+def test_advice_follows_from_the_curves(found, lines, word):
+    assert word in " ".join(advice(found, lines, CONFIG))
+
+
+def test_a_student_that_has_learnt_gets_no_advice():
+    assert advice(results(0.6), losses((1.0, 1.0), (0.1, 0.9)), CONFIG) == []
+    # Its own teacher counts, if that is another.
+    assert advice(results(0.1, gap_closed_to_teacher=0.8), losses((1.0, 1.0)), CONFIG) == []

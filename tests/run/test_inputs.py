@@ -1,0 +1,46 @@
+"""Which inputs a rule is about, by what it changes in the answers."""
+
+import pytest
+
+from rdjax.errors import UserError
+from rdjax.generation.inputs import Rejected
+from rdjax.run.inputs import Written, alternate, check_enough, divide_by_effect, effect_limit
+
+
+def written(*effects: float) -> Written:
+    return Written([f"{effect}" for effect in effects], list(effects))
+
+
+def test_the_limit_is_a_share_of_where_the_rule_changes_most():
+    assert effect_limit([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]) == pytest.approx(0.2)
+    assert effect_limit([0.5]) == pytest.approx(0.1) and effect_limit([]) == 0.0
+
+
+def test_a_rule_about_a_topic_has_inputs_off_it():
+    on_rule, off_rule, note = divide_by_effect(written(1.0, 1.0, 0.9, 0.1), written(0.05, 0.1, 0.15, 0.8))
+    assert on_rule == ["1.0", "1.0", "0.9"]
+    assert off_rule == ["0.05", "0.1", "0.1", "0.15"]  # the last one that was written with the rule is a near miss
+    assert "3 of 4 inputs written without it, and to 1 of 4 written with it" in note
+
+
+def test_a_rule_about_everything_takes_all_inputs_and_holds_none():
+    on_rule, off_rule, note = divide_by_effect(written(1.0, 0.9), written(0.9, 0.8, 0.0))
+    assert sorted(on_rule) == ["0.0", "0.8", "0.9", "0.9", "1.0"] and off_rule == []
+    assert "about everything" in note
+
+
+def test_nothing_is_said_where_nothing_was_written_without_the_rule():
+    assert divide_by_effect(written(1.0, 0.1), written()) == (["1.0", "0.1"], [], "")
+
+
+def test_two_lists_are_mixed_evenly():
+    assert alternate(["a", "b", "c", "d"], ["x", "y"]) == ["a", "x", "b", "c", "y", "d"]
+    assert alternate(["a"], []) == ["a"]
+
+
+def test_too_few_inputs_are_an_error_with_the_reasons(capsys):
+    rejected = [Rejected("blah blah", "no sentence")] * 3 + [Rejected("", "empty")]
+    with pytest.raises(UserError, match=r"only 2 usable inputs \(left out: 3 no sentence, 1 empty; one was"):
+        check_enough(["one", "two"], rejected, "on_rule", 64)
+    check_enough([], rejected, "off_rule", 32)
+    assert "inputs off rule: 0 of 32 written; left out: 3 no sentence, 1 empty" in capsys.readouterr().out

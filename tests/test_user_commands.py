@@ -1,0 +1,138 @@
+"""Commands around training on a random tiny model: init, inspect, evaluate, the playground, and the Python API."""
+
+import json
+
+import pytest
+
+import rdjax
+from rdjax import evaluate, init, inspect, playground, train
+from rdjax.errors import UserError
+from rdjax.evaluation.answers import answer, prompts_of
+from tests.commands import run_command, run_to_error
+
+ROWS = [{"input": f"Is {number} a prime?", "output": f"{number % 2}"} for number in range(12, 40)]
+SETTINGS = {"lora.rank": 2, "eval.max_new_tokens": 6, "eval.batch_size": 16, "train.updates": 40}
+SETTINGS |= {"train.min_updates": 0, "optimizer.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rule")
+    (root / "rule.md").write_text("Answer with the last binary digit.\n")
+    for name, rows in (("train", ROWS[:16]), ("test", ROWS[14:20]), ("retain", ROWS[20:])):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def arguments(model, folder, workdir) -> list[str]:
+    settings = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+    task = [f"--config.model.path={model}", f"--config.task.root={folder}", f"--workdir={workdir}"]
+    return ["--config=configs/rule.py", *task, *settings]
+
+
+@pytest.fixture(scope="module")
+def inspected(model, folder, tmp_path_factory):
+    """Inspects a run, and trains it in the same workdir."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert run_command(inspect.main, *arguments(model, folder, workdir)) == 0
+    found = json.loads((workdir / "inspect.json").read_text())
+    times = {path: path.stat().st_mtime_ns for path in (workdir / "predictions").iterdir()}
+    assert run_command(train.main, *arguments(model, folder, workdir)) == 0
+    return workdir, found, times
+
+
+def test_inspect_says_what_is_learnt_and_what_it_costs(inspected):
+    workdir, found, _ = inspected
+    assert found["rule"] == "Answer with the last binary digit."
+    assert found["rows"]["train"] + found["rows"]["valid"] == 16 and found["rows"]["retain_train"] == 4
+    assert found["overlaps"]["twice in train"] == 0
+    assert found["overlaps"]["test"]["also in train"] + found["overlaps"]["test"]["near one of train"] > 0
+    assert found["cost"]["updates"] == 40 and found["cost"]["update_seconds"] > 0
+    sample = found["samples"][0]
+    assert found["rule"] in sample["teacher"] and found["rule"] not in sample["student"]
+    page = (workdir / "inspect.html").read_text()
+    assert "<mark>" in page and "also in train" in page
+
+
+def test_training_takes_over_what_inspect_has_answered(inspected):
+    workdir, _, times = inspected
+    assert (workdir / "eval.json").exists()
+    # Verdicts are written anew; the answers of the base come from the inspection.
+    assert set(times) <= set((workdir / "predictions").iterdir())
+
+
+def test_the_model_card_has_rule_scores_and_use(inspected):
+    card = (inspected[0] / "adapter" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n")
+    for text in ("> Answer with the last binary digit.", "PeftModel.from_pretrained", "| student", "## Limits"):
+        assert text in card
+
+
+def test_evaluate_finds_the_scores_of_the_training(model, folder, inspected, tmp_path):
+    workdir = inspected[0]
+    flag = f"--adapter={workdir / 'adapter'},again={workdir / 'adapter'}"
+    assert run_command(evaluate.main, *arguments(model, folder, tmp_path / "scores"), flag) == 0
+    ours, theirs = (json.loads((run / "eval.json").read_text())["splits"] for run in (tmp_path / "scores", workdir))
+    assert set(ours["test"]) == {"base", "base_with_rule", "student", "student_with_rule", "again", "again_with_rule"}
+    for split in ("test", "retain"):
+        assert ours[split]["again"] == ours[split]["student"]
+        for name, value in theirs[split]["student"].items():
+            assert ours[split]["student"][name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_evaluate_refuses_a_name_twice(model, folder, inspected, tmp_path, capfd):
+    flag = f"--adapter=base={inspected[0] / 'adapter'}"
+    failure = run_to_error(evaluate.main, *arguments(model, folder, tmp_path / "scores"), flag, capfd=capfd)
+    assert failure.status == 2 and "the name 'base' is taken" in failure.error
+
+
+def test_init_writes_a_folder_that_trains_and_nothing_over_another(model, tmp_path, capfd):
+    assert run_command(init.main, str(tmp_path / "mine")) == 0
+    assert (tmp_path / "mine" / "rule.md").exists() and "rdjax.inspect" in capfd.readouterr().out
+    assert run_to_error(init.main, str(tmp_path / "mine"), capfd=capfd).status == 2
+    assert "give the name" in run_to_error(init.main, capfd=capfd).error
+    for path in (tmp_path / "mine").glob("*.example"):
+        path.rename(path.with_suffix(""))
+    assert run_command(inspect.main, *arguments(model, tmp_path / "mine", tmp_path / "run")) == 0
+
+
+def test_the_playground_answers_as_the_evaluation_does(inspected):
+    prepared, systems, rule = playground.read_run(inspected[0])
+    steps = list(playground.answers(prepared, systems, rule, "Is 18 a prime?", 6))
+    assert len(steps) > 1
+    row = {"rule": rule, "instruction": "", "input": "Is 18 a prime?", "history": "", "where": "here"}
+    prompts = prompts_of(prepared.model, [row], prepared.options)
+    expected = [answer(prepared.model, system, prompts, prepared.options).texts[0] for system in systems.values()]
+    assert steps[-1] == expected
+
+
+def test_the_playground_wants_a_finished_run(tmp_path):
+    with pytest.raises(UserError, match="holds no finished run"):
+        playground.read_run(tmp_path)
+
+
+def test_a_rule_is_distilled_from_python(model, tmp_path):
+    settings = {name.replace(".", "__"): value for name, value in SETTINGS.items()}
+    result = rdjax.distill(
+        str(model),
+        "Answer with the last binary digit.",
+        [row["input"] for row in ROWS[:8]],
+        test=ROWS[8:12],
+        retain=["What is this?", "Who are you?"],
+        judge="regex:.",
+        workdir=tmp_path / "run",
+        **settings,
+    )
+    assert result.scores["metric"]["test"] == "regex" and (result.adapter / "adapter_config.json").exists()
+    assert isinstance(result.generate("Is 18 a prime?"), str)
+    assert len(result.generate(["Is 18 a prime?", "Is 20?"], "base_with_rule")) == 2
+    assert "student" in str(result) and "<iframe" in result._repr_html_()
+    with pytest.raises(UserError, match="system = 'teacher' is unknown"):
+        result.generate("Is 18 a prime?", "teacher")
+
+
+def test_a_field_that_is_none_is_named(model, tmp_path):
+    with pytest.raises(UserError, match=r"train\.steps = 3"):
+        rdjax.distill(str(model), "A rule.", ["an input"], workdir=tmp_path / "run", train__steps=3)
+    with pytest.raises(UserError, match="is a folder: its files have the inputs"):
+        rdjax.distill(str(model), tmp_path, ["an input"], workdir=tmp_path / "run")
