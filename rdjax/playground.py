@@ -101,7 +101,7 @@ def build_page(prepared: Experiment, systems: dict[str, System], rule: str, max_
         button = gradio.Button("Answer", variant="primary")
         with gradio.Row():
             boxes = [
-                gradio.Textbox(label=label, interactive=False, lines=8, max_lines=24, min_width=280, elem_id=name)
+                gradio.Textbox(label=label, interactive=False, lines=4, max_lines=24, min_width=280, elem_id=name)
                 for name, label in NAMES.items()
             ]
         for event in (text.submit, button.click):
