@@ -18,6 +18,7 @@ from rdjax.run.distil import result_lines, run_experiment
 from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Run
 from rdjax.storage.files import read_json
+from rdjax.storage.workdir import FROM_PYTHON
 
 Rows = Sequence[str | Mapping[str, str]]  # inputs, or {"input": ..., "output": ...}
 
@@ -111,7 +112,7 @@ def distill(
     for name, value in settings.items():
         _set_field(config, name.replace("__", "."), value)
     check_config(config)
-    run = run_experiment(config, workdir)
+    run = run_experiment(config, workdir, FROM_PYTHON)
     if not (workdir / PAGE).exists():
         write_page(workdir)
     return Distilled(run)
@@ -138,12 +139,17 @@ def _task_folder(
             raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")
         return pathlib.Path(rule)
     folder = workdir.with_name(f"{workdir.name}-rule")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rule.md").write_text(rule.strip() + "\n", encoding="utf-8")
+    files = {"rule.md": rule.strip() + "\n"}
     for split, rows in splits.items():
         lines = [json.dumps({"input": row} if isinstance(row, str) else dict(row), ensure_ascii=False) for row in rows]
-        path = folder / f"{split}.jsonl"
-        path.unlink(missing_ok=True)
         if lines:
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            files[f"{split}.jsonl"] = "\n".join(lines) + "\n"
+    if folder.exists():
+        found = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
+        if found != files:
+            raise UserError(f"workdir = {str(workdir)!r}: {folder} holds another rule or rows; take another workdir")
+        return folder
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     return folder

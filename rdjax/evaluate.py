@@ -7,6 +7,8 @@ Adapters are PEFT's, of rdjax or not. The base without the rule and with it in t
 other flags are those of rdjax.train, of which the task, the model and `eval` count.
 """
 
+import pathlib
+
 from absl import flags
 
 from rdjax.errors import UserError
@@ -30,21 +32,33 @@ _ADAPTER = flags.DEFINE_list(
 TAKEN = ("base", "base_with_rule")
 
 
-def read_systems(prepared: Experiment, adapters: list[str]) -> dict[str, System]:
-    """Returns the base, and each adapter without the rule and with it, by name.
+def name_adapters(texts: list[str]) -> dict[str, pathlib.Path]:
+    """Returns the folders of the adapters by their names.
 
     Raises:
-      UserError: two adapters have the same name, or one does not fit the model.
+      UserError: two have the same name, or one is not found.
     """
-    start, model = prepared.start, prepared.model
-    systems = {"base": System(start, with_rule=False), "base_with_rule": System(start, with_rule=True)}
-    for text in adapters:
+    folders: dict[str, pathlib.Path] = {}
+    for text in texts:
         name, found, path = text.partition("=")
         if not found:
             name, path = "student", text
-        if name in systems or not name:
+        if not name or name in (*TAKEN, *folders):
             raise UserError(f"--adapter: the name {name!r} is taken; accepted: <name>=<folder> with different names")
-        adapter, spec = load_adapter(resolve_folder(path, "adapter"), model.config, model.base)
+        folders[name] = resolve_folder(path, "adapter")
+    return folders
+
+
+def read_systems(prepared: Experiment, adapters: dict[str, pathlib.Path]) -> dict[str, System]:
+    """Returns the base, and each adapter without the rule and with it, by name.
+
+    Raises:
+      UserError: an adapter does not fit the model.
+    """
+    start, model = prepared.start, prepared.model
+    systems = {"base": System(start, with_rule=False), "base_with_rule": System(start, with_rule=True)}
+    for name, folder in adapters.items():
+        adapter, spec = load_adapter(folder, model.config, model.base)
         # Systems are run at one scale, that of the config.
         adapter = put(scaled_adapter(adapter, spec.scale / prepared.options.scale), replicated(model.mesh))
         systems[name] = System(adapter, with_rule=False)
@@ -57,8 +71,9 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config = experiment.config("configs/rule.py")
     check_run(config)
-    prepared = prepare_evaluation(config, experiment.workdir(), "rdjax.evaluate")
-    systems = read_systems(prepared, _ADAPTER.value)
+    adapters = name_adapters(_ADAPTER.value)
+    prepared = prepare_evaluation(config, experiment.workdir(), "rdjax.evaluate", adapters)
+    systems = read_systems(prepared, adapters)
     finished = prepared.workdir / FINISHED
     if exists_on_first(finished):
         print(f"{prepared.workdir} is finished:")

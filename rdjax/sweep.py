@@ -208,6 +208,8 @@ def _answer_inputs(workdir: pathlib.Path) -> dict[str, Any]:
     config = record["config"]
     decoding = {name: value for name, value in config["eval"].items() if name not in ("systems", "gap_rows")}
     inputs = {"fingerprint": record["fingerprint"], "model": config["model"], "task": config["task"], "eval": decoding}
+    if config["loss"].get("retain_weight"):
+        inputs["retain"] = config["seed"]  # the seed divides retain; rows without inputs of their own are written by it
     return inputs | ({"lora": config["lora"]} if config["model"]["adapter"] else {})
 
 

@@ -80,6 +80,14 @@ def test_evaluate_finds_the_scores_of_the_training(model, folder, inspected, tmp
             assert ours[split]["student"][name] == pytest.approx(value, abs=1e-4), name
 
 
+def test_scores_of_other_adapters_or_of_a_training_are_not_taken_over(model, folder, inspected, tmp_path, capfd):
+    settings = arguments(model, folder, tmp_path / "scores")
+    assert run_command(evaluate.main, *settings) == 0
+    failure = run_to_error(evaluate.main, *settings, f"--adapter={inspected[0] / 'adapter'}", capfd=capfd)
+    assert "changed since it began: the adapters that are evaluated" in failure.error
+    assert "holds a run of rdjax.evaluate, not of rdjax.train" in run_to_error(train.main, *settings, capfd=capfd).error
+
+
 def test_evaluate_refuses_a_name_twice(model, folder, inspected, tmp_path, capfd):
     flag = f"--adapter=base={inspected[0] / 'adapter'}"
     failure = run_to_error(evaluate.main, *arguments(model, folder, tmp_path / "scores"), flag, capfd=capfd)
@@ -129,6 +137,14 @@ def test_a_rule_is_distilled_from_python(model, tmp_path):
     assert "student" in str(result) and "<iframe" in result._repr_html_()
     with pytest.raises(UserError, match="system = 'teacher' is unknown"):
         result.generate("Is 18 a prime?", "teacher")
+
+
+def test_a_rule_of_another_run_is_not_written_over(model, tmp_path):
+    (tmp_path / "run-rule").mkdir()
+    (tmp_path / "run-rule" / "train.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="holds another rule or rows"):
+        rdjax.distill(str(model), "A rule.", ["an input"], workdir=tmp_path / "run")
+    assert (tmp_path / "run-rule" / "train.jsonl").read_text() == "mine"
 
 
 def test_a_field_that_is_none_is_named(model, tmp_path):

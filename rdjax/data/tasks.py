@@ -66,8 +66,8 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     labelled = LABELS[config.name](splits) if config.name in LABELS else {}
     if not config.demos:
         splits = _with_rules(splits, lambda rule: rule.split(DEMOS_LEAD)[0])
-    if config.one_wording and not written:
-        wording = splits["train"][0]["rule"]
+    if config.one_wording:
+        wording = splits["train"][0]["rule"] if "train" in splits else read_wordings(root)[0]
         splits = _with_rules(splits, lambda rule: wording)
     wordings = tuple(read_wordings(root)[: 1 if config.one_wording else None]) if written else ()
     return RuleTask(as_datasets(splits), tuple(notes), labelled, wordings)

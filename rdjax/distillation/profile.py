@@ -14,6 +14,12 @@ class Profile:
         self.folder, self.first, self.end = folder, FIRST, FIRST + count
         self.tracing = False
 
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     def before(self, update: int) -> None:
         """Starts or ends the trace where update number `update` is next."""
         if update == self.first < self.end:

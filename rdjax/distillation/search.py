@@ -48,7 +48,16 @@ def train_stage(
     return [
         result
         if has_learnt(result)
-        else retry(stage, model, member, config, folder, rate, result, "the validation loss did not fall")
+        else retry(
+            stage if len(members) == 1 else dataclasses.replace(stage, name=f"{stage.name}_seed{member.seed}"),
+            model,
+            member,
+            config,
+            folder,
+            rate,
+            result,
+            "the validation loss did not fall",
+        )
         for member, result in zip(members, results, strict=True)
     ]
 
@@ -96,5 +105,11 @@ def retry(
         return result
     print(f"{stage.name}: training at {best:.2g}")
     again = dataclasses.replace(stage, name=f"{stage.name}_at_{best:.1e}")
-    (found,) = run_stage(again, model, [member], with_rate(config, best), folder / again.name)
+    try:
+        (found,) = run_stage(again, model, [member], with_rate(config, best), folder / again.name)
+    except DivergedError:
+        if result is None:
+            raise
+        print(f"{again.name}: the loss is not finite after all; what was learnt before is kept")
+        return result
     return found if result is None or found.valid_loss < result.valid_loss else result

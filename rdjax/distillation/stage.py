@@ -361,7 +361,7 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
         reached = validate_start(job, reached)
     profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
     upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
-    with deferred_sigterm() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar:
+    with deferred_sigterm() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar, profile:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
             previous = metrics
             update = place_update(job.loaders, fetched)
@@ -386,7 +386,6 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
                     "the same command goes on from there"
                 )
                 sys.exit(EXIT_RERUN)
-    profile.stop()
     return reached
 
 

@@ -14,6 +14,14 @@ from rdjax.evaluation.verdict import verdict
 from rdjax.models.load import EMBEDDED
 
 CARD = "README.md"
+PAPER = "[arXiv 2311.08883](https://arxiv.org/abs/2311.08883)"
+DISTILLED = f"It was trained by rule distillation ({PAPER}) with `rdjax`: "
+METHOD_WORDS = {
+    "rule_distill_base": DISTILLED + "the base with the rule in its prompt was the teacher.",
+    "rule_distill_enhanced": DISTILLED + "the base, tuned with the rule in its prompt, was the teacher.",
+    "inst_tune_without_rule": "It was tuned with `rdjax` on outputs that follow the rule.",
+    "inst_tune_with_rule": "It was tuned with `rdjax` on outputs that follow the rule, with the rule in the prompt.",
+}
 PEFT_USE = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,9 +67,7 @@ def card_text(
     parts = [
         front_matter(base, merged),
         "# A rule, distilled into " + ("a model" if merged else "a LoRA adapter"),
-        "This model follows the rule below without it in the prompt. It was trained by rule distillation "
-        "([arXiv 2311.08883](https://arxiv.org/abs/2311.08883)) with `rdjax`: the base with the rule in its prompt was "
-        "the teacher.",
+        "This model follows the rule below without it in the prompt. " + METHOD_WORDS[record["config"]["method"]],
         "## The rule",
         "\n".join(f"> {line}" for line in results.get("rule", "").splitlines()),
         "## How well it follows it",

@@ -16,9 +16,13 @@ from rdjax.storage.files import read_json, read_lines, write_json
 from rdjax.storage.workdir import RECORD
 
 
-def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path) -> Run:
-    """Runs what is left of an experiment; one that is finished is only read."""
-    run = prepare(config, workdir)
+def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module: str = "rdjax.train") -> Run:
+    """Runs what is left of an experiment; one that is finished is only read.
+
+    Args:
+      module: the command that runs, for the record.
+    """
+    run = prepare(config, workdir, module=module)
     finished = workdir / FINISHED
     if exists_on_first(finished):
         print(f"{workdir} is finished:")

@@ -70,10 +70,17 @@ def written_task(
     if task.wordings:
         with_rule = scribe.on_rule([row["input"] for row in own], taken)
     else:
-        with_rule = scribe.measured([row["input"] for row in own[: config.task.written.off_rule]], "own.jsonl")
+        with_rule = scribe.measured(own[: config.task.written.off_rule], "own")
+        if effect_limit(with_rule.effects) / OFF_RULE < GAP_NEAR_ZERO:
+            return task  # the run will warn that there is nothing to distil
     without = scribe.off_rule([*taken, *with_rule.texts]) if needs_off_rule(task, options, config) else Written([], [])
-    on_rule, off_rule, note = divide_by_effect(with_rule, without)
+    on_rule, off_rule, note = divide_by_effect(with_rule, without, are_own=not task.wordings)
     if task.wordings:
+        if len(on_rule) < LEAST_INPUTS:
+            raise UserError(
+                f"config.task.inputs = written: the rule changes the answers to only {len(on_rule)} of the inputs that "
+                f"the model wrote ({folder}); give {LEAST_INPUTS} or more that it is about in train.jsonl"
+            )
         rows = scribe.rows(on_rule, "on_rule.jsonl")
         tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
         valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
@@ -81,7 +88,8 @@ def written_task(
         splits["train"] = own + rows[len(tests) + len(valid) :]
     if without.texts and off_rule:
         splits[RETAIN] = scribe.rows(off_rule, "off_rule.jsonl")
-    return dataclasses.replace(task, splits=as_datasets(splits), notes=(*task.notes, *([note] if note else [])))
+    notes = (*task.notes, *([note] if note else []))
+    return dataclasses.replace(task, splits=as_datasets(splits), notes=notes, wordings=())
 
 
 def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.ConfigDict) -> bool:
@@ -90,11 +98,12 @@ def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.Con
     return bool(wanted) and RETAIN not in task.splits and can_write(options.template)
 
 
-def divide_by_effect(with_rule: Written, without: Written) -> tuple[list[str], list[str], str]:
+def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False) -> tuple[list[str], list[str], str]:
     """Divides inputs by what the rule changes in the answers to them.
 
     Args:
       with_rule, without: inputs written with the rule in the prompt and without it.
+      are_own: the first are the user's, who says that the rule is about them: none of them is held.
 
     Returns:
       Inputs that the rule is about, in a mixed order; others, which are held; and a note for the log.
@@ -104,7 +113,8 @@ def divide_by_effect(with_rule: Written, without: Written) -> tuple[list[str], l
     if without.texts and about >= ABOUT_EVERYTHING * len(without.texts):
         note = (
             f"the rule changes the answers to {about} of {len(without.texts)} inputs that were written without it: it "
-            "is about everything, and they join the others; nothing is held (retain.jsonl can say what it is not about)"
+            f"is about everything{'' if are_own else ', and they join the others'}; nothing is held (retain.jsonl can "
+            "say what it is not about)"
         )
         return alternate(with_rule.texts, without.texts), [], note
     if not without.texts:
@@ -112,10 +122,10 @@ def divide_by_effect(with_rule: Written, without: Written) -> tuple[list[str], l
     on_rule = [text for text, effect in zip(*with_rule, strict=True) if effect > limit]
     misses = [text for text, effect in zip(*with_rule, strict=True) if effect <= limit]
     held = [text for text, effect in zip(*without, strict=True) if effect <= limit]
-    note = (
-        f"the rule hardly changes the answers to {len(held)} of {len(without.texts)} inputs written without it, and to "
-        f"{len(misses)} of {len(with_rule.texts)} written with it; these are held as they are"
-    )
+    note = f"the rule hardly changes the answers to {len(held)} of {len(without.texts)} inputs written without it"
+    if are_own:
+        return with_rule.texts, held, f"{note}; these are held as they are"
+    note += f", and to {len(misses)} of {len(with_rule.texts)} written with it; these are held as they are"
     return on_rule, alternate(held, misses[: len(held)]), note
 
 
@@ -154,7 +164,8 @@ class Scribe:
         wanted, texts, effects = self.config.task.written.on_rule, [], []
         for number in range(ROUNDS):
             name = "on_rule" if number == 0 else f"on_rule_{number + 1}"
-            new = self.measured(self.written(name, self.wordings[0], examples, [*taken, *texts], wanted), name)
+            written = self.written(name, self.wordings[0], examples, [*taken, *texts], wanted)
+            new = self.measured(self.rows(written, name), name)
             texts, effects = texts + new.texts, effects + new.effects
             upper = effect_limit(effects) / OFF_RULE
             if upper < GAP_NEAR_ZERO:
@@ -169,7 +180,7 @@ class Scribe:
     def off_rule(self, taken: Sequence[str]) -> Written:
         """Returns inputs written without the rule."""
         texts = self.written("off_rule", "", (), taken, self.config.task.written.off_rule)
-        return self.measured(texts, "off_rule")
+        return self.measured(self.rows(texts, "off_rule"), "off_rule")
 
     def written(self, name: str, rule: str, examples: Sequence[str], taken: Sequence[str], wanted: int) -> list[str]:
         """Returns the inputs of a file, which the model writes unless it exists."""
@@ -193,14 +204,14 @@ class Scribe:
             write_lines(path, ({"input": text} for text in texts))
         return [line["input"] for line in read_lines(path)]
 
-    def measured(self, texts: Sequence[str], name: str) -> Written:
-        """Returns inputs with what the rule changes in the answers to them."""
+    def measured(self, rows: Sequence[Row], name: str) -> Written:
+        """Returns the inputs of rows with what the rule changes in the answers to them."""
         path = self.folder / f"{name}_effects.json"
         if not exists_on_first(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            effects = rule_effects(self.model, self.start, self.rows(texts, name), self.options)
+            effects = rule_effects(self.model, self.start, rows, self.options)
             write_json(path, {"unit": "nats a token", "effects": effects})
-        return Written(list(texts), read_json(path)["effects"])
+        return Written([row["input"] for row in rows], read_json(path)["effects"])
 
     def rows(self, texts: Sequence[str], name: str) -> list[Row]:
         """Makes rows of the task from inputs."""
@@ -236,7 +247,7 @@ def check_enough(texts: Sequence[str], rejected: Sequence[Rejected], kind: str, 
     counts = collections.Counter(rejection.reason for rejection in rejected)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
     print(f"inputs {kind.replace('_', ' ')}: {len(texts)} of {wanted} written; left out: {reasons}")
-    if kind.startswith("on_rule") and len(texts) < LEAST_INPUTS:
+    if kind == "on_rule" and len(texts) < LEAST_INPUTS:
         example = next((rejection.text for rejection in rejected if rejection.text), "")
         raise UserError(
             f"config.task.inputs = written: the model wrote only {len(texts)} usable inputs (left out: {reasons}; one "

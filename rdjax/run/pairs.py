@@ -53,8 +53,11 @@ def teacher_pairs(
     path.parent.mkdir(parents=True, exist_ok=True)
     if not exists_on_first(path):
         drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
-        write_lines(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", "")))
+        written = str(path.parents[1] / "inputs")
+        write_lines(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", ""), written))
     records = read_lines(path)
+    answered = [number for number, line in enumerate(records) if line["ids"]]  # the others are written inputs
+    prompts, records = [prompts[number] for number in answered], [records[number] for number in answered]
     pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)]
     if judge is not None or config.task.only_confirmed:
         report_confirmed(path, records, config.task)
@@ -111,8 +114,13 @@ def draw_responses(
     ]
 
 
-def choose_responses(rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers], judge: Judge) -> list[dict[str, Any]]:
+def choose_responses(
+    rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers], judge: Judge, written: str = "\0"
+) -> list[dict[str, Any]]:
     """Returns one record a row: the first of its responses that the judge accepts, else the first one.
+
+    Args:
+      written: folder of inputs that the model wrote, whose responses may be empty.
 
     Raises:
       UserError: all responses to a row are empty, or the judge fails.
@@ -125,7 +133,7 @@ def choose_responses(rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers]
             raise UserError(str(error)) from error
         order = sorted(range(len(verdicts)), key=lambda number: (not answers.ids[number], not verdicts[number]))
         best = order[0]
-        if not answers.ids[best]:
+        if not answers.ids[best] and not row["where"].startswith(written):
             raise UserError(f"{row['where']}: the teacher's own response is empty; leave this row out")
         records.append(
             {

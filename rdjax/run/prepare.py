@@ -125,13 +125,20 @@ def prepare(
     )
 
 
-def prepare_evaluation(config: config_dict.ConfigDict, workdir: pathlib.Path, module: str) -> Experiment:
+def prepare_evaluation(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, module: str, adapters: Mapping[str, pathlib.Path]
+) -> Experiment:
     """Prepares an evaluation without training; inputs are written only where the folder has no tests.
+
+    Args:
+      adapters: the folders of those that will be evaluated, by name; a folder holds the scores of these alone.
 
     Raises:
       UserError: as `prepare`.
     """
     experiment, fingerprint = read_experiment(config, workdir, None)
+    hashes = {name: weights_fingerprint(folder) for name, folder in adapters.items()}
+    fingerprint["evaluated"] = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     if experiment.task.wordings and not any(map(is_evaluated, experiment.task.splits)):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)
@@ -201,13 +208,18 @@ def _answered_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, li
 def settle_task(
     config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerBase, task: RuleTask
 ) -> config_dict.ConfigDict:
-    """Returns the config with what `auto` means in its `task` section for this tokenizer and these rows."""
+    """Returns the config with what `auto` means in its `task` section for this tokenizer and these rows.
+
+    Raises:
+      UserError: other fields do not go with it.
+    """
     settled = copy.deepcopy(config)
     if settled.task.template == "auto":
         has_template = bool(settled.task.chat_template or tokenizer.chat_template)
         settled.task.template = "chat" if has_template else "alpaca"
-    if settled.task.responses == "auto" and "train" in task.splits:
+    if settled.task.responses == "auto" and "train" in task.splits and not task.wordings:
         settled.task.responses = "gold" if all(task.splits["train"]["output"]) else "teacher"
+        check_config(settled)  # what goes with gold outputs or with the teacher's
     return settled
 
 

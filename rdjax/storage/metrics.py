@@ -36,7 +36,7 @@ class MetricsLog:
         for name, value in scalars.items():
             self._events.add_scalar(f"{stage}/{name}", value, step)
         for tracker in self._trackers:
-            tracker(step, {f"{stage}/{name}": value for name, value in scalars.items()})
+            tracker.log(step, {f"{stage}/{name}": value for name, value in scalars.items()})
 
     def truncate(self, stage: str, last_step: int) -> None:
         """Drops the lines of a stage after `last_step`, that of the checkpoint from which the run resumes."""
@@ -47,7 +47,9 @@ class MetricsLog:
         write_lines(self.path, kept)
 
     def close(self) -> None:
-        """Closes the file of TensorBoard events."""
+        """Closes the file of TensorBoard events, and ends the trackers' runs."""
+        for tracker in self._trackers:
+            tracker.finish()
         if self._events is not None:
             self._events.close()
 

@@ -4,22 +4,41 @@ import importlib
 import pathlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 from rdjax.errors import UserError
 
-Tracker = Callable[[int, dict[str, float]], None]  # takes a step and its numbers by name
+
+class Tracker(NamedTuple):
+    """Holds a service's run.
+
+    Attributes:
+      log: takes a step and its numbers by name.
+      finish: ends the run.
+    """
+
+    log: Callable[[int, dict[str, float]], None]
+    finish: Callable[[], None]
 
 
 def wandb_tracker(wandb: ModuleType, workdir: pathlib.Path) -> Tracker:
     """Begins a run of Weights & Biases, or continues the one of this folder."""
     run = wandb.init(name=workdir.name, id=_run_name(workdir), resume="allow", dir=str(workdir))
-    return lambda step, numbers: run.log({**numbers, "step": step})
+    return Tracker(lambda step, numbers: run.log({**numbers, "step": step}), run.finish)
 
 
 def mlflow_tracker(mlflow: ModuleType, workdir: pathlib.Path) -> Tracker:
-    """Begins a run of MLflow."""
-    mlflow.start_run(run_name=workdir.name)
-    return lambda step, numbers: mlflow.log_metrics(numbers, step=step)
+    """Begins a run of MLflow; several can be open, one for each seed of a sweep."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("rdjax")
+    number = experiment.experiment_id if experiment else client.create_experiment("rdjax")
+    run = client.create_run(number, run_name=workdir.name).info.run_id
+
+    def log(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            client.log_metric(run, name, value, step=step)
+
+    return Tracker(log, lambda: client.set_terminated(run))
 
 
 TRACKERS: dict[str, Callable[[ModuleType, pathlib.Path], Tracker]] = {"wandb": wandb_tracker, "mlflow": mlflow_tracker}

@@ -18,6 +18,7 @@ from rdjax.parallel.processes import exists_on_first, true_everywhere
 from rdjax.storage.files import read_json, write_json
 
 RECORD = "config.json"
+FROM_PYTHON = "rdjax.distill(...)"  # in the place of a command
 # Fields that may change on resume: no result depends on them.
 FREE_FIELDS = ("mesh.", "plan.", "log.", "eval.gap_rows")
 # What a fingerprint consists of, as messages name it.
@@ -26,6 +27,7 @@ FINGERPRINT_PARTS = {
     "tokenizer": "the tokenizer or its chat template",
     "adapter": "the starting adapter's weights or config",
     "data": "the data",
+    "evaluated": "the adapters that are evaluated",
 }
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
@@ -75,16 +77,27 @@ def open_workdir(
     record, fingerprint = workdir / RECORD, dict(fingerprint or {})
     if not exists_on_first(record):
         write_json(record, _new_record(config, module, fingerprint))
+    began_with = _module_of(read_json(record).get("command", ""))
+    if began_with and began_with != module:
+        raise UserError(f"--workdir: {workdir} holds a run of {began_with}, not of {module}; take another folder")
     if not true_everywhere(record.exists()):
         raise UserError(f"--workdir: {workdir} is not the same folder for all processes; accepted: one that all see")
     _check_fingerprint(workdir, read_json(record).get("fingerprint"), fingerprint)
+
+
+def _module_of(command: str) -> str:
+    """Returns the module of a recorded command, "" if it cannot be told."""
+    if command.startswith("rdjax."):
+        return command  # called from Python
+    words = command.split()
+    return words[2] if words[:2] == ["python", "-m"] and len(words) > 2 else ""
 
 
 def _new_record(config: config_dict.ConfigDict, module: str, fingerprint: dict[str, str]) -> dict[str, Any]:
     """Returns the content of a new config.json."""
     return {
         "config": plain_config(config),
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": module if module == FROM_PYTHON else shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "fingerprint": fingerprint,
         "versions": {
             "python": platform.python_version(),

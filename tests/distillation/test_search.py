@@ -1,5 +1,6 @@
 """Learning rates that find themselves, and the end of a stage whose validation loss no longer falls."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -70,6 +71,19 @@ def test_what_was_learnt_stays_where_no_rate_is_better(monkeypatch, tmp_path):
     with_losses(monkeypatch, lambda rate: 0.97)
     (found,) = search.train_stage(stage(), Model, [member()], base.get_config(), tmp_path)
     assert found.adapter["rate"] == rate_for_width(160)
+
+
+def test_members_that_fail_go_on_apart(monkeypatch, tmp_path):
+    names = []
+
+    def run_stage(stage, model, members, config, folder):
+        names.append(stage.name)
+        return [Trained({}, 1.0 if stage.name == "student" else 0.5, 1.0) for _ in members]
+
+    monkeypatch.setattr(search, "run_stage", run_stage)
+    members = [dataclasses.replace(member(), seed=seed) for seed in (3, 4)]
+    search.train_stage(stage(), Model, members, base.get_config(), tmp_path)
+    assert len(names) == len({*names}) == 9
 
 
 def test_a_loss_that_is_never_finite_is_an_error(monkeypatch, tmp_path):

@@ -9,19 +9,22 @@ from rdjax.errors import UserError
 from rdjax.storage.metrics import MetricsLog
 
 
-def test_numbers_go_to_every_tracker(tmp_path, monkeypatch):
-    wandb_log, mlflow_log = [], []
-    run = types.SimpleNamespace(log=wandb_log.append)
+def test_numbers_go_to_every_tracker_until_the_log_is_closed(tmp_path, monkeypatch):
+    said = []
+    run = types.SimpleNamespace(log=said.append, finish=lambda: said.append("finished"))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **fields: run))
-    mlflow = types.SimpleNamespace(
-        start_run=lambda run_name: None, log_metrics=lambda numbers, step: mlflow_log.append((numbers, step))
+    client = types.SimpleNamespace(
+        get_experiment_by_name=lambda name: None,
+        create_experiment=lambda name: "7",
+        create_run=lambda number, run_name: types.SimpleNamespace(info=types.SimpleNamespace(run_id=number + run_name)),
+        log_metric=lambda run, name, value, step: said.append((run, name, value, step)),
+        set_terminated=said.append,
     )
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=lambda: client))
     log = MetricsLog(tmp_path / "run", ("wandb", "mlflow"))
     log.write("student", 20, {"loss": 0.5})
     log.close()
-    assert wandb_log == [{"student/loss": 0.5, "step": 20}]
-    assert mlflow_log == [({"student/loss": 0.5}, 20)]
+    assert said == [{"student/loss": 0.5, "step": 20}, ("7run", "student/loss", 0.5, 20), "finished", "7run"]
 
 
 def test_a_tracker_that_is_missing_or_fails_is_one_line(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def test_the_same_config_resumes(tmp_path, config):
 def test_another_config_is_refused_by_field(tmp_path, config):
     open_workdir(tmp_path, config, "rdjax.train", INPUTS)
     config.seed, config.train.epochs = 5, 2
-    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here; train\.epochs: 20 there, 2 here\)"):
+    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 5 here; train\.epochs: 0 there, 2 here\)"):
         check_workdir(tmp_path, config)
 
 
