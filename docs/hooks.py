@@ -10,7 +10,8 @@ HEAD = """# Configuration
 
 Every field of a run with its default, from `rdjax/defaults.py`. On the command line: `--config.<field>=<value>`; in a
 config file: `config.<field> = <value>`; from Python: `rdjax.distill(..., <section>__<field>=<value>)`.
-`configs/rule.py` sets `auto` for `task.template`, `task.responses` and `task.inputs`.
+`configs/rule.py` sets `auto` for `task.template`, `task.responses` and `task.inputs`, `loss.hidden_weight=10` and
+`loss.hidden_positions=shared`.
 
 """
 

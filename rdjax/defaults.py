@@ -162,5 +162,7 @@ def rule_config() -> config_dict.ConfigDict:
     config.task.template = "auto"
     config.task.responses = "auto"
     config.task.inputs = "auto"
+    # A small model, or one with few inputs, learns more from hidden states than the authors' weight lets it.
+    config.loss.hidden_weight = 10.0
     config.loss.hidden_positions = "shared"
     return config

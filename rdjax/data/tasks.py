@@ -22,7 +22,7 @@ from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 
 ENOUGH_TO_HOLD_OUT = 12  # training rows
-LEAST_RETAINED = 8  # training rows that the rule is not about
+MOST_RETAINED = 64  # training rows that the rule is not about
 FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where", "history")}
 )
@@ -78,8 +78,8 @@ def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTa
 
     Args:
       hold_out: share of the training rows that validate, if the task has no validation rows and enough others.
-      retained: whether rows that the rule is not about are trained on: as many as there are of the rule, but at least
-        `LEAST_RETAINED` and at most half; the others are tested.
+      retained: whether rows that the rule is not about are trained on: half of them, at most `MOST_RETAINED`; the
+        others are tested.
       seed: of the choice.
     """
     splits = dict(task.splits)
@@ -88,7 +88,7 @@ def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTa
         splits["valid"], splits["train"] = _draw(train, max(round(hold_out * len(train)), 2), f"valid-{seed}")
     if retained and RETAIN in splits and RETAIN_TRAIN not in splits:
         rows = splits[RETAIN]
-        count = min(max(len(train), LEAST_RETAINED), len(rows) // 2)
+        count = min(len(rows) // 2, MOST_RETAINED)
         splits[RETAIN_TRAIN], splits[RETAIN] = _draw(rows, count, f"retain-{seed}")
     if not retained:
         splits.pop(RETAIN_TRAIN, None)
