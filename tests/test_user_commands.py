@@ -37,7 +37,7 @@ def inspected(model, folder, tmp_path_factory):
     assert run_command(inspect.main, *arguments(model, folder, workdir)) == 0
     found = json.loads((workdir / "inspect.json").read_text())
     times = {path: path.stat().st_mtime_ns for path in (workdir / "predictions").iterdir()}
-    assert run_command(train.main, *arguments(model, folder, workdir)) == 0
+    assert run_command(train.main, *arguments(model, folder, workdir), "--config.log.profile=2") == 0
     return workdir, found, times
 
 
@@ -59,6 +59,10 @@ def test_training_takes_over_what_inspect_has_answered(inspected):
     assert (workdir / "eval.json").exists()
     # Verdicts are written anew; the answers of the base come from the inspection.
     assert set(times) <= set((workdir / "predictions").iterdir())
+
+
+def test_a_profile_is_written_on_request(inspected):
+    assert list((inspected[0] / "profile").rglob("*.xplane.pb"))
 
 
 def test_the_model_card_has_rule_scores_and_use(inspected):
