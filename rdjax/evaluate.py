@@ -1,7 +1,7 @@
 """Evaluates adapters without training: `python -m rdjax.evaluate --config=configs/rule.py --workdir=runs/scores ...`.
 
-    --adapter=<folder or hub id>             its scores are those of the system "student"
-    --adapter=<name>=<folder>,<name>=<...>   several adapters, each a system of its name
+    --adapters=<folder or hub id>            its scores are those of the system "student"
+    --adapters=<name>=<folder>,<name>=<...>  several adapters, each a system of its name
 
 Adapters are PEFT's, of rdjax or not. The base without the rule and with it in the prompt is always evaluated too. The
 other flags are those of rdjax.train, of which the task, the model and `eval` count.
@@ -26,9 +26,7 @@ from rdjax.run.pipeline import FINISHED, evaluate_systems
 from rdjax.run.prepare import Experiment, check_run, prepare_evaluation
 from rdjax.storage.files import read_json, write_json
 
-_ADAPTER = flags.DEFINE_list(
-    "adapter", [], "PEFT adapters: folders or hub ids, or <name>=<folder>.", allow_override=True
-)
+_ADAPTERS = flags.DEFINE_list("adapters", [], "PEFT adapters: folders or hub ids, or <name>=<folder>.")
 TAKEN = ("base", "base_with_rule")
 
 
@@ -44,7 +42,7 @@ def name_adapters(texts: list[str]) -> dict[str, pathlib.Path]:
         if not found:
             name, path = "student", text
         if not name or name in (*TAKEN, *folders):
-            raise UserError(f"--adapter: the name {name!r} is taken; accepted: <name>=<folder> with different names")
+            raise UserError(f"--adapters: the name {name!r} is taken; accepted: <name>=<folder> with different names")
         folders[name] = resolve_folder(path, "adapter")
     return folders
 
@@ -71,7 +69,7 @@ def main(argv: list[str]) -> None:
     cli.no_arguments(argv)
     config = experiment.config("configs/rule.py")
     check_run(config)
-    adapters = name_adapters(_ADAPTER.value)
+    adapters = name_adapters(_ADAPTERS.value)
     prepared = prepare_evaluation(config, experiment.workdir(), "rdjax.evaluate", adapters)
     systems = read_systems(prepared, adapters)
     finished = prepared.workdir / FINISHED

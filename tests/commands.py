@@ -57,6 +57,11 @@ def run_to_error(main: Callable[[list[str]], None], *arguments: str, capfd) -> F
     return Failure(status, errors[0])
 
 
+def known(scores: dict[str, float | None]) -> dict[str, float]:
+    """Returns the scores that a split has: retain has no gap closed."""
+    return {name: value for name, value in scores.items() if value is not None}
+
+
 def small_sweep(model: pathlib.Path, **changes) -> config_dict.ConfigDict:
     """Returns the config of a sweep that takes seconds; `changes` by path, dots as in "train.epochs"."""
     config = arithmetic.get_config()

@@ -74,7 +74,7 @@ def test_the_model_card_has_rule_scores_and_use(inspected):
 
 def test_evaluate_finds_the_scores_of_the_training(model, folder, inspected, tmp_path):
     workdir = inspected[0]
-    flag = f"--adapter={workdir / 'adapter'},again={workdir / 'adapter'}"
+    flag = f"--adapters={workdir / 'adapter'},again={workdir / 'adapter'}"
     assert run_command(evaluate.main, *arguments(model, folder, tmp_path / "scores"), flag) == 0
     ours, theirs = (json.loads((run / "eval.json").read_text())["splits"] for run in (tmp_path / "scores", workdir))
     assert set(ours["test"]) == {"base", "base_with_rule", "student", "student_with_rule", "again", "again_with_rule"}
@@ -87,13 +87,13 @@ def test_evaluate_finds_the_scores_of_the_training(model, folder, inspected, tmp
 def test_scores_of_other_adapters_or_of_a_training_are_not_taken_over(model, folder, inspected, tmp_path, capfd):
     settings = arguments(model, folder, tmp_path / "scores")
     assert run_command(evaluate.main, *settings) == 0
-    failure = run_to_error(evaluate.main, *settings, f"--adapter={inspected[0] / 'adapter'}", capfd=capfd)
+    failure = run_to_error(evaluate.main, *settings, f"--adapters={inspected[0] / 'adapter'}", capfd=capfd)
     assert "changed since it began: the adapters that are evaluated" in failure.error
     assert "holds a run of rdjax.evaluate, not of rdjax.train" in run_to_error(train.main, *settings, capfd=capfd).error
 
 
 def test_evaluate_refuses_a_name_twice(model, folder, inspected, tmp_path, capfd):
-    flag = f"--adapter=base={inspected[0] / 'adapter'}"
+    flag = f"--adapters=base={inspected[0] / 'adapter'}"
     failure = run_to_error(evaluate.main, *arguments(model, folder, tmp_path / "scores"), flag, capfd=capfd)
     assert failure.status == 2 and "the name 'base' is taken" in failure.error
 
