@@ -1,6 +1,7 @@
 """Commands around training on a random tiny model: init, inspect, evaluate, the playground, and the Python API."""
 
 import json
+import shutil
 
 import pytest
 
@@ -70,6 +71,18 @@ def test_the_model_card_has_rule_scores_and_use(inspected):
     assert card.startswith("---\nlibrary_name: peft\n")
     for text in ("> Answer with the last binary digit.", "PeftModel.from_pretrained", "| student", "## Limits"):
         assert text in card
+
+
+def test_a_run_that_begins_again_logs_its_start_once(model, folder, tmp_path):
+    """As after a kill before the first checkpoint."""
+    workdir = tmp_path / "run"
+    for _ in range(2):
+        assert run_command(train.main, *arguments(model, folder, workdir), "--config.eval.systems=()") == 0
+        shutil.rmtree(workdir / "checkpoints")
+        (workdir / "eval.json").unlink()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["stage"] == "student"]
+    assert steps[0] == 0 and len(steps) == len({*steps})
 
 
 def test_evaluate_finds_the_scores_of_the_training(model, folder, inspected, tmp_path):

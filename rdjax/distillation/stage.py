@@ -6,16 +6,13 @@ side by side over one copy of the base; each gets what it would get alone.
 
 import dataclasses
 import functools
-import itertools
 import math
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import config_dict
@@ -26,8 +23,19 @@ from rdjax.distillation.objective import Objective
 from rdjax.distillation.optimizer import learning_rate_schedule, make_optimizer
 from rdjax.distillation.profile import Profile
 from rdjax.distillation.programs import Program, compiling
+from rdjax.distillation.progress import (
+    Progress,
+    copy_adapters,
+    has_converged,
+    initial_progress,
+    keep_best,
+    restore_progress,
+    save_progress,
+    stack_adapters,
+    take_member,
+)
 from rdjax.distillation.signals import PairNumbers
-from rdjax.distillation.step import StepSettings, TrainState, evaluate_loss, init_state, train_step
+from rdjax.distillation.step import StepSettings, TrainState, evaluate_loss, train_step
 from rdjax.distillation.updates import (
     GroupLoader,
     UpdateNumbers,
@@ -42,13 +50,11 @@ from rdjax.distillation.updates import (
 from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.parallel.mesh import replicated
 from rdjax.parallel.processes import EXIT_RERUN, deferred_sigterm, to_host
 from rdjax.storage.checkpoint import Checkpoints
 from rdjax.storage.metrics import MetricsLog, progress, show
 
 VALIDATIONS = 20  # of a run whose length is a number of updates
-LEAST_FALL = 0.02  # a validation loss falls if it falls by this share of what it was before the first update
 
 
 class DivergedError(UserError):
@@ -97,21 +103,6 @@ class Member:
     train: Sequence[PairGroup]
     valid: Sequence[PairGroup]
     log: MetricsLog
-
-
-class Progress(NamedTuple):
-    """Holds what a stage has reached; its checkpoints contain this. Arrays are stacked over members."""
-
-    state: TrainState
-    best: Adapter
-    best_losses: list[float]
-    start_losses: list[float]  # before the first update
-    fallen_to: list[float]  # the validation loss when it last fell
-    stale: list[int]  # validations of each member since then
-    updates: int  # done
-
-
-RECORDED = ("best_losses", "start_losses", "fallen_to", "stale", "updates")  # in the record of a checkpoint
 
 
 class Trained(NamedTuple):
@@ -180,9 +171,11 @@ def run_stage(
     updates, per_epoch = plan_updates(members, config.train)
     optimizer = make_optimizer(config.optimizer, len(updates))
     checkpoints = Checkpoints(folder)
-    reached = restore_progress(checkpoints, initial_progress(model, members, optimizer))
+    initial = initial_progress([member.initial for member in members], optimizer, model.mesh)
+    reached = restore_progress(checkpoints, initial)
     for member in members:
-        member.log.truncate(stage.name, reached.updates)
+        # From the start on, the validation before the first update is made and logged again.
+        member.log.truncate(stage.name, reached.updates or -1)
     if reached.updates < len(updates) and not has_converged(reached, config.train):
         job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
         job = load_signals(job, reached.state, folder.parent / "signals")
@@ -192,49 +185,6 @@ def run_stage(
         Trained(take_member(reached.best, number), reached.best_losses[number], reached.start_losses[number])
         for number in range(len(members))
     ]
-
-
-class Trial(NamedTuple):
-    """Holds what a few updates say about all.
-
-    Attributes:
-      preparing: seconds for the teachers' signals and for compiling.
-      update: seconds of one update, the fastest of a few.
-      updates: of the whole stage, at most.
-    """
-
-    preparing: float
-    update: float
-    updates: int
-
-
-def try_updates(
-    stage: Stage,
-    model: LanguageModel,
-    members: Sequence[Member],
-    config: config_dict.ConfigDict,
-    folder: pathlib.Path,
-    count: int = 4,
-) -> Trial:
-    """Takes the first updates of a stage and times them; keeps nothing but signals that are cached on disk.
-
-    Args:
-      config: as for `run_stage`.
-      folder: of signals that are cached on disk.
-    """
-    began = time.monotonic()
-    updates, per_epoch = plan_updates(members, config.train)
-    optimizer = make_optimizer(config.optimizer, len(updates))
-    reached = initial_progress(model, members, optimizer)
-    job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
-    job = load_signals(job, reached.state, folder)
-    times, state = [time.monotonic()], reached.state
-    for fetched in fetch_ahead(job.loaders, updates[: count + 1]):
-        state, metrics = job.step(state, model.base, place_update(job.loaders, fetched), job.seeds_M)
-        jax.block_until_ready(metrics)
-        times.append(time.monotonic())
-    seconds = [after - before for before, after in itertools.pairwise(times)]
-    return Trial(times[1] - began, min(seconds[1:] or seconds), len(updates))
 
 
 def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:
@@ -249,32 +199,6 @@ def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tu
     later = [plan_epoch(counts, seeds, epoch, train.batch_size) for epoch in range(2, epochs + 1)]
     updates = [update for epoch in (first, *later) for update in epoch]
     return updates if train.epochs else updates[: train.updates], len(first)
-
-
-def initial_progress(
-    model: LanguageModel, members: Sequence[Member], optimizer: optax.GradientTransformation
-) -> Progress:
-    """Returns what a stage starts from, on the mesh."""
-    initial_M = stack_adapters([member.initial for member in members])
-    state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(model.mesh))(initial_M, optimizer)
-    unknown = [math.inf] * len(members)
-    return Progress(state, copy_adapters(state.adapter), unknown, unknown, unknown, [0] * len(members), 0)
-
-
-def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
-    """Returns the newest checkpoint of the stage, or the start."""
-    if checkpoints.latest() is None:
-        return initial
-    saved, record = checkpoints.restore({"state": initial.state, "best": initial.best})
-    # Earlier versions did not validate before the first update, nor end before the last one.
-    numbers = {name: record.get(name, getattr(initial, name)) for name in RECORDED}
-    return Progress(saved["state"], saved["best"], **numbers)
-
-
-def save_progress(checkpoints: Checkpoints, reached: Progress) -> None:
-    """Writes a checkpoint."""
-    record = {name: getattr(reached, name) for name in RECORDED}
-    checkpoints.save(reached.updates, {"state": reached.state, "best": reached.best}, record)
 
 
 def make_job(
@@ -421,37 +345,6 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
     return reached
 
 
-def keep_best(reached: Progress, losses: Sequence[float], settings: config_dict.ConfigDict, interval: int) -> Progress:
-    """Keeps the adapters whose validation loss is the lowest so far, and counts the validations without progress.
-
-    A member that would have ended alone, at the end of the interval before, keeps what it had then.
-    """
-    ended = [is_stale(count, reached.updates - interval, settings) for count in reached.stale]
-    better = [new < old and not end for new, old, end in zip(losses, reached.best_losses, ended, strict=True)]
-    columns = zip(losses, reached.fallen_to, reached.start_losses, strict=True)
-    falls = [new < old - LEAST_FALL * start or math.isinf(old) for new, old, start in columns]
-    return reached._replace(
-        best=choose_adapters(better, reached.state.adapter, reached.best),
-        # Not min(): a loss that is not a number is no better, and must not stay.
-        best_losses=[new if up else old for new, old, up in zip(losses, reached.best_losses, better, strict=True)],
-        fallen_to=[new if fell else old for new, old, fell in zip(losses, reached.fallen_to, falls, strict=True)],
-        stale=[
-            count if end else 0 if fell else count + 1
-            for count, fell, end in zip(reached.stale, falls, ended, strict=True)
-        ],
-    )
-
-
-def is_stale(count: int, updates: int, settings: config_dict.ConfigDict) -> bool:
-    """Tells whether a member ends after `updates` updates, `count` validations after its loss has last fallen."""
-    return not settings.epochs and 0 < settings.patience <= count and updates >= settings.min_updates
-
-
-def has_converged(reached: Progress, settings: config_dict.ConfigDict) -> bool:
-    """Tells whether no member's validation loss falls any more."""
-    return all(is_stale(count, reached.updates, settings) for count in reached.stale)
-
-
 def validate(job: Job, adapters_M: Adapter) -> list[float]:
     """Computes each member's validation loss: of each group the mean over its predictions, times its weight."""
     losses_M = np.zeros(len(job.members))
@@ -485,28 +378,3 @@ def check_finite(job: Job, scalars_M: Sequence[dict[str, float]], epoch: float) 
                 f"{job.stage.name}, seed {member.seed}: the loss is {scalars['loss']} in epoch {epoch}; "
                 "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
             )
-
-
-def stack_adapters(adapters: Sequence[Adapter]) -> Adapter:
-    """Stacks adapters along a new first axis M."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
-
-
-def copy_adapters(adapters_M: Adapter) -> Adapter:
-    """Copies adapters, because the next step donates them."""
-    return jax.tree.map(jnp.copy, adapters_M)
-
-
-def take_member(adapters_M: Adapter, number: int) -> Adapter:
-    """Returns one member's adapter."""
-    return jax.tree.map(lambda leaf: leaf[number], adapters_M)
-
-
-def choose_adapters(first: Sequence[bool], one: Adapter, other: Adapter) -> Adapter:
-    """Returns, as new arrays, each member's adapter of `one` where `first` is true, else of `other`."""
-    first_M = np.array(first)
-
-    def choose(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.where(first_M.reshape(-1, *(1,) * (left.ndim - 1)), left, right)
-
-    return jax.tree.map(choose, one, other)

@@ -110,11 +110,11 @@ def make_judge(name: str, classifier: str) -> Judge:
     """
     kind, _, argument = name.partition(":")
     if kind in KINDS and argument:
-        return KINDS[kind](name, argument, classifier)
+        return KINDS[kind][1](name, argument, classifier)
     if name in BUILT_IN:
         judge = BUILT_IN[name]
         return _each(name, name, lambda response, row: judge(response, row["output"]))
-    known = ", ".join((*BUILT_IN, *(f"{kind}:<{argument}>" for kind, argument in ARGUMENTS.items())))
+    known = ", ".join((*BUILT_IN, *(f"{kind}:<{argument}>" for kind, (argument, _) in KINDS.items())))
     raise UserError(f"config.eval.judges: {name!r} is unknown; accepted: {known}")
 
 
@@ -192,14 +192,13 @@ def _python_judge(name: str, argument: str, classifier: str) -> Judge:
     return _each(name, function, found)
 
 
-# What a name with an argument makes: (name, argument, classifier) -> judge.
-KINDS: dict[str, Callable[[str, str, str], Judge]] = {
-    "regex": _regex_judge,
-    "classifier": _classifier_judge,
-    "ifeval": _ifeval_judge,
-    "python": _python_judge,
+# For each kind of name with an argument: the word for the argument, and (name, argument, classifier) -> judge.
+KINDS: dict[str, tuple[str, Callable[[str, str, str], Judge]]] = {
+    "regex": ("pattern", _regex_judge),
+    "classifier": ("label", _classifier_judge),
+    "ifeval": ("instruction", _ifeval_judge),
+    "python": ("file>.py:<function", _python_judge),
 }
-ARGUMENTS = {"regex": "pattern", "classifier": "label", "ifeval": "instruction", "python": "file>.py:<function"}
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def evaluate(
     from_rule, from_base = _divergences(model, prompts, answers, systems, start, options)
     _add_scores(scores, answers, from_rule, from_base)
     for name, teacher in (teachers or {}).items():
-        _add_teacher_scores(scores, name, systems[name], teacher, model, prompts, start, options)
+        _add_teacher_scores(scores, name, teacher, systems, model, prompts, answers, start, options)
     hidden = {split: {name: measured.hidden_L for name, measured in part.items()} for split, part in from_rule.items()}
     metrics = {split: KL_FROM_BASE if split == RETAIN else GAP_CLOSED for split in splits}
     metrics |= {split: judges[split].metric for split in splits if split in judges}
@@ -168,7 +168,7 @@ def _add_scores(
         gap = from_rule[split]["base"].kl
         for name, system_scores in systems.items():
             kl, ids = from_rule[split][name].kl, answers[split][name].ids
-            system_scores[GAP_CLOSED] = 1 - kl / gap if gap > GAP_NEAR_ZERO and split != RETAIN else None
+            system_scores[GAP_CLOSED] = None if split == RETAIN else _gap_closed(kl, gap)
             system_scores["kl"] = kl
             system_scores["n"] = len(ids)
             system_scores["mean_response_tokens"] = float(np.mean([len(tokens) for tokens in ids]))
@@ -179,22 +179,30 @@ def _add_scores(
 def _add_teacher_scores(
     scores: Mapping[str, Mapping[str, dict[str, Any]]],
     name: str,
-    system: System,
     teacher: System,
+    systems: Mapping[str, System],
     model: LanguageModel,
     prompts: Mapping[str, Sequence[Prompts]],
+    answers: Mapping[str, Mapping[str, Answers]],
     start: Adapter,
     options: EvalOptions,
 ) -> None:
     """Adds how much of the gap between its own teacher and the base a system closes on the tests."""
-    tests = {split: part for split, part in prompts.items() if split != RETAIN}
-    pairs = {split: answered_pairs(part, answer(model, teacher, part, options)) for split, part in tests.items()}
+    evaluated = [other for other, system in systems.items() if system.adapter is teacher.adapter and system.with_rule]
+    pairs = {}
+    for split in (split for split in prompts if split != RETAIN):
+        given = answers[split][evaluated[0]] if evaluated else answer(model, teacher, prompts[split], options)
+        pairs[split] = answered_pairs(prompts[split], given)
     shapes = gap_shapes(pairs, options, row_multiple(model.mesh))
-    compared = {"base": System(start, with_rule=False), name: system}
-    for split in tests:
+    compared = {"base": System(start, with_rule=False), name: systems[name]}
+    for split in pairs:
         measured = divergence(model, teacher, compared, pairs[split], shapes[split], options)
-        gap = measured["base"].kl
-        scores[split][name][TEACHER_GAP_CLOSED] = 1 - measured[name].kl / gap if gap > GAP_NEAR_ZERO else None
+        scores[split][name][TEACHER_GAP_CLOSED] = _gap_closed(measured[name].kl, measured["base"].kl)
+
+
+def _gap_closed(kl: float, gap: float) -> float | None:
+    """Returns the share of a gap that a system closes; None where there is next to none."""
+    return 1 - kl / gap if gap > GAP_NEAR_ZERO else None
 
 
 def flip_rates(folder: pathlib.Path, splits: Iterable[str]) -> dict[str, dict[str, float]]:

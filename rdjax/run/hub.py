@@ -17,13 +17,11 @@ def check_push(repository: str) -> None:
     """
     if not os.environ.get("HF_TOKEN"):
         raise UserError("--push_to_hub: the variable HF_TOKEN is not set; accepted: a token that may write")
+    if "/" not in repository:
+        raise UserError(f"--push_to_hub={repository}: accepted: <user or organisation>/<name>")
     try:
         huggingface_hub.utils.validate_repo_id(repository)
-        if "/" not in repository:
-            raise UserError(f"--push_to_hub={repository}: accepted: <user or organisation>/<name>")
         huggingface_hub.HfApi(token=os.environ["HF_TOKEN"]).whoami()
-    except UserError:
-        raise
     except HFValidationError as error:
         raise UserError(f"--push_to_hub={repository}: {error}") from None
     except HfHubHTTPError as error:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,14 +66,14 @@ def written_task(
     own = splits.get("train", [])
     wordings = task.wordings or tuple(dict.fromkeys(row["rule"] for row in own))
     taken = [row["input"] for part in splits.values() for row in part]
-    scribe = Scribe(model, start, options, config, wordings, folder)
+    writer = InputWriter(model, start, options, config, wordings, folder)
     if task.wordings:
-        with_rule = scribe.on_rule([row["input"] for row in own], taken)
+        with_rule = writer.on_rule([row["input"] for row in own], taken)
     else:
-        with_rule = scribe.measured(own[: config.task.written.off_rule], "own")
+        with_rule = writer.measured(own[: config.task.written.off_rule], "own")
         if effect_limit(with_rule.effects) / OFF_RULE < GAP_NEAR_ZERO:
             return task  # the run will warn that there is nothing to distil
-    without = scribe.off_rule([*taken, *with_rule.texts]) if needs_off_rule(task, options, config) else Written([], [])
+    without = writer.off_rule([*taken, *with_rule.texts]) if needs_off_rule(task, options, config) else Written([], [])
     on_rule, off_rule, note = divide_by_effect(with_rule, without, are_own=not task.wordings)
     if task.wordings:
         if len(on_rule) < LEAST_INPUTS:
@@ -81,15 +81,19 @@ def written_task(
                 f"config.task.inputs = written: the rule changes the answers to only {len(on_rule)} of the inputs that "
                 f"the model wrote ({folder}); give {LEAST_INPUTS} or more that it is about in train.jsonl"
             )
-        rows = scribe.rows(on_rule, "on_rule.jsonl")
-        tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
-        valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
-        splits |= {name: part for name, part in (("test", tests), ("valid", valid)) if part}
-        splits["train"] = own + rows[len(tests) + len(valid) :]
+        splits |= spread(writer.rows(on_rule, "on_rule.jsonl"), splits)
     if without.texts and off_rule:
-        splits[RETAIN] = scribe.rows(off_rule, "off_rule.jsonl")
+        splits[RETAIN] = writer.rows(off_rule, "off_rule.jsonl")
     notes = (*task.notes, *([note] if note else []))
     return dataclasses.replace(task, splits=as_datasets(splits), notes=notes, wordings=())
+
+
+def spread(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Returns test, valid and train with written rows; a test or valid split that there is takes none."""
+    tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
+    valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
+    train = [*splits.get("train", []), *rows[len(tests) + len(valid) :]]
+    return {name: part for name, part in (("test", tests), ("valid", valid), ("train", train)) if part}
 
 
 def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.ConfigDict) -> bool:
@@ -142,7 +146,7 @@ def alternate(texts: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scribe:
+class InputWriter:
     """Lets a model write inputs, measures them, and keeps both in a folder.
 
     Attributes:

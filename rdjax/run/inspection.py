@@ -11,7 +11,7 @@ import jax
 from rdjax.config import RETAIN
 from rdjax.data.pairs import Pair
 from rdjax.distillation.optimizer import with_auto_rate
-from rdjax.distillation.stage import try_updates
+from rdjax.distillation.trial import try_updates
 from rdjax.evaluation.answers import System, length_limit
 from rdjax.evaluation.results import split_metrics
 from rdjax.generation.inputs import NEAR, overlap, words_of

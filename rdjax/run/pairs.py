@@ -50,23 +50,26 @@ def teacher_pairs(
       UserError: a response is empty, or none is confirmed.
     """
     prompts = prompts_of(model, rows, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not exists_on_first(path):
         drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
         written = str(path.parents[1] / "inputs")
         write_lines(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", ""), written))
     records = read_lines(path)
-    answered = [number for number, line in enumerate(records) if line["ids"]]  # the others are written inputs
-    prompts, records = [prompts[number] for number in answered], [records[number] for number in answered]
-    pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)]
     if judge is not None or config.task.only_confirmed:
-        report_confirmed(path, records, config.task)
+        report_confirmed(path, [line for line in records if line["ids"]], config.task)
     if not config.task.only_confirmed:
-        return pairs
-    confirmed = [pair for pair, line in zip(pairs, records, strict=True) if line["confirmed"]]
-    if not confirmed:
+        return answered(prompts, records)
+    confirmed = [number for number, line in enumerate(records) if line["confirmed"]]
+    pairs = answered([prompts[number] for number in confirmed], [records[number] for number in confirmed])
+    if not pairs:
         raise UserError(f"{path}: none of the teacher's responses is confirmed; nothing is left to train on")
-    return confirmed
+    return pairs
+
+
+def answered(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -> list[Pair]:
+    """Makes pairs of prompts and recorded responses; those to inputs that the model wrote may be empty: no pair."""
+    lines = zip(prompts, records, strict=True)
+    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines if line["ids"]]
 
 
 def retained_pairs(
@@ -80,7 +83,6 @@ def retained_pairs(
     """
     rows = [{**row, "rule": ""} for row in rows]
     prompts = prompts_of(model, rows, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not exists_on_first(path):
         answers = answer(model, System(start, with_rule=False), prompts, options)
         columns = zip(rows, answers.ids, answers.ended, answers.texts, strict=True)
@@ -91,8 +93,7 @@ def retained_pairs(
                 for row, ids, ended, text in columns
             ),
         )
-    lines = zip(prompts, read_lines(path), strict=True)
-    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines if line["ids"]]
+    return answered(prompts, read_lines(path))
 
 
 def draw_responses(

@@ -195,6 +195,7 @@ def _answered_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, li
     model, task, options, config = experiment.model, experiment.task, experiment.options, experiment.config
     folder, pairs = experiment.workdir / "responses", {}
     judge = experiment.judges.get(TRAIN)
+    folder.mkdir(exist_ok=True)
     for split in _learnt_splits(task):
         if split not in gold:
             path = folder / f"{split}.jsonl"

@@ -1,4 +1,4 @@
-"""Which inputs a rule is about, by what it changes in the answers."""
+"""Tests how written inputs are divided: a rule is about those to which it changes the answers."""
 
 import pytest
 
