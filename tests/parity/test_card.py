@@ -10,6 +10,8 @@ from rdjax import train
 from tests.commands import run_command
 from tests.test_user_commands import arguments, folder  # noqa: F401  a fixture
 
+pytest.importorskip("torch")
+pytest.importorskip("peft")
 pytestmark = pytest.mark.parity
 
 
