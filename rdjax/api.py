@@ -17,7 +17,9 @@ from rdjax.report.page import PAGE, write_page
 from rdjax.run.distil import result_lines, run_experiment
 from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Run
-from rdjax.storage.files import read_json
+from rdjax.storage.files import user_path
+from rdjax.storage.lock import unlock_folder
+from rdjax.storage.records import Results, read_record
 from rdjax.storage.workdir import FROM_PYTHON
 
 Rows = Sequence[str | Mapping[str, str]]  # inputs, or {"input": ..., "output": ...}
@@ -35,7 +37,7 @@ class Distilled:
     def __init__(self, run: Run):
         self.workdir = run.workdir
         self.adapter = run.workdir / "adapter"
-        self.scores: dict[str, Any] = read_json(run.workdir / FINISHED)
+        self.scores: dict[str, Any] = read_record(run.workdir / FINISHED, Results)
         self._run = run
         adapter, _ = load_adapter(self.adapter, run.model.config, run.model.base)
         self._student = put(adapter, replicated(run.model.mesh))
@@ -104,7 +106,7 @@ def distill(
     Raises:
       UserError: names what is wrong, and what would be accepted.
     """
-    workdir = pathlib.Path(workdir or tempfile.mkdtemp(prefix="rdjax-")).expanduser()
+    workdir = user_path(workdir or tempfile.mkdtemp(prefix="rdjax-"))
     config = rule_config()
     config.model.path = model
     config.task.root = str(_task_folder(rule, inputs, valid, test, retain, workdir))
@@ -112,9 +114,12 @@ def distill(
     for name, value in settings.items():
         _set_field(config, name.replace("__", "."), value)
     check_config(config)
-    run = run_experiment(config, workdir, FROM_PYTHON)
-    if not (workdir / PAGE).exists():
-        write_page(workdir)
+    try:
+        run = run_experiment(config, workdir, FROM_PYTHON)
+        if not (workdir / PAGE).exists():
+            write_page(workdir)
+    finally:
+        unlock_folder(workdir)
     return Distilled(run)
 
 
@@ -134,10 +139,10 @@ def _task_folder(
 ) -> pathlib.Path:
     """Returns the folder of the task: the user's, or a new one beside the workdir."""
     splits = {"train": inputs, "valid": valid, "test": test, "retain": retain}
-    if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and pathlib.Path(rule).is_dir()):
+    if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and user_path(rule).is_dir()):
         if any(splits.values()):
             raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")
-        return pathlib.Path(rule)
+        return user_path(rule)
     folder = workdir.with_name(f"{workdir.name}-rule")
     files = {"rule.md": rule.strip() + "\n"}
     for split, rows in splits.items():

@@ -24,7 +24,7 @@ from rdjax.report.page import write_page
 from rdjax.run import cli, experiment
 from rdjax.run.pipeline import FINISHED, evaluate_systems
 from rdjax.run.prepare import Experiment, check_run, prepare_evaluation
-from rdjax.storage.files import read_json, write_json
+from rdjax.storage.records import Results, read_record, write_record
 
 _ADAPTERS = flags.DEFINE_list("adapters", [], "PEFT adapters: folders or hub ids, or <name>=<folder>.")
 TAKEN = ("base", "base_with_rule")
@@ -76,9 +76,9 @@ def main(argv: list[str]) -> None:
     if exists_on_first(finished):
         print(f"{prepared.workdir} is finished:")
     else:
-        write_json(finished, evaluate_systems(prepared, systems))
+        write_record(finished, evaluate_systems(prepared, systems))
         print(f"wrote {finished}\nwrote {write_page(prepared.workdir)}")
-    results = read_json(finished)
+    results = read_record(finished, Results)
     print(results_table(results))
     print("\n".join(verdict(results)))
 

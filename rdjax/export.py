@@ -24,7 +24,8 @@ from rdjax.run import cli
 from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
 from rdjax.run.card import card_text, write_card
 from rdjax.run.pipeline import FINISHED
-from rdjax.storage.files import read_json
+from rdjax.storage.files import user_path
+from rdjax.storage.records import Results, RunRecord, read_record
 from rdjax.storage.workdir import RECORD
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
@@ -39,7 +40,7 @@ WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", 
 def main(argv: list[str]) -> None:
     """Writes the merged model to a new folder."""
     cli.no_arguments(argv)
-    out = pathlib.Path(_OUT.value)
+    out = user_path(_OUT.value)
     if out.exists():
         raise UserError(f"--out: {out} exists; a new folder is wanted")
     model = load_model(_MODEL.value, "float32", make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
@@ -66,7 +67,14 @@ def write_merged_card(adapter: pathlib.Path, out: pathlib.Path) -> None:
     scores, record = adapter.parent / FINISHED, adapter.parent / RECORD
     if adapter.name == "adapter" and scores.exists() and record.exists():
         task = {"template": "alpaca", "template_args": "", **read_prompt_fields(adapter)}
-        text = card_text(read_json(scores), read_json(record), _MODEL.value, task, merged=True, folder=out.name)
+        text = card_text(
+            read_record(scores, Results),
+            read_record(record, RunRecord),
+            _MODEL.value,
+            task,
+            merged=True,
+            folder=out.name,
+        )
         write_card(out, text)
 
 

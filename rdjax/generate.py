@@ -23,6 +23,7 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
 from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
+from rdjax.storage.files import user_path
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
@@ -50,7 +51,7 @@ def read_rule(flag: str) -> str:
     """
     if not flag.startswith("@") or flag.startswith("@@"):
         return flag
-    path = pathlib.Path(flag[1:])
+    path = user_path(flag[1:])
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:

@@ -8,6 +8,7 @@ import shutil
 
 from rdjax.errors import UserError
 from rdjax.run import cli
+from rdjax.storage.files import user_path
 
 ASSETS = pathlib.Path(__file__).parent / "assets" / "new_rule"
 
@@ -16,7 +17,7 @@ def main(argv: list[str]) -> None:
     """Writes the folder and says what to do next."""
     if len(argv) != 1:
         raise UserError("give the name of a new folder: python -m rdjax.init my_rule")
-    folder = pathlib.Path(argv[0]).expanduser()
+    folder = user_path(argv[0])
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; accepted: a new folder")
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)

@@ -18,7 +18,7 @@ from rdjax.parallel.mesh import put, replicated
 from rdjax.run import cli, experiment
 from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Experiment, read_experiment
-from rdjax.storage.files import read_json
+from rdjax.storage.records import Results, RunRecord, read_record
 from rdjax.storage.workdir import RECORD
 
 _PORT = flags.DEFINE_integer("port", 7860, "Port of the page, on this machine alone.")
@@ -37,7 +37,7 @@ def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
         raise UserError(f"--workdir: {workdir} holds no finished run (no {FINISHED}); train first")
     config = get_config()
     with config.unlocked():
-        config.update(read_json(workdir / RECORD)["config"])
+        config.update(read_record(workdir / RECORD, RunRecord)["config"])
     prepared, _ = read_experiment(config, workdir, None)
     adapter, _ = load_adapter(workdir / "adapter", prepared.model.config, prepared.model.base)
     systems = {
@@ -45,7 +45,7 @@ def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
         "base_with_rule": System(prepared.start, with_rule=True),
         "student": System(put(adapter, replicated(prepared.model.mesh)), with_rule=False),
     }
-    return prepared, systems, read_json(workdir / FINISHED)["rule"]
+    return prepared, systems, read_record(workdir / FINISHED, Results)["rule"]
 
 
 def answers(

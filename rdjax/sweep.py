@@ -8,7 +8,6 @@ import collections
 import copy
 import functools
 import pathlib
-import shutil
 import sys
 import time
 import traceback
@@ -40,7 +39,7 @@ from rdjax.report.sweep_table import sweep_table
 from rdjax.run import cli, experiment
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import Run, check_run, check_same_inputs, fingerprint_inputs, prepare, task_judges
-from rdjax.storage.files import read_json, write_json
+from rdjax.storage.records import Prediction, Results, RunRecord, read_record, read_records, write_record, write_records
 from rdjax.storage.workdir import RECORD, check_workdir, open_workdir
 
 SUMMARY = "sweep.json"
@@ -138,7 +137,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
         for run, adapters in train_runs(group, folder / "checkpoints", name, failures):
             try:
                 if not exists_on_first(run.workdir / FINISHED):
-                    write_json(run.workdir / FINISHED, evaluate_all(run, adapters))
+                    write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
             except Exception as error:  # a judge fails or memory runs out: the other seeds continue
                 raise_if_others_wait(error)
                 failures[run.config.seed] = describe(error)
@@ -198,13 +197,13 @@ def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
         (run.workdir / "predictions").mkdir(exist_ok=True)
         for path in sorted((other / "predictions").glob("*.jsonl")):
             if path.stem.rpartition(".")[2] in SHARED_SYSTEMS:
-                shutil.copy(path, run.workdir / "predictions" / path.name)
+                write_records(run.workdir / "predictions" / path.name, read_records(path, Prediction))
         return
 
 
 def _answer_inputs(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns all that the base's answers in a run depend on: rows, weights, prompts and decoding."""
-    record = read_json(workdir / RECORD)
+    record = read_record(workdir / RECORD, RunRecord)
     config = record["config"]
     decoding = {name: value for name, value in config["eval"].items() if name not in ("systems", "gap_rows")}
     inputs = {"fingerprint": record["fingerprint"], "model": config["model"], "task": config["task"], "eval": decoding}
@@ -221,12 +220,12 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
             for seed in config.sweep.seeds:
                 path = run_folder(workdir, method, k, seed) / FINISHED
                 if path.exists():
-                    results = read_json(path)
+                    results = read_record(path, Results)
                     cell = {"method": method, "k": k, "seed": seed, **results, "metric": split_metrics(results)}
                     cells.append(cell)
             path = cell_folder(workdir, method, k) / FAILURE
             if path.exists():
-                failures = read_json(path)
+                failures = read_record(path, dict[str, str])
                 failed += [{"method": method, "k": k, "seed": seed, "error": text} for seed, text in failures.items()]
     return {"cells": cells, "failed": failed}
 
@@ -254,7 +253,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         else:
             print(f"{title}: {time.monotonic() - began:.0f} seconds")
         finished += [folder for folder in folders if exists_on_first(folder / FINISHED)]
-        write_json(workdir / SUMMARY, summarise(config, workdir))
+        write_record(workdir / SUMMARY, summarise(config, workdir))
 
 
 def attempt_cell(
@@ -292,7 +291,7 @@ def write_failures(folder: pathlib.Path, failures: dict[int, str]) -> None:
     """Writes the errors of a cell, or deletes those of an earlier attempt."""
     if failures:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FAILURE, failures)
+        write_record(folder / FAILURE, failures)
     elif is_first():
         (folder / FAILURE).unlink(missing_ok=True)
 
@@ -310,7 +309,7 @@ def main(argv: list[str]) -> None:
     open_workdir(workdir, config, "rdjax.sweep", fingerprint)
     run_cells(config, workdir)
     summary = summarise(config, workdir)
-    write_json(workdir / SUMMARY, summary)
+    write_record(workdir / SUMMARY, summary)
     if any(cell["splits"] for cell in summary["cells"]):
         table = sweep_table(summary["cells"])
         print(tabulate(table.rows, table.head, tablefmt="github", disable_numparse=True))

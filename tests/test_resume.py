@@ -79,7 +79,7 @@ def test_finished_run_says_so_and_changes_nothing(runs):
     before = {
         path: path.stat().st_mtime_ns
         for path in runs[0].rglob("*")
-        if path.is_file() and "tensorboard" not in str(path)
+        if path.is_file() and "tensorboard" not in str(path) and path.name != "lock"
     }
     assert "is finished" in finish(runs[0])
     assert before == {path: path.stat().st_mtime_ns for path in before}

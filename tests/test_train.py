@@ -95,6 +95,7 @@ def test_workdir_holds_what_the_design_says(student):
     assert list((workdir / "tensorboard").glob("events.*"))
     assert {path.name for path in (workdir / "adapter").iterdir()} == {
         "README.md",
+        "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
         "rdjax_prompt.json",
@@ -113,7 +114,8 @@ def test_a_run_terminated_within_an_epoch_resumes_from_there(model, own_folder, 
     """After three of six updates, two an epoch: its adapter and metrics are those of a run that never stopped."""
     asked = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "deferred_sigterm", lambda: contextlib.nullcontext(lambda: next(asked) == 3))
+        signals = contextlib.nullcontext(lambda: EXIT_RERUN if next(asked) == 3 else 0)
+        patch.setattr(stage, "deferred_signals", lambda: signals)
         assert status_of(model, own_folder, tmp_path / "run") == EXIT_RERUN
     assert "student is saved after update 3 of 6" in capfd.readouterr().out
     assert not (tmp_path / "run" / "adapter").exists()

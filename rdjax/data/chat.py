@@ -1,10 +1,13 @@
 """Makes prompts by the chat template of a tokenizer, and finds out how the template treats rules and answers."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +16,10 @@ from rdjax.data.templates import Template, join_instruction
 from rdjax.errors import UserError
 
 Message = dict[str, str]
+
+# Bounds of rendering one conversation.
+MOST_SECONDS = 5.0
+MOST_CHARACTERS, MOST_TIMES = 2**20, 8  # beside the messages, and of these
 
 EXAMPLE = 'accepted: such as {"enable_thinking": true}'
 QUESTION, ANSWER, RULE = "Question", "Answer", "Rule"  # texts to try a template with
@@ -30,8 +37,8 @@ def read_arguments(text: str, field: str) -> dict[str, Any]:
     """
     try:
         arguments = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{field} = {text!r} is no JSON ({error.msg}); {EXAMPLE}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{field} = {text[:200]!r} is no JSON ({error}); {EXAMPLE}") from None
     if not isinstance(arguments, dict):
         raise UserError(f"{field} = {text!r} is no JSON object; {EXAMPLE}")
     return arguments
@@ -68,6 +75,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments
             )
         template = dataclasses.replace(template, rule_place="user")
         if not _keeps_rule(template):
+            render_chat(template, [_user(QUESTION)])  # raises where the template fails
             raise UserError("config.task.template = chat: the chat template leaves the user's message out")
         notes.append("the chat template keeps no system message; the rule stands before the user's")
     return dataclasses.replace(_with_end(template), notes=tuple(notes))
@@ -124,15 +132,42 @@ def render_chat(template: Template, messages: Sequence[Message], generate: bool 
       UserError: the template fails.
     """
     try:
-        return template.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=template.source,
-            tokenize=False,
-            add_generation_prompt=generate,
-            **template.arguments,
-        )
+        with time_limit(MOST_SECONDS):
+            text = template.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=template.source,
+                tokenize=False,
+                add_generation_prompt=generate,
+                **template.arguments,
+            )
     except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
         raise UserError(f"config.task.template = chat: the tokenizer's chat template fails ({error})") from None
+    given = sum(len(message["content"]) for message in messages)
+    if len(text) > MOST_CHARACTERS + MOST_TIMES * given:
+        raise UserError(
+            f"config.task.template = chat: the chat template makes {len(text)} characters of {given}; accepted: at "
+            f"most {MOST_CHARACTERS} + {MOST_TIMES} times as many"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Ends a `with` block with TimeoutError after some time; in threads, which no signal reaches, it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"not done after {seconds:g} seconds")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def row_messages(row: Mapping[str, str]) -> list[Message]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from ml_collections import config_dict
 
 from rdjax.config import RETAIN, RETAIN_TRAIN
-from rdjax.data.rows import Row, read_json_lines, read_text
+from rdjax.data.rows import Row, read_json_lines
 from rdjax.errors import UserError
+from rdjax.storage.files import read_text
 
 REQUIRED = "a task folder holds rule.md and train.jsonl"
 

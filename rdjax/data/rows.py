@@ -5,24 +5,11 @@ import pathlib
 from typing import Any
 
 from rdjax.errors import UserError
+from rdjax.storage.files import parse_json, read_text
 
 Row = dict[str, str]
 FIELDS = ("instruction", "input", "output")
 ROLES = ("system", "user", "assistant")
-
-
-def read_text(path: pathlib.Path, missing: str) -> str:
-    """Reads a UTF-8 file.
-
-    Raises:
-      UserError: the file is not found (its message is `missing`), or it is no UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")  # editors of Windows put a byte order mark in front
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def read_json_list(path: pathlib.Path) -> list[Row]:
@@ -31,10 +18,7 @@ def read_json_list(path: pathlib.Path) -> list[Row]:
     Raises:
       UserError: invalid JSON (with its line), no list, no rows, or a faulty row (with its number).
     """
-    try:
-        data = json.loads(read_text(path, f"{path}: not found"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
+    data = parse_json(read_text(path, f"{path}: not found"), str(path))
     if not isinstance(data, list):
         raise UserError(f"{path}: must hold a JSON list of rows")
     if not data:
@@ -54,11 +38,7 @@ def read_json_lines(path: pathlib.Path, missing: str) -> list[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: invalid JSON ({error.msg})") from None
-        rows.append({**check_sample(row, where), "where": where})
+        rows.append({**check_sample(parse_json(line, where), where), "where": where})
     if not rows:
         raise UserError(f"{path}: holds no rows")
     return rows
@@ -129,5 +109,5 @@ def _message_text(message: dict[str, Any], where: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return "".join(part.get("text", "") for part in content)
+        return "".join(str(part.get("text") or "") for part in content)
     raise UserError(f"{where}: the content of a message must be a string, or a list of parts of the type text")

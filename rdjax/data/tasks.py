@@ -6,7 +6,6 @@ and row that it came from, for messages, and the messages before the input, as J
 """
 
 import dataclasses
-import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,6 +19,7 @@ from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
+from rdjax.storage.files import user_path
 
 ENOUGH_TO_HOLD_OUT = 12  # training rows
 MOST_RETAINED = 64  # training rows that the rule is not about
@@ -58,7 +58,7 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     if config.name in GENERATORS and not config.root:
         generated = GENERATORS[config.name](config, seed)
         return RuleTask(as_datasets(generated.splits), labelled=generated.labelled)
-    root = pathlib.Path(config.root)
+    root = user_path(config.root)
     if not root.is_dir():
         raise UserError(f"config.task.root: {root} is not a folder")
     written = config.name == "rule" and are_written(root, config)

@@ -43,10 +43,11 @@ def initial_progress(adapters: Sequence[Adapter], optimizer: optax.GradientTrans
 
 
 def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
-    """Returns the newest checkpoint of the stage, or the start."""
-    if checkpoints.latest() is None:
+    """Returns the newest checkpoint of the stage that is whole, or the start."""
+    found = checkpoints.restore_newest({"state": initial.state, "best": initial.best})
+    if found is None:
         return initial
-    saved, record = checkpoints.restore({"state": initial.state, "best": initial.best})
+    saved, record = found
     # Earlier versions did not validate before the first update, nor end before the last one.
     numbers = {name: record.get(name, getattr(initial, name)) for name in RECORDED}
     return Progress(saved["state"], saved["best"], **numbers)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from rdjax.config import SIGNAL_PLACES
@@ -24,10 +25,12 @@ from rdjax.data.positions import Offsets
 from rdjax.data.shapes import round_up
 from rdjax.distillation.forward import Signals, signals_shardings
 from rdjax.distillation.teacher import ComputeSignals
+from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import put, row_multiple, rows_sharding
 from rdjax.parallel.processes import max_over_processes, to_host, true_everywhere
+from rdjax.storage.sums import SUMS, damaged_files, write_sums
 
 # The share of free memory that cached signals may take; the rest is for the step and for other programs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
@@ -142,7 +145,7 @@ def cached_signals(
       folder: of a cache on disk; its name contains `signals_fingerprint`.
     """
     on_disk, complete = place == "disk", folder / "complete"
-    exists = on_disk and true_everywhere(complete.exists())
+    exists = on_disk and true_everywhere(complete.exists() and not _damage(folder))
     if on_disk and not exists:
         folder.mkdir(parents=True, exist_ok=True)
         complete.unlink(missing_ok=True)
@@ -166,8 +169,20 @@ def cached_signals(
         if on_disk:
             for array in jax.tree.leaves(cache_M):
                 array.flush()
+            write_sums(folder, sorted(path.name for path in folder.glob("*-*")))
             complete.touch()
     return (_device_source if place == "device" else _host_source)(model, cache_M, offsets_M)
+
+
+def _damage(folder: pathlib.Path) -> bool:
+    """Tells whether cached signals are not what was written; they are then computed again."""
+    try:
+        damaged = damaged_files(folder)
+    except UserError:
+        damaged = [SUMS]
+    if damaged:
+        logging.warning("%s: damaged (%s); the signals are computed again", folder, ", ".join(damaged))
+    return bool(damaged)
 
 
 def _fill(cache_M: Sequence[CachedSignals], compute_signals: ComputeSignals, batches: Iterable[Batch]) -> None:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,15 +49,17 @@ from rdjax.distillation.updates import (
 from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
-from rdjax.parallel.processes import EXIT_RERUN, deferred_sigterm, to_host
+from rdjax.parallel.processes import deferred_signals, end_with, to_host
 from rdjax.storage.checkpoint import Checkpoints
 from rdjax.storage.metrics import MetricsLog, progress, show
 
+MOST_SKIPPED = 5  # updates in a row that are not finite
+LOWER_RATE = "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
 VALIDATIONS = 20  # of a run whose length is a number of updates
 
 
 class DivergedError(UserError):
-    """Reports a loss that is not finite."""
+    """Reports that training met numbers that are not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Job:
       interval: updates between two points at which a validation or checkpoint may be due.
       loaders: of each group.
       valid_batches, valid_loaders: likewise of validation; no loaders where nothing is validated.
+      folder: of checkpoints.
       step: (state, base, update, seeds) -> (state, metrics [M]).
       evaluate: (adapters, base, update) -> loss [M].
     """
@@ -140,6 +142,7 @@ class Job:
     loaders: Sequence[GroupLoader]
     valid_batches: Sequence[Sequence[PairNumbers]]
     valid_loaders: Sequence[GroupLoader]
+    folder: pathlib.Path
     step: functools.partial
     evaluate: functools.partial
 
@@ -177,7 +180,7 @@ def run_stage(
         # From the start on, the validation before the first update is made and logged again.
         member.log.truncate(stage.name, reached.updates or -1)
     if reached.updates < len(updates) and not has_converged(reached, config.train):
-        job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
+        job = make_job(stage, model, members, config, updates, per_epoch, optimizer, folder)
         job = load_signals(job, reached.state, folder.parent / "signals")
         reached = train(job, reached, checkpoints)
     checkpoints.close()
@@ -209,6 +212,7 @@ def make_job(
     updates: Sequence[UpdateNumbers],
     per_epoch: int,
     optimizer: optax.GradientTransformation,
+    folder: pathlib.Path,
 ) -> Job:
     """Makes the loaders of all groups and binds the programs' static arguments."""
     settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
@@ -242,6 +246,7 @@ def make_job(
         loaders,
         valid_batches,
         valid_loaders,
+        folder,
         step,
         evaluate,
     )
@@ -279,13 +284,13 @@ def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
 
 
 def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
-    """Takes the updates that are left; saves, and ends the command, where a SIGTERM asks for it."""
+    """Takes the updates that are left; saves, and ends the command, where a signal asks for it."""
     steps, settings, metrics = len(job.updates), job.config.train, None
     if not reached.updates and not settings.epochs and job.valid_loaders:
         reached = validate_start(job, reached)
     profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
     upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
-    with deferred_sigterm() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar, profile:
+    with deferred_signals() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar, profile:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
             previous = metrics
             update = place_update(job.loaders, fetched)
@@ -309,13 +314,14 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
                     f"told to end: {job.stage.name} is saved after update {done} of {steps}; "
                     "the same command goes on from there"
                 )
-                sys.exit(EXIT_RERUN)
+                end_with(stop)
     return reached
 
 
 def validate_start(job: Job, reached: Progress) -> Progress:
     """Validates the adapters before the first update; one that training does not improve is kept as it is."""
     losses = validate(job, reached.state.adapter)
+    check_losses(job, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
     for member, loss in zip(job.members, losses, strict=True):
         member.log.write(job.stage.name, 0, {"valid_loss": loss, "epoch": 0})
     return reached._replace(best_losses=losses, start_losses=losses, fallen_to=losses)
@@ -330,11 +336,12 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
     settings = job.config.train
     epochs = number if settings.epochs else round(reached.updates / job.per_epoch, 2)
     scalars_M = metrics_by_member(metrics, len(job.members))
-    check_finite(job, scalars_M, epochs)
+    check_skipped(job, reached, scalars_M)
     if not job.valid_loaders:
         reached = reached._replace(best=copy_adapters(reached.state.adapter))
     elif is_due(settings.valid_every, number, reached.updates == len(job.updates)):
         losses = validate(job, reached.state.adapter)
+        check_losses(job, losses, f"after update {reached.updates}; {LOWER_RATE}")
         reached = keep_best(reached, losses, settings, job.interval)
         for scalars, loss in zip(scalars_M, losses, strict=True):
             scalars["valid_loss"] = loss
@@ -370,11 +377,34 @@ def metrics_by_member(metrics: dict[str, jax.Array], members: int) -> list[dict[
     return [{name: float(values[number]) for name, values in host.items()} for number in range(members)]
 
 
-def check_finite(job: Job, scalars_M: Sequence[dict[str, float]], epoch: float) -> None:
-    """Raises `DivergedError` where a member's loss is not finite."""
-    for member, scalars in zip(job.members, scalars_M, strict=True):
-        if not math.isfinite(scalars["loss"]):
+def check_skipped(job: Job, reached: Progress, scalars_M: Sequence[dict[str, float]]) -> None:
+    """Adds to the members' numbers how many updates were skipped, where any were.
+
+    Raises:
+      DivergedError: many in a row, or the last one of all.
+    """
+    skipped_M, in_row_M = to_host((reached.state.skipped, reached.state.in_row))
+    last = reached.updates == len(job.updates)
+    for member, scalars, skipped, in_row in zip(job.members, scalars_M, skipped_M, in_row_M, strict=True):
+        if in_row >= MOST_SKIPPED or (last and in_row):
             raise DivergedError(
-                f"{job.stage.name}, seed {member.seed}: the loss is {scalars['loss']} in epoch {epoch}; "
-                "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+                f"{job.stage.name}, seed {member.seed}: the last {in_row} updates up to update {reached.updates} were "
+                f"not finite (loss {scalars['loss']}); {LOWER_RATE}{kept_state(job)}"
             )
+        if skipped:
+            scalars["skipped"] = float(skipped)
+            print(f"{job.stage.name}, seed {member.seed}: {skipped} updates skipped so far, which were not finite")
+
+
+def check_losses(job: Job, losses: Sequence[float], when: str) -> None:
+    """Raises `DivergedError` where a member's validation loss is not finite."""
+    for member, loss in zip(job.members, losses, strict=True):
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"{job.stage.name}, seed {member.seed}: the validation loss is {loss} {when}{kept_state(job)}"
+            )
+
+
+def kept_state(job: Job) -> str:
+    """Tells the folder of the last checkpoints, whose numbers are finite, if there are any."""
+    return f"; the state before is kept in {job.folder}" if any(job.folder.glob("[0-9]*")) else ""

@@ -61,14 +61,17 @@ class TrainState(NamedTuple):
 
     adapter: Adapter
     moments: Any  # the optimizer's state
-    step: jax.Array  # updates done
+    step: jax.Array  # updates done, with those that were skipped
+    skipped: jax.Array  # updates that were not made, because they were not finite
+    in_row: jax.Array  # of these, those since the last update that was made
 
 
 def init_state(adapters_M: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first update; it copies the adapters, because steps donate their state."""
 
     def one(adapter: Adapter) -> TrainState:
-        return TrainState(jax.tree.map(jnp.copy, adapter), optimizer.init(adapter), jnp.zeros((), jnp.int32))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return TrainState(jax.tree.map(jnp.copy, adapter), optimizer.init(adapter), *counts)
 
     return jax.vmap(one)(adapters_M)
 
@@ -129,6 +132,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Updates every member's adapter, each on its own batches.
 
+    An update is skipped where the loss, the gradient or the new adapter is not finite, so that the state always is.
+
     Args:
       state: of M members; donated.
       base: the weights that all teachers and students share; never written.
@@ -145,7 +150,12 @@ def train_step(
         (loss, terms), gradient = loss_and_gradient(state.adapter, base, update, key, settings)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradient)}
         changes, moments = optimizer.update(gradient, state.moments, state.adapter)
-        return TrainState(optax.apply_updates(state.adapter, changes), moments, state.step + 1), metrics
+        adapter = optax.apply_updates(state.adapter, changes)
+        finite = jnp.isfinite(loss + metrics["gradient_norm"] + optax.tree.norm(adapter))
+        done, none = state.step + 1, jnp.zeros_like(state.in_row)
+        made = TrainState(adapter, moments, done, state.skipped, none)
+        left = state._replace(step=done, skipped=state.skipped + 1, in_row=state.in_row + 1)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, left), metrics
 
     new_state, metrics = jax.vmap(one)(state, update, seeds_M)
     mesh = nnx.merge(settings.graph, base).mesh

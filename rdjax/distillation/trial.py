@@ -48,7 +48,7 @@ def try_updates(
     updates, per_epoch = plan_updates(members, config.train)
     optimizer = make_optimizer(config.optimizer, len(updates))
     reached = initial_progress([member.initial for member in members], optimizer, model.mesh)
-    job = make_job(stage, model, members, config, updates, per_epoch, optimizer)
+    job = make_job(stage, model, members, config, updates, per_epoch, optimizer, folder)
     job = load_signals(job, reached.state, folder)
     times, state = [time.monotonic()], reached.state
     for fetched in fetch_ahead(job.loaders, updates[: count + 1]):

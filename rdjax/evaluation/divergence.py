@@ -17,6 +17,7 @@ from rdjax.data.prefix import shared_prefix
 from rdjax.data.shapes import BatchShape, batch_shape, coarse, in_batches
 from rdjax.distillation.forward import Signals, forward_side
 from rdjax.distillation.losses import LossInputs, hidden_distance, kl_term
+from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, scaled_adapter
@@ -70,6 +71,9 @@ def divergence(
     Args:
       pairs: prompts with these responses.
       shape: from `gap_shapes`.
+
+    Raises:
+      UserError: the outputs of a system are not finite.
     """
     rows = row_multiple(model.mesh)
     prompts = pairs[0].prompts
@@ -97,6 +101,12 @@ def divergence(
             kl, hidden_L = _compare(model.base, expected, signals, batch, graph=model.graph)
             kls[name] += float(kl)
             hidden[name] += np.asarray(hidden_L, np.float64)
+    bad = next((name for name in systems if not np.isfinite(kls[name]) or not np.all(np.isfinite(hidden[name]))), None)
+    if bad is not None:
+        raise UserError(
+            f"the model's outputs are not finite (NaN or infinity; system {bad}): its numbers are too large for "
+            "config.model.dtype, or its weights are damaged"
+        )
     return {name: Divergence(kls[name] / tokens, (hidden[name] / positions).tolist()) for name in systems}
 
 

@@ -6,7 +6,6 @@ import functools
 import inspect
 import io
 import json
-import pathlib
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rdjax.config import RETAIN
 from rdjax.errors import UserError
+from rdjax.storage.files import user_path
 
 # A response that contains one of these counts as a refusal.
 REFUSALS = re.compile(
@@ -180,7 +180,7 @@ def _python_judge(name: str, argument: str, classifier: str) -> Judge:
     """Returns a judge that is a function of the user's own, "<file>.py:<function>": (response, row) -> bool."""
     del classifier
     file, _, function = argument.rpartition(":")
-    path = pathlib.Path(file).expanduser()
+    path = user_path(file)
     if not file or not path.is_file():
         raise UserError(f"config.eval.judges: {name}: no such file; accepted: python:<file>.py:<function>")
     try:

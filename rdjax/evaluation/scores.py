@@ -17,7 +17,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
 from rdjax.parallel.processes import exists_on_first
-from rdjax.storage.files import read_lines, write_lines
+from rdjax.storage.records import Prediction, read_records, write_records
 
 PLAIN_RETAIN = "retain, answered by the base without the rule"  # a group of pairs, beside one for each split
 
@@ -219,7 +219,7 @@ def flip_rates(folder: pathlib.Path, splits: Iterable[str]) -> dict[str, dict[st
     rates = {}
     for split in splits:
         plain, ruled = (
-            [record["correct"] for record in read_lines(folder / f"{split}.{system}.jsonl")]
+            [record["correct"] for record in read_records(folder / f"{split}.{system}.jsonl", Prediction)]
             for system in ("base", "base_with_rule")
         )
         if plain and ruled and None not in plain + ruled:
@@ -266,10 +266,10 @@ def _write_predictions(
         }
         for number, row in enumerate(rows)
     ]
-    write_lines(path, records)
+    write_records(path, records)
 
 
 def _read_predictions(path: pathlib.Path) -> Answers:
     """Reads what `_write_predictions` wrote."""
-    records = read_lines(path)
+    records = read_records(path, Prediction)
     return Answers(*([record[name] for record in records] for name in ("ids", "ended", "response")))

@@ -31,7 +31,7 @@ from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.tensor_files import check_no_pointer
 from rdjax.models.weights import abstract_params, load_params, untie_other_head
 from rdjax.parallel.mesh import device_of
-from rdjax.storage.files import read_json_object
+from rdjax.storage.files import check_regular, read_json_object, user_path
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
@@ -82,8 +82,11 @@ def resolve_folder(path: str, what: str) -> pathlib.Path:
     """
     if path in EMBEDDED:
         return ASSETS / path
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     if folder.is_dir():
+        for path in folder.iterdir():
+            if not path.is_dir():
+                check_regular(path)
         return folder
     try:
         if what == "model":
@@ -126,7 +129,7 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     shardings = param_shardings(mesh, abstract)
     base = load_params(folder, config, resolve_dtype(dtype, mesh), shardings, int8, fp8_block)
     base = training_layout(base, config.layers, mesh)
-    local = path in EMBEDDED or pathlib.Path(path).expanduser().is_dir()
+    local = path in EMBEDDED or user_path(path).is_dir()
     name = str(folder.resolve()) if local else path
     eos_ids, fingerprint = _eos_ids(folder, fields, tokenizer), checkpoint_fingerprint(folder)
     return LanguageModel(name, config, graph, base, tokenizer, eos_ids, mesh, fingerprint)

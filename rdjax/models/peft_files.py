@@ -22,8 +22,10 @@ from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import projection_shapes
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.models.tensor_files import all_finite
 from rdjax.models.weights import table_name, used_rows
-from rdjax.storage.files import read_json_object
+from rdjax.storage.files import json_text, read_json_object, replacing
+from rdjax.storage.sums import damaged_files, is_ours
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,6 +116,9 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
 
     Args:
       base: hub id or folder of the base model.
+
+    Raises:
+      UserError: a number of the adapter is not finite.
     """
     numpy_adapter = {path: {part: np.asarray(x, np.float32) for part, x in ab.items()} for path, ab in adapter.items()}
     modules = [module for module in adapter_modules(config) if module.columns.keys() & adapter.keys()]
@@ -139,9 +144,12 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+    check_finite(tensors, f"the adapter for {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json_text(fields), encoding="utf-8")
 
 
 def _packed(module: Module, adapter: dict[str, dict[str, np.ndarray]], layer: int, rank: int):
@@ -175,6 +183,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
     Raises:
       UserError: a file is missing or unreadable, it is more than a LoRA, or its tensors do not fit the decoder.
     """
+    check_undamaged(folder)
     fields, path = _read_fields(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     all_modules = adapter_modules(config)
     modules = {
@@ -234,6 +243,21 @@ def _own_scale(module: str, rank: int, fields: dict[str, Any]) -> float:
         fields["lora_alpha"],
     )
     return alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank)
+
+
+def check_undamaged(folder: pathlib.Path) -> None:
+    """Checks the files of an adapter against SHA256SUMS, which rdjax writes beside them.
+
+    Raises:
+      UserError: names one that is not what was written.
+    """
+    files = (WEIGHTS_FILE, CONFIG_FILE)
+    damaged = [name for name in damaged_files(folder) if name in files] if is_ours(folder, files) else []
+    if damaged:
+        raise UserError(
+            f"{folder / damaged[0]}: is damaged (not what SHA256SUMS beside it says); in a run's folder delete "
+            "eval.json, and the run makes it again from its checkpoints"
+        )
 
 
 def _pair_tensors(
@@ -311,9 +335,22 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(_missing(path))
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    check_finite(tensors, str(path))
+    return tensors
+
+
+def check_finite(tensors: dict[str, np.ndarray], where: str) -> None:
+    """Checks the numbers of an adapter.
+
+    Raises:
+      UserError: one is not finite; names its tensor.
+    """
+    bad = next((name for name, tensor in tensors.items() if not all_finite(tensor)), None)
+    if bad is not None:
+        raise UserError(f"{where}: {bad} has numbers that are not finite (NaN or infinity)")
 
 
 def _read_fields(path: pathlib.Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import NamedTuple
 
 import ml_dtypes
@@ -9,9 +10,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rdjax.errors import UserError
+from rdjax.storage.files import check_regular, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD = re.compile(r"[\w.+ -]{1,200}\.safetensors")
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -34,6 +37,8 @@ def index_tensors(folder: pathlib.Path) -> dict[str, TensorFile]:
         path = folder / name
         if not path.exists():
             raise UserError(_missing_weights(folder, path))
+        check_regular(path)
+        check_inside(path, folder)
         check_no_pointer(path)
         try:
             with safe_open(path, framework="numpy") as file:
@@ -42,6 +47,20 @@ def index_tensors(folder: pathlib.Path) -> dict[str, TensorFile]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file ({error})") from None
     return tensors
+
+
+def check_inside(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Checks that a file that an index names is of its folder, also behind links.
+
+    The cache of the Hugging Face hub keeps files in `blobs/` beside `snapshots/`, and links to them.
+
+    Raises:
+      UserError: it is elsewhere.
+    """
+    whole = folder.resolve()
+    cache = whole.parents[1] / "blobs" if len(whole.parents) > 1 and whole.parent.name == "snapshots" else whole
+    if not any(path.resolve().is_relative_to(root) for root in (whole, cache)):
+        raise UserError(f"{path}: leads out of the folder, to {path.resolve()}; accepted: files of the folder itself")
 
 
 def check_no_pointer(path: pathlib.Path) -> None:
@@ -60,9 +79,15 @@ def _file_names(folder: pathlib.Path) -> list[str]:
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return [SINGLE]
     try:
-        return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json_object(folder / INDEX, "")["weight_map"].values()))
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / INDEX}: not a safetensors index ({error})") from None
+    odd = [name for name in names if not isinstance(name, str) or not SHARD.fullmatch(name)]
+    if odd:
+        raise UserError(
+            f"{folder / INDEX}: the file name {str(odd[0])[:80]!r}; accepted: names of *.safetensors in the same folder"
+        )
+    return names
 
 
 def _missing_weights(folder: pathlib.Path, path: pathlib.Path) -> str:
@@ -100,6 +125,13 @@ class TensorReader:
             return part[slices or (slice(None),)]
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: {stored} cannot be read ({error})") from None
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Tells whether no number is NaN or infinite."""
+    if array.dtype == ml_dtypes.bfloat16:  # several times as fast as numpy's own test, which converts each number
+        return not np.any((array.view(np.uint16) & 0x7F80) == 0x7F80)
+    return bool(np.isfinite(array).all())
 
 
 def _map_fp8(path: pathlib.Path, name: str) -> np.ndarray:

@@ -22,8 +22,9 @@ from rdjax.models.decoder import Decoder
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.fp8 import is_scale, read_weight
 from rdjax.models.linear import quantise
-from rdjax.models.tensor_files import SINGLE, TensorFile, TensorReader, index_tensors
+from rdjax.models.tensor_files import SINGLE, TensorFile, TensorReader, all_finite, index_tensors
 from rdjax.models.weight_table import Row, Shape, rows_of
+from rdjax.storage.files import replacing
 
 COMPARED_ROWS = 8192  # of head and embedding at a time
 
@@ -163,7 +164,10 @@ def _load_parameter(
     shape = (layers, *shapes[part]) if row.stacked else shapes[part]
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return row.from_tensor(read_tensor(name, row.tensor_slices(shapes, part, index)))
+        tensor = read_tensor(name, row.tensor_slices(shapes, part, index))
+        if not all_finite(tensor):
+            raise UserError(f"the weights of the model: {name} has numbers that are not finite (NaN or infinity)")
+        return row.from_tensor(tensor)
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         array = np.empty(sharding.shard_shape(shape), dtype)
@@ -197,7 +201,8 @@ def save_params(
             tensors[name] = np.ascontiguousarray(row.to_tensor(parts)).astype(dtype)
     if base is not None:
         tensors = _with_names_of(tensors, base, config)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    with replacing(folder / SINGLE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _with_names_of(tensors: dict[str, np.ndarray], base: pathlib.Path, config: DecoderConfig) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 
 # The exit status after a SIGTERM: the run is saved, and the same command resumes it (EX_TEMPFAIL of sysexits.h).
 EXIT_RERUN = 75
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # likewise after Ctrl-C; as shells report it
 
 _received_sigterms: list[int] = []  # by this process, where there are several
 
@@ -178,12 +180,24 @@ def exit_on_sigterm() -> None:
     """Makes the command end with `EXIT_RERUN` on SIGTERM, which clouds and schedulers send before they take a machine.
 
     A single process ends at once (a compilation finishes first). Several processes end together, where all of them
-    ask whether one has received the signal: `exit_if_signalled`, `deferred_sigterm`.
+    ask whether one has received the signal: `exit_if_signalled`, `deferred_signals`.
     """
     if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_RERUN))
+        signal.signal(signal.SIGTERM, _exit_now)
     else:
         signal.signal(signal.SIGTERM, lambda number, frame: _received_sigterms.append(number))
+
+
+def _exit_now(number: int, frame: Any) -> None:
+    """Ends the process on a SIGTERM."""
+    del number, frame
+    _say("told to end: the same command goes on from what is on disk")
+    sys.exit(EXIT_RERUN)
+
+
+def _say(line: str) -> None:
+    """Writes a line to standard error from a signal handler, where `print` may be in the middle of another line."""
+    os.write(2, f"\n{line}\n".encode())
 
 
 def exit_if_signalled() -> None:
@@ -193,23 +207,48 @@ def exit_if_signalled() -> None:
 
 
 @contextmanager
-def deferred_sigterm() -> Iterator[Callable[[], bool]]:
-    """Defers SIGTERM within a `with` block, so that the run can be saved first.
+def deferred_signals() -> Iterator[Callable[[], int]]:
+    """Defers SIGTERM and Ctrl-C (SIGINT) within a `with` block, so that the run can be saved first.
+
+    A second Ctrl-C ends the block at once.
 
     Yields:
-      A function that tells whether to save and end now; all processes must call it together.
+      A function that returns the exit status with which to save and end now, 0 as long as nothing asks for it. All
+      processes must call it together.
     """
     if jax.process_count() > 1:
-        yield _sigterm_anywhere
+        yield lambda: EXIT_RERUN if _sigterm_anywhere() else 0
         return
-    received: list[int] = []
-    handler = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield lambda: 0
+        return
+    statuses: list[int] = []
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        del number, frame
+        if EXIT_INTERRUPTED in statuses:
+            raise KeyboardInterrupt
+        statuses.append(EXIT_INTERRUPTED)
+        _say("interrupted: saving first; once more ends at once")
+
+    handlers = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: statuses.append(EXIT_RERUN)),
+        signal.SIGINT: signal.signal(signal.SIGINT, on_interrupt),
+    }
     try:
-        yield lambda: bool(received)
+        yield lambda: statuses[0] if statuses else 0
     finally:
-        signal.signal(signal.SIGTERM, handler)
-    if received:  # after the last call of the yielded function
-        sys.exit(EXIT_RERUN)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if statuses:  # after the last call of the yielded function
+        end_with(statuses[0])
+
+
+def end_with(status: int) -> None:
+    """Ends the command on a signal; a notebook sees the interrupt as such, and goes on."""
+    if status == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    sys.exit(status)
 
 
 def _sigterm_anywhere() -> bool:

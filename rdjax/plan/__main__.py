@@ -5,7 +5,6 @@ teacher's pass ahead of time, for a TPU topology or for the local devices. Reads
 file of the model if the config carries `model.architecture`. Exits with status 1 if the run does not fit.
 """
 
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from rdjax.errors import UserError
 from rdjax.plan.chips import Chip, find_chip, topology_devices
 from rdjax.plan.estimate import make_plan, plan_text
 from rdjax.run import cli, experiment
-from rdjax.storage.files import write_json
+from rdjax.storage.files import user_path, write_json
 
 _TOPOLOGY = flags.DEFINE_string("topology", "", "<chip>:<shape>, e.g. v5e:4x4; default: the local devices.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Number of slices of that topology.", lower_bound=1)
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
     plan = {"topology": _TOPOLOGY.value, "slices": _SLICES.value, "quick": _QUICK.value, **plan}
     print(plan_text(plan))
     if _OUT.value:
-        write_json(pathlib.Path(_OUT.value), plan)
+        write_json(user_path(_OUT.value), plan)
     if not plan["fits"]:
         sys.exit(1)
 

@@ -3,12 +3,11 @@
 With `--figures=<folder>` the page's figures are written there as well, one SVG file each.
 """
 
-import pathlib
-
 from absl import flags
 
 from rdjax.report.page import write_page
 from rdjax.run import cli, experiment
+from rdjax.storage.files import user_path
 
 _FIGURES = flags.DEFINE_string("figures", None, "Folder for the page's figures as SVG files; default: none.")
 
@@ -16,7 +15,7 @@ _FIGURES = flags.DEFINE_string("figures", None, "Folder for the page's figures a
 def main(argv: list[str]) -> None:
     """Writes the page of --workdir."""
     cli.no_arguments(argv)
-    figures = pathlib.Path(_FIGURES.value) if _FIGURES.value else None
+    figures = user_path(_FIGURES.value) if _FIGURES.value else None
     print(f"wrote {write_page(experiment.workdir(), figures)}")
 
 

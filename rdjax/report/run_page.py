@@ -10,7 +10,8 @@ from rdjax.config import RETAIN
 from rdjax.evaluation.results import split_metrics
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
-from rdjax.storage.files import read_json, read_lines
+from rdjax.storage.metrics import read_metrics
+from rdjax.storage.records import Prediction, Results, RunRecord, read_record, read_records
 
 OUTPUT_ROWS = 50  # outputs of a split that the page shows; all are in predictions/
 
@@ -102,7 +103,7 @@ def read_predictions(workdir: pathlib.Path, splits: Mapping[str, Mapping[str, An
     """Reads the records of every split and system that a run evaluated."""
     folder = workdir / "predictions"
     return {
-        split: {system: read_lines(folder / f"{split}.{system}.jsonl") for system in systems}
+        split: {system: read_records(folder / f"{split}.{system}.jsonl", Prediction) for system in systems}
         for split, systems in splits.items()
     }
 
@@ -142,10 +143,10 @@ def side_by_side(predictions: Predictions, most: int, where: str = "") -> list[d
 
 def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what the template shows of a run."""
-    record, results = read_json(workdir / "config.json"), read_json(workdir / "eval.json")
+    record, results = read_record(workdir / "config.json", RunRecord), read_record(workdir / "eval.json", Results)
     splits, metrics = results["splits"], split_metrics(results)
     predictions = read_predictions(workdir, splits)
-    lines = read_lines(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
     config = record["config"]
     tests = {split: systems for split, systems in splits.items() if split != RETAIN}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)

@@ -20,7 +20,7 @@ from rdjax.report.sweep_data import (
     shared_systems,
 )
 from rdjax.report.sweep_table import sweep_table
-from rdjax.storage.files import read_json
+from rdjax.storage.records import RunRecord, Sweep, read_record
 
 OUTPUT_ROWS = 8  # outputs of each method that the page shows
 
@@ -175,7 +175,7 @@ def sweep_figures(workdir: pathlib.Path, cells: Sequence[Cell]) -> dict[str, str
 
 def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what the template shows of a sweep."""
-    record, summary = read_json(workdir / "config.json"), read_json(workdir / "sweep.json")
+    record, summary = read_record(workdir / "config.json", RunRecord), read_record(workdir / "sweep.json", Sweep)
     cells, config = summary["cells"], record["config"]
     return {
         "kind": "sweep",

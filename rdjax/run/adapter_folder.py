@@ -1,6 +1,5 @@
 """Writes the folder of a trained adapter: PEFT's files, the tokenizer, and how the adapter is prompted."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -8,9 +7,10 @@ from ml_collections import config_dict
 
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, LoraSpec
-from rdjax.models.peft_files import save_adapter
+from rdjax.models.peft_files import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from rdjax.parallel.processes import is_first
-from rdjax.storage.files import read_json_object
+from rdjax.storage.files import json_text, read_json_object, replacing
+from rdjax.storage.sums import write_sums
 
 PROMPT_FILE = "rdjax_prompt.json"
 PROMPT_FIELDS = ("template", "rule_place", "template_args")  # of the `task` section of a run's config
@@ -29,7 +29,9 @@ def write_adapter(
     save_adapter(folder, adapter, model.config, spec, model.name)
     model.tokenizer.save_pretrained(folder)
     fields = {name: task[name] for name in PROMPT_FIELDS}
-    (folder / PROMPT_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    with replacing(folder / PROMPT_FILE) as temporary:
+        temporary.write_text(json_text(fields), encoding="utf-8")
+    write_sums(folder, (WEIGHTS_FILE, CONFIG_FILE, PROMPT_FILE))
 
 
 def read_prompt_fields(folder: pathlib.Path) -> dict[str, Any]:

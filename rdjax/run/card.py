@@ -12,6 +12,7 @@ from rdjax.data.templates import alpaca_prompt
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, split_metrics
 from rdjax.evaluation.verdict import verdict
 from rdjax.models.load import EMBEDDED
+from rdjax.storage.files import replacing, user_path
 
 CARD = "README.md"
 PAPER = "[arXiv 2311.08883](https://arxiv.org/abs/2311.08883)"
@@ -90,7 +91,7 @@ def card_text(
 def front_matter(base: str, merged: bool) -> str:
     """Returns the metadata that the hub reads."""
     kind = "finetune" if merged else "adapter"
-    is_hub_id = base.count("/") == 1 and not pathlib.Path(base).exists()
+    is_hub_id = base.count("/") == 1 and not user_path(base).exists()
     lines = ["---", f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
     lines += [f"base_model: {base}"] if is_hub_id else []
     lines += ["tags:", "- rdjax", "- rule-distillation", *(() if merged else ("- lora",))]
@@ -159,7 +160,8 @@ def limits(results: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[st
 
 def write_card(folder: pathlib.Path, text: str) -> None:
     """Writes a card into a folder."""
-    (folder / CARD).write_text(text, encoding="utf-8")
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def base_name(name: str, path: str) -> str:

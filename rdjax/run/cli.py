@@ -1,10 +1,11 @@
-"""Starts the commands: parses absl flags, keeps compiled programs on disk, prints errors in one line with status 2."""
+"""Starts the commands: parses absl flags, keeps compiled programs on disk, and ends with one line on an error."""
 
 import hashlib
 import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 
 from rdjax.errors import UserError
 from rdjax.parallel import processes
+from rdjax.run.error_lines import EXIT_MISTAKE, describe_error
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used are deleted first
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
@@ -21,7 +23,7 @@ CPU_INFO = pathlib.Path("/proc/cpuinfo")
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the command line and calls `main` with the positional arguments.
 
-    Bad flags and `UserError` end with one line on standard error and exit status 2, without a traceback.
+    Every exception ends the command with one line on standard error, without a traceback (`describe_error`).
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -33,7 +35,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             return positional
         # An unknown field raises a built-in exception, and a config file is a program that can raise anything.
         except Exception as error:
-            sys.exit(_fail(error))
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            sys.exit(_fail(str(message), EXIT_MISTAKE))
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax logs every file that it writes
@@ -41,10 +44,22 @@ def run(main: Callable[[list[str]], None]) -> None:
             processes.join_processes()
             keep_compiled_programs()
             main(argv[1:])
-        except UserError as error:
-            sys.exit(_fail(error))
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has ended, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        except (Exception, KeyboardInterrupt) as error:
+            sys.exit(_fail(*describe_error(error, _workdir())))
 
+    write_any_text()
     app.run(guarded, flags_parser=parse)
+
+
+def write_any_text() -> None:
+    """Makes a terminal that lacks a character print its code instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def keep_compiled_programs() -> None:
@@ -54,7 +69,11 @@ def keep_compiled_programs() -> None:
     processes nothing is stored by default: only the first would load programs, and wait while the others compile.
     """
     if jax.config.jax_compilation_cache_dir is None and jax.process_count() == 1:
-        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        try:
+            caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+            (caches / "rdjax").mkdir(parents=True, exist_ok=True)
+        except (RuntimeError, KeyError, OSError):  # a container's user may have no home, or none to write to
+            return
         jax.config.update("jax_compilation_cache_dir", str(caches / "rdjax" / machine_name()))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
 
@@ -72,8 +91,13 @@ def no_arguments(argv: list[str]) -> None:
         raise UserError(f"the argument {argv[0]!r} is not understood; accepted: --flag=value, --config.<field>=<value>")
 
 
-def _fail(error: Exception) -> int:
-    """Prints an error in one line and returns the exit status of a user's mistake."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    return 2
+def _workdir() -> pathlib.Path | None:
+    """Returns the folder of --workdir, where the command has this flag and it is given."""
+    given = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
+    return pathlib.Path(os.path.expanduser(given)) if given else None  # noqa: PTH111 (raises nothing without a home)
+
+
+def _fail(line: str, status: int) -> int:
+    """Prints an error in one line, and returns the exit status."""
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return status

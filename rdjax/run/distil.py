@@ -7,12 +7,14 @@ from ml_collections import config_dict
 from rdjax.config import plain_config
 from rdjax.evaluation.results import results_table
 from rdjax.evaluation.verdict import advice, verdict
+from rdjax.models.peft_files import check_undamaged
 from rdjax.parallel.processes import exists_on_first, is_first
 from rdjax.run.card import CARD, base_name, card_text, write_card
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import Run, prepare
 from rdjax.run.start import report_start
-from rdjax.storage.files import read_json, read_lines, write_json
+from rdjax.storage.metrics import read_metrics
+from rdjax.storage.records import Results, RunRecord, read_record, write_record
 from rdjax.storage.workdir import RECORD
 
 
@@ -25,15 +27,19 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module
     run = prepare(config, workdir, module=module)
     finished = workdir / FINISHED
     if exists_on_first(finished):
+        for folder in (workdir / "adapter", *sorted(workdir.glob("adapters/*"))):
+            check_undamaged(folder)
         print(f"{workdir} is finished:")
     else:
         report_start(run)
         (adapters,) = train_all([run], workdir / "checkpoints")
-        write_json(finished, evaluate_all(run, adapters))
+        write_record(finished, evaluate_all(run, adapters))
         print(f"wrote {workdir / 'adapter'}, {finished}")
     if is_first() and not (workdir / "adapter" / CARD).exists():
         base = base_name(run.model.name, config.model.path)
-        text = card_text(read_json(finished), read_json(workdir / RECORD), base, run.config.task.to_dict())
+        text = card_text(
+            read_record(finished, Results), read_record(workdir / RECORD, RunRecord), base, run.config.task.to_dict()
+        )
         write_card(workdir / "adapter", text)
     run.log.close()
     return run
@@ -41,8 +47,8 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module
 
 def result_lines(run: Run) -> list[str]:
     """Returns the table of a finished run, what it means in words, and what to try where that is little."""
-    results = read_json(run.workdir / FINISHED)
+    results = read_record(run.workdir / FINISHED, Results)
     if not results["splits"]:
         return []
-    lines = read_lines(run.workdir / "metrics.jsonl")
+    lines = read_metrics(run.workdir / "metrics.jsonl")
     return [results_table(results), *verdict(results), *advice(results, lines, plain_config(run.config))]

@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from rdjax.errors import UserError
+from rdjax.storage.files import user_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file of configs/, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of checkpoints and results.")
@@ -22,4 +23,4 @@ def workdir() -> pathlib.Path:
     """Returns the folder that --workdir names, which need not exist."""
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; a folder for checkpoints and results")
-    return pathlib.Path(_WORKDIR.value)
+    return user_path(_WORKDIR.value)

@@ -21,8 +21,8 @@ from rdjax.generation.inputs import Rejected, Writer, can_write, write_inputs
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
-from rdjax.storage.files import read_json, read_lines, write_json, write_lines
 from rdjax.storage.metrics import progress
+from rdjax.storage.records import Effects, Input, read_record, read_records, write_record, write_records
 
 LEAST_INPUTS = 8
 # A rule is about an input if it changes the base's answer to it by more than this share of what it changes where it
@@ -204,9 +204,9 @@ class InputWriter:
                 texts, rejected = write_inputs(self.model, writer, rule, examples, taken, wanted, bar.update)
             check_enough(texts, rejected, name, wanted)
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_lines(self.folder / f"{name}_rejected.jsonl", (rejection._asdict() for rejection in rejected))
-            write_lines(path, ({"input": text} for text in texts))
-        return [line["input"] for line in read_lines(path)]
+            write_records(self.folder / f"{name}_rejected.jsonl", (rejection._asdict() for rejection in rejected))
+            write_records(path, ({"input": text} for text in texts))
+        return [line["input"] for line in read_records(path, Input)]
 
     def measured(self, rows: Sequence[Row], name: str) -> Written:
         """Returns the inputs of rows with what the rule changes in the answers to them."""
@@ -214,8 +214,8 @@ class InputWriter:
         if not exists_on_first(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             effects = rule_effects(self.model, self.start, rows, self.options)
-            write_json(path, {"unit": "nats a token", "effects": effects})
-        return Written([row["input"] for row in rows], read_json(path)["effects"])
+            write_record(path, {"unit": "nats a token", "effects": effects})
+        return Written([row["input"] for row in rows], read_record(path, Effects)["effects"])
 
     def rows(self, texts: Sequence[str], name: str) -> list[Row]:
         """Makes rows of the task from inputs."""

@@ -18,8 +18,10 @@ from rdjax.generation.options import Decoding
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
-from rdjax.storage.files import read_lines, write_lines
 from rdjax.storage.metrics import progress
+from rdjax.storage.records import Response, read_records, write_records
+
+MOST_NAMED = 20  # rows in a message
 
 
 def gold_pairs(rows: datasets.Dataset, template: Template) -> list[Pair]:
@@ -47,14 +49,14 @@ def teacher_pairs(
       judge: of the responses; None: those count that equal the row's output.
 
     Raises:
-      UserError: a response is empty, or none is confirmed.
+      UserError: responses are empty, or none is confirmed; what was generated is kept.
     """
     prompts = prompts_of(model, rows, options)
     if not exists_on_first(path):
         drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
-        written = str(path.parents[1] / "inputs")
-        write_lines(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", ""), written))
-    records = read_lines(path)
+        write_records(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", "")))
+    records = read_records(path, Response)
+    check_not_empty(rows, records, path)
     if judge is not None or config.task.only_confirmed:
         report_confirmed(path, [line for line in records if line["ids"]], config.task)
     if not config.task.only_confirmed:
@@ -64,6 +66,23 @@ def teacher_pairs(
     if not pairs:
         raise UserError(f"{path}: none of the teacher's responses is confirmed; nothing is left to train on")
     return pairs
+
+
+def check_not_empty(rows: datasets.Dataset, records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Checks that there is a response to every row of the user's; those to inputs that the model wrote may be empty.
+
+    Raises:
+      UserError: names all rows whose response is empty.
+    """
+    written = str(path.parents[1] / "inputs")
+    pairs = zip(rows["where"], records, strict=True)
+    empty = [where for where, record in pairs if not record["ids"] and not where.startswith(written)]
+    if empty:
+        names = "; ".join(empty[:MOST_NAMED]) + (f" and {len(empty) - MOST_NAMED} more" if empty[MOST_NAMED:] else "")
+        raise UserError(
+            f"{len(empty)} of {len(records)} responses of the teacher are empty: {names}; "
+            f"leave these rows out, or give them an output ({path} has all responses)"
+        )
 
 
 def answered(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -> list[Pair]:
@@ -86,14 +105,14 @@ def retained_pairs(
     if not exists_on_first(path):
         answers = answer(model, System(start, with_rule=False), prompts, options)
         columns = zip(rows, answers.ids, answers.ended, answers.texts, strict=True)
-        write_lines(
+        write_records(
             path,
             (
                 {"input": row["input"], "gold": row["output"], "response": text, "ids": ids, "ended": ended}
                 for row, ids, ended, text in columns
             ),
         )
-    return answered(prompts, read_lines(path))
+    return answered(prompts, read_records(path, Response))
 
 
 def draw_responses(
@@ -115,16 +134,11 @@ def draw_responses(
     ]
 
 
-def choose_responses(
-    rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers], judge: Judge, written: str = "\0"
-) -> list[dict[str, Any]]:
+def choose_responses(rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers], judge: Judge) -> list[dict[str, Any]]:
     """Returns one record a row: the first of its responses that the judge accepts, else the first one.
 
-    Args:
-      written: folder of inputs that the model wrote, whose responses may be empty.
-
     Raises:
-      UserError: all responses to a row are empty, or the judge fails.
+      UserError: the judge fails.
     """
     records = []
     for row, answers in zip(rows, drawn, strict=True):
@@ -134,8 +148,6 @@ def choose_responses(
             raise UserError(str(error)) from error
         order = sorted(range(len(verdicts)), key=lambda number: (not answers.ids[number], not verdicts[number]))
         best = order[0]
-        if not answers.ids[best] and not row["where"].startswith(written):
-            raise UserError(f"{row['where']}: the teacher's own response is empty; leave this row out")
         records.append(
             {
                 "input": row["input"],

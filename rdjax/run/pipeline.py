@@ -21,8 +21,8 @@ from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
 from rdjax.run.prepare import Experiment, Run, is_evaluated
-from rdjax.storage.files import read_json
 from rdjax.storage.metrics import progress
+from rdjax.storage.records import RunRecord, read_record
 from rdjax.storage.workdir import RECORD
 
 # Of instruction tuning and of validation on gold outputs, whatever the variant of distillation.
@@ -198,7 +198,7 @@ def evaluate_systems(
         flips = flip_rates(experiment.workdir / "predictions", splits) if systems else {}
         return results | {"rule": rule_of(task), "judge_errors": judge_errors(experiment), "flips": flips}
     except JudgeError as error:
-        command = read_json(experiment.workdir / RECORD)["command"]
+        command = read_record(experiment.workdir / RECORD, RunRecord)["command"]
         raise UserError(f"{error}; the predictions are kept, and this command resumes from them: {command}") from error
 
 

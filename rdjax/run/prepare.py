@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from rdjax.config import RETAIN, RETAIN_TRAIN, check_config, plain_config
 from rdjax.data.chat import read_arguments
 from rdjax.data.pairs import Pair, check_lengths, make_template
-from rdjax.data.rows import read_text
 from rdjax.data.tasks import RuleTask, divide, load_task
 from rdjax.data.templates import Template
 from rdjax.distillation.objective import extra_terms
@@ -31,6 +30,7 @@ from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.parallel.processes import check_same_everywhere
 from rdjax.run.inputs import needs_off_rule, written_task
 from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
+from rdjax.storage.files import read_text, user_path
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import FINGERPRINT_PARTS, check_workdir, open_workdir
 
@@ -252,7 +252,7 @@ def _template_fingerprint(folder: pathlib.Path, chat_template: str) -> str:
 
 def _read_chat_template(chat_template: str) -> str:
     """Reads the file of `task.chat_template`."""
-    path = pathlib.Path(chat_template).expanduser()
+    path = user_path(chat_template)
     return read_text(path, f"config.task.chat_template: {path} not found")
 
 

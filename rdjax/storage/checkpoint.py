@@ -5,8 +5,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
-from rdjax.parallel.processes import broadcast_from_first
+from rdjax.errors import UserError
+from rdjax.parallel.processes import barrier, broadcast_from_first, is_first
+from rdjax.storage.sums import SUMS, damaged_files, write_sums
 
 
 class Checkpoints:
@@ -18,30 +21,65 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep: int = 2):
         # Saves are synchronous: adapters are small, and a donated buffer must not change under a save.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def latest(self) -> int | None:
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Saves a tree of arrays, and a record of the progress that JSON can hold, and records their checksums."""
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        self._manager.save(step, args=args)
+        if is_first():
+            saved = self._folder / str(step)
+            write_sums(saved, sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()))
+        barrier()
+
+    def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole; those after it are damaged, and deleted with a warning.
+
+        Args:
+          like: arrays with the shapes, dtypes and shardings to read into.
+
+        Returns:
+          The tree of arrays, and the record of the progress; None if there is no checkpoint.
+        """
+        while (step := self._newest()) is not None:
+            fault = self._fault(step)
+            if not broadcast_from_first(bool(fault)):
+                try:
+                    return self._restore(step, like)
+                except Exception as error:  # a checkpoint without checksums; Orbax raises errors of many kinds
+                    if jax.process_count() > 1:  # the others may have read theirs, and would wait
+                        raise
+                    fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if is_first():
+                logging.warning("%s: damaged (%s); the one before is used", self._folder / str(step), fault)
+            self._manager.delete(step)
+        return None
+
+    def close(self) -> None:
+        """Closes Orbax's manager."""
+        self._manager.close()
+
+    def _newest(self) -> int | None:
         """Returns the newest step that the first process finds, or None."""
         newest = self._manager.latest_step()
         step = broadcast_from_first(-1 if newest is None else newest)
         return None if step < 0 else step
 
-    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Saves a tree of arrays, and a record of the progress that JSON can hold."""
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
-        self._manager.save(step, args=args)
+    def _fault(self, step: int) -> str:
+        """Says what is wrong with a checkpoint's files, "" where nothing is or this process does not look."""
+        if not is_first():
+            return ""
+        try:
+            return ", ".join(damaged_files(self._folder / str(step)))
+        except UserError:
+            return SUMS
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads the newest checkpoint into arrays with the shapes, dtypes and shardings of `like`.
-
-        Returns:
-          The tree of arrays, and the record of the progress.
-        """
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(self.latest(), args=args)
+        restored = self._manager.restore(step, args=args)
+        if restored.progress.get("updates", step) != step:
+            raise ValueError(f"it is the checkpoint of update {restored.progress['updates']}")
         return restored.state, restored.progress
-
-    def close(self) -> None:
-        """Closes Orbax's manager."""
-        self._manager.close()

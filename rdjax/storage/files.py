@@ -1,65 +1,167 @@
-"""Reads and writes JSON and JSON Lines. Files are written completely or not at all, by the first process alone."""
+"""Reads and writes text and JSON. Files are written completely or not at all, by the first process alone."""
 
 import json
+import os
 import pathlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rdjax.errors import UserError
 from rdjax.parallel.processes import barrier, is_first
 
+HALF = re.compile("[\ud800-\udfff]")  # what JSON can hold of a character, and no file and no tokenizer takes
+
+
+def user_path(text: str | pathlib.Path) -> pathlib.Path:
+    """Returns a path that a user gives, with the home folder for "~".
+
+    Raises:
+      UserError: there is no such home folder.
+    """
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no home folder for ~ to stand for; give the whole path") from None
+
+
+@contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path; what the block writes there takes the place of `path` at its end, whole and synced.
+
+    The file can be read by those whom the umask lets read it, whatever the library says that writes it.
+
+    Raises:
+      OSError: it cannot be written; `path` is as before.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is only seen when the file is open, and then has no name
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Makes a renaming last, where the file system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # object stores that are mounted as a file system cannot
+        pass
+    finally:
+        os.close(descriptor)
+
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a temporary file and renames it, so that a reader never finds half of the text."""
+    """Writes a text, so that a reader finds all of it or what was there before."""
     if is_first():
-        temporary = path.with_suffix(path.suffix + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     barrier()  # the other processes may read the file next
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes indented JSON."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content))
 
 
 def write_lines(path: pathlib.Path, records: Iterable[Any]) -> None:
     """Writes JSON Lines, one record per line."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, lines_text(records))
+
+
+def json_text(content: Any) -> str:
+    """Returns indented JSON."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def lines_text(records: Iterable[Any]) -> str:
+    """Returns JSON Lines, one record per line."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parses JSON.
+
+    Raises:
+      UserError: it is invalid (with the line, from 1), nested too deeply, or has half of a character; its message
+        begins with `where`.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}: " if "\n" in text.strip() or error.lineno > 1 else ""
+        raise UserError(f"{where}: {line}invalid JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON that is nested too deeply") from None
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise UserError(f"{where}: invalid JSON ({error})") from None
+    if "\\ud" in text.lower() and HALF.search(json.dumps(content, ensure_ascii=False)):
+        raise UserError(
+            f"{where}: has half of a character (a lone surrogate, \\ud800 to \\udfff); accepted: whole ones"
+        )
+    return content
+
+
+def check_regular(path: pathlib.Path) -> None:
+    """Checks that what is to be read is a file: a FIFO or a device could keep a reader waiting for ever.
+
+    Raises:
+      UserError: it is there and is none.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file; accepted: a regular file")
+
+
+def read_text(path: pathlib.Path, missing: str) -> str:
+    """Reads a UTF-8 file, with or without a byte order mark, which editors of Windows put in front.
+
+    Raises:
+      UserError: the file is not found (its message is `missing`), it is no UTF-8 text, or it cannot be read.
+    """
+    try:
+        check_regular(path)
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except UnicodeDecodeError as error:
+        hint = "; it looks like UTF-16: save it as UTF-8" if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}){hint}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      UserError: the file is not valid JSON; names the line.
+      UserError: as `read_text` and `parse_json`.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: invalid JSON ({error.msg})") from None
+    return parse_json(read_text(path, f"{path}: not found"), str(path))
 
 
 def read_json_object(path: pathlib.Path, missing: str) -> dict[str, Any]:
     """Reads a JSON file that a user brings.
 
     Raises:
-      UserError: the file is not found (its message is `missing`), is not valid JSON, or holds no object.
+      UserError: as `read_text` (the message of a file that is not found is `missing`) and `parse_json`, or it holds no
+        object.
     """
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    content = parse_json(read_text(path, missing), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a JSON object")
     return content
-
-
-def read_lines(path: pathlib.Path) -> list[Any]:
-    """Reads the records of a JSON Lines file; a file that does not exist has none."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

@@ -5,12 +5,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
 from rdjax.parallel.processes import exists_on_first, is_first
-from rdjax.storage.files import write_lines
+from rdjax.storage.files import parse_json, read_text, write_lines
+from rdjax.storage.records import of_form
 from rdjax.storage.trackers import start_trackers
 
 
@@ -42,8 +44,7 @@ class MetricsLog:
         """Drops the lines of a stage after `last_step`, that of the checkpoint from which the run resumes."""
         if not exists_on_first(self.path):
             return
-        lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= last_step]
+        kept = [line for line in read_metrics(self.path) if line["stage"] != stage or line["step"] <= last_step]
         write_lines(self.path, kept)
 
     def close(self) -> None:
@@ -52,6 +53,30 @@ class MetricsLog:
             tracker.finish()
         if self._events is not None:
             self._events.close()
+
+
+class Line(msgspec.Struct):
+    """Describes what every line of metrics.jsonl has, beside its numbers."""
+
+    stage: str
+    step: int
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl; a last line that a kill has cut off is left out, and a file that does not exist has none.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(read_text(path, f"{path}: not found").split("\n")[:-1], start=1):
+        where = f"{path}, line {number}"
+        line = parse_json(text, where)
+        of_form(line, Line, where, advice="delete this line")
+        lines.append(of_form(line, dict[str, str | float | int | None], where, advice="delete this line"))
+    return lines
 
 
 def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqdm:

@@ -1,7 +1,6 @@
 """Creates a run's folder with its config.json, or checks that an existing one belongs to the same run."""
 
 import importlib.metadata
-import json
 import pathlib
 import platform
 import shlex
@@ -15,10 +14,15 @@ from ml_collections import config_dict
 from rdjax.config import differences, plain_config
 from rdjax.errors import UserError
 from rdjax.parallel.processes import exists_on_first, true_everywhere
-from rdjax.storage.files import read_json, write_json
+from rdjax.storage.lock import FILES, lock_folder
+from rdjax.storage.records import RunRecord, read_record, write_record
+from rdjax.storage.sums import SUMS
 
 RECORD = "config.json"
+LOG = "error.log"  # tracebacks of faults of the program
 FROM_PYTHON = "rdjax.distill(...)"  # in the place of a command
+# What a run that was killed may have left before its record.
+STARTED = (*FILES, LOG, SUMS, f"{SUMS}.part", f"{RECORD}.part")
 # Fields that may change on resume: no result depends on them.
 FREE_FIELDS = ("mesh.", "plan.", "log.", "eval.gap_rows")
 # What a fingerprint consists of, as messages name it.
@@ -45,16 +49,13 @@ def check_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None
         raise UserError(f"--workdir: {parent} is a file; a folder is wanted")
     record = workdir / RECORD
     if record.exists():
-        try:
-            recorded = json.loads(record.read_text())["config"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"--workdir: {record} is not a run's config; take another folder") from None
+        recorded = _read_config(record)
         changed = [text for text in differences(plain_config(config), recorded) if not text.startswith(FREE_FIELDS)]
         if changed:
             raise UserError(
                 f"--workdir: {workdir} holds a run with another config ({'; '.join(changed)}); take another folder"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(path.name not in STARTED for path in workdir.iterdir()):
         raise UserError(f"--workdir: {workdir} holds files of something else; take an empty folder")
 
 
@@ -71,18 +72,28 @@ def open_workdir(
       fingerprint: a hash of each input that the run reads, by its name in `FINGERPRINT_PARTS`.
 
     Raises:
-      UserError: an input has changed since the run began, or the processes do not share the folder.
+      UserError: another run works in the folder, an input has changed since the run began, or the processes do not
+        share the folder.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    lock_folder(workdir)
     record, fingerprint = workdir / RECORD, dict(fingerprint or {})
     if not exists_on_first(record):
-        write_json(record, _new_record(config, module, fingerprint))
-    began_with = _module_of(read_json(record).get("command", ""))
+        write_record(record, _new_record(config, module, fingerprint))
+    began_with = _module_of(read_record(record, RunRecord).get("command", ""))
     if began_with and began_with != module:
         raise UserError(f"--workdir: {workdir} holds a run of {began_with}, not of {module}; take another folder")
     if not true_everywhere(record.exists()):
         raise UserError(f"--workdir: {workdir} is not the same folder for all processes; accepted: one that all see")
-    _check_fingerprint(workdir, read_json(record).get("fingerprint"), fingerprint)
+    _check_fingerprint(workdir, read_record(record, RunRecord).get("fingerprint"), fingerprint)
+
+
+def _read_config(record: pathlib.Path) -> dict[str, Any]:
+    """Returns the config that a config.json records; UserError where it is damaged, or of something else."""
+    try:
+        return read_record(record, RunRecord)["config"]
+    except UserError as error:
+        raise UserError(f"--workdir: not a run's config, or damaged; take another folder ({error})") from None
 
 
 def _module_of(command: str) -> str:

@@ -140,3 +140,22 @@ def test_an_answer_that_the_next_turn_ends_has_its_header_as_its_end():
     turns = "{% for m in messages %}{{ (bos_token if m.role == 'user' else '[a]') + m.content }}{% endfor %}"
     template = chat(turns + "{% if add_generation_prompt %}[a]{% endif %}")
     assert template.end_id == byte_tokenizer().bos_token_id
+
+
+def test_a_template_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr("rdjax.data.chat.MOST_SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UserError, match=r"chat template fails \(not done after 0.2 seconds\)"):
+        chat(loop + CHATML)
+
+
+def test_a_template_that_writes_without_bounds_is_refused():
+    with pytest.raises(UserError, match=r"the chat template makes 2\d{6} characters of 8; accepted"):
+        chat(CHATML + "{{ 'x' * 2000000 }}")
+
+
+def test_a_template_cannot_leave_its_sandbox(tmp_path):
+    escape = "{{ cycler.__init__.__globals__.os.system('touch " + str(tmp_path / "mark") + "') }}"
+    with pytest.raises(UserError, match=r"chat template fails .*unsafe"):
+        chat(escape + CHATML)
+    assert not (tmp_path / "mark").exists()

@@ -1,12 +1,15 @@
 """Provides what the model families share: how fields of config.json are read, and the usual names of tensors."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig, LayerKind, RopeConfig
 from rdjax.models.rotary import SCALINGS, make_rope
 from rdjax.models.weight_table import Row
+from rdjax.storage.records import of_form
 
 Fields = dict[str, Any]
 Pattern = tuple[LayerKind, ...]
@@ -58,6 +61,42 @@ QK_NORMS = (
     Row("model.layers.{layer}.self_attn.q_norm.weight", ("layers.self_attn.q_norm.weight",)),
     Row("model.layers.{layer}.self_attn.k_norm.weight", ("layers.self_attn.k_norm.weight",)),
 )
+
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+
+
+class Sizes(msgspec.Struct):
+    """Describes the types and ranges of the fields that all families share; which are needed is the family's matter."""
+
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=2**24)] | None = None
+    hidden_size: Count | None = None
+    intermediate_size: Annotated[int, msgspec.Meta(ge=1, le=2**22)] | None = None
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=2**12)] | None = None
+    num_attention_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    num_key_value_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    head_dim: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
+    rms_norm_eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    rope_theta: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    sliding_window: Annotated[int, msgspec.Meta(ge=0, le=2**31)] | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool | None = None
+    layer_types: list[str] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+
+def check_sizes(fields: Fields, where: str) -> None:
+    """Checks the types and ranges of shared fields, before anything is made of these sizes.
+
+    Raises:
+      UserError: names the field.
+    """
+    of_form(fields, Sizes, where, advice="as in the configs of transformers")
+    heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
+    if heads and width and not fields.get("head_dim") and width < heads:
+        raise UserError(f"{where}: hidden_size {width} is less than num_attention_heads {heads}")
 
 
 def read_sizes(fields: Fields) -> Fields:

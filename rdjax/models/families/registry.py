@@ -5,7 +5,7 @@ import pathlib
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, phi3, qwen, smollm3
-from rdjax.models.families.common import Family, Fields
+from rdjax.models.families.common import Family, Fields, check_sizes
 from rdjax.models.families.wrapped import wrap
 from rdjax.models.fp8 import read_block
 from rdjax.storage.files import read_json_object
@@ -58,16 +58,19 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
       UserError: as `read_decoder_config`.
     """
     model_type = fields.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(FAMILIES)}")
+    check_sizes(fields, where)
+    if isinstance(fields.get("text_config"), dict):
+        check_sizes(fields["text_config"], f"{where}: text_config")
     read_block(fields, where)
     try:
         config = FAMILIES[model_type].read_config(fields, where)
         uneven = config.heads % config.kv_heads
     except KeyError as error:
         raise UserError(f"{where}: the field {error.args[0]} is missing") from None
-    except TypeError as error:
-        raise UserError(f"{where}: a field has the wrong type ({error})") from None
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}: a field has the wrong type or value ({error})") from None
     if config.long_positions is None and any(kind.rope and kind.rope.long_frequencies for kind in config.kinds):
         raise UserError(f"{where}: rope type 'longrope' is not supported for model_type {model_type!r}")
     if uneven:
