@@ -60,14 +60,34 @@ look() {
   states=$(host_states "$1") && verdict $states || echo unknown
 }
 
+# Ends a command that runs on some of the hosts and was not started on others, because its launch broke off: those
+# that run would wait for the others.
+stop_half() {
+  local states silent
+  say "the command runs on some hosts of $TPU_NAME alone; it is stopped and launched again"
+  script stop || return
+  for ((silent = 0; silent < TPU_PATIENCE; silent++)); do
+    states=$(host_states none) || return
+    if ! grep -qx running <<<"$states"; then return; fi
+    sleep "$TPU_POLL"
+  done
+  fail "the command still runs on $TPU_NAME"
+}
+
 # Creates, installs and launches, unless the command already runs.
 start() {
-  local state
+  local state states
   state=$(slice_state GONE) || return
   if is_lost "$state"; then script delete || return; fi
-  if [[ $state == READY && $(look none) == running ]]; then
-    say "a command runs already on $TPU_NAME and is watched"
-    return
+  if [[ $state == READY ]]; then
+    states=$(host_states none) || states=unknown
+    if grep -qx running <<<"$states"; then
+      if ! grep -qxE "none|lost|75" <<<"$states"; then
+        say "a command runs already on $TPU_NAME and is watched"
+        return
+      fi
+      stop_half || return
+    fi
   fi
   script create ${flags[@]+"${flags[@]}"} && script install && script launch -- "${command[@]}"
 }

@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import json
+import pathlib
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +186,7 @@ def _python_judge(name: str, argument: str, classifier: str) -> Judge:
         raise UserError(f"config.eval.judges: {name}: no such file; accepted: python:<file>.py:<function>")
     try:
         found = runpy.run_path(str(path)).get(function)
-    except Exception as error:  # the user's program
+    except (Exception, SystemExit) as error:  # the user's program
         raise UserError(f"config.eval.judges: {path} fails ({type(error).__name__}: {error})") from None
     if not callable(found):
         raise UserError(f"config.eval.judges: {path} has no function {function!r}")
@@ -199,6 +200,12 @@ KINDS: dict[str, tuple[str, Callable[[str, str, str], Judge]]] = {
     "ifeval": ("instruction", _ifeval_judge),
     "python": ("file>.py:<function", _python_judge),
 }
+
+
+def judge_files(choices: Sequence[str]) -> list[pathlib.Path]:
+    """Returns the user's own files among the judges that `eval.judges` names."""
+    found = (re.search(r"(?:^|=)python:(.+):[^:]*$", choice) for choice in choices)
+    return [user_path(match[1]) for match in found if match]
 
 
 @functools.cache

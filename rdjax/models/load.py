@@ -104,7 +104,9 @@ def resolve_folder(path: str, what: str) -> pathlib.Path:
         ) from None
     except EntryNotFoundError:
         raise UserError(f"{what} {path!r}: the repository has no config.json") from None
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # of this machine: a full disk, no permission
+            raise
         raise UserError(
             f"{what} {path!r} is neither a folder nor a repository of the hub (a private one needs HF_TOKEN)"
         ) from None

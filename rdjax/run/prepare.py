@@ -20,7 +20,7 @@ from rdjax.data.templates import Template
 from rdjax.distillation.objective import extra_terms
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
-from rdjax.evaluation.judges import TRAIN, Judge, judges_of
+from rdjax.evaluation.judges import TRAIN, Judge, judge_files, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
@@ -269,6 +269,9 @@ def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[s
         "tokenizer": _template_fingerprint(folder, config.task.chat_template),
         "data": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
     }
+    files = [path.read_bytes() for path in judge_files(config.eval.judges) if path.is_file()]
+    if files:
+        fingerprint["judges"] = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
     if config.model.adapter:
         fingerprint["adapter"] = weights_fingerprint(resolve_folder(config.model.adapter, "adapter"))
     return fingerprint

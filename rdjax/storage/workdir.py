@@ -31,6 +31,7 @@ FINGERPRINT_PARTS = {
     "tokenizer": "the tokenizer or its chat template",
     "adapter": "the starting adapter's weights or config",
     "data": "the data",
+    "judges": "the files of judges",
     "evaluated": "the adapters that are evaluated",
 }
 PACKAGES = ("rdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")

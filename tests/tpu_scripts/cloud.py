@@ -27,6 +27,7 @@ SETTINGS = {
 PLACE = ["--zone=us-west4-a", "--project=project"]
 NODE = ["gcloud", "compute", "tpus", "tpu-vm"]
 REQUEST = ["gcloud", "compute", "tpus", "queued-resources"]
+MARKS = ("full", "quota", "half", "drops", "taken", "wait", "strikes")  # of stub/bin/gcloud
 ENDLESS = "trap 'exit 75' TERM; sleep 60 & wait"  # a command that ends with 75 on SIGTERM, as rdjax does
 
 
@@ -74,12 +75,17 @@ class Cloud:
         (self.checkout / "tracked").write_text(text)
         git(self.checkout, "commit", "-q", "-a", "-m", "m")
 
-    def set(self, node="GONE", request="GONE", then: dict[str, str] | None = None, **marks: bool) -> None:
+    def set(self, node="GONE", request="GONE", then: dict[str, str] | None = None, **marks: bool | str) -> None:
         """Sets the states of slice and request, those that follow them, and the marks that stub/bin/gcloud lists."""
-        for path in (*self.folder.glob("then-*"), *(self.folder / mark for mark in ("full", "wait", "strikes"))):
+        for path in (*self.folder.glob("then-*"), *(self.folder / mark for mark in MARKS)):
             path.unlink(missing_ok=True)
         later = {f"then-{state}": following for state, following in (then or {}).items()}
-        files = {"node": node, "request": request, **later, **{mark: "" for mark, on in marks.items() if on}}
+        files = {
+            "node": node,
+            "request": request,
+            **later,
+            **{mark: "" if on is True else on for mark, on in marks.items() if on},
+        }
         for name, text in files.items():
             (self.folder / name).write_text(text)
 

@@ -79,6 +79,43 @@ def test_a_creation_that_fails_is_an_attempt(cloud):
     assert (ended.status, len(named(ended.calls, "create")), launched(ended.calls)) == (75, 2, 0)
 
 
+# What breaks off, and how often a slice is created and deleted until the command has run to its end.
+BROKEN = {
+    "quota": ({"quota": True}, 2, 0),
+    "half a slice": ({"half": "FAILED"}, 2, 1),
+    "a slice that is still being created": ({"half": "CREATING", "then": {"CREATING": "READY"}}, 1, 0),
+    "ssh during the installation": ({"drops": "host/install.sh"}, 1, 0),
+    "a preemption during the installation": ({"taken": "host/install.sh"}, 2, 1),
+    "ssh during the launch": ({"drops": "host/launch.sh"}, 1, 0),
+    "a preemption during the launch": ({"taken": "host/launch.sh"}, 2, 1),
+}
+
+
+@pytest.mark.parametrize(("marks", "creations", "deletions"), BROKEN.values(), ids=BROKEN)
+def test_what_breaks_off_is_begun_again(cloud, command, marks, creations, deletions):
+    cloud.set(**marks)
+    # As rdjax does: a host waits for the other one.
+    both = """
+        touch "$CLOUD/started$HOST"
+        trap 'exit 75' TERM
+        for _ in $(seq 1500); do
+          if [ -e "$CLOUD/started0" ] && [ -e "$CLOUD/started1" ]; then exit 0; fi
+          sleep 0.02 & wait
+        done
+        exit 2
+    """
+    ended = cloud.run("resume", "--", *command(both))
+    assert ended.status == 0, ended
+    assert (len(named(ended.calls, "create")), len(named(ended.calls, "delete"))) == (creations, deletions)
+
+
+def test_a_launch_that_broke_off_is_stopped_before_the_next_one(cloud, command):
+    cloud.set(drops="host/launch.sh")
+    ended = cloud.run("resume", "--", *command('[ -e "$CLOUD/ran" ] && exit 0; touch "$CLOUD/ran"; sleep 60 & wait'))
+    assert ended.status == 0, ended
+    assert "runs on some hosts of slice alone; it is stopped and launched again" in ended.out
+
+
 def test_resume_watches_a_command_that_runs_already(cloud, command):
     cloud.install()
     wait = command('while [ ! -e "$CLOUD/go" ]; do sleep 0.02; done')
