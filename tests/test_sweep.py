@@ -11,6 +11,7 @@ from configs.sweeps import arithmetic, rules, safety, sentiment, settings, stren
 from rdjax import sweep
 from rdjax.errors import UserError
 from rdjax.run import pipeline, prepare
+from rdjax.storage.sums import SUMS
 from tests.commands import run_sweep, small_sweep
 
 
@@ -87,11 +88,12 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
     shutil.copytree(finished / "cells" / "rule_distill_base_k2" / "seed0", first)
     for path in (first / "predictions").glob("*.jsonl"):
         path.write_text(path.read_text().replace('"response": "', '"response": "marked '))
+    (first / "predictions" / SUMS).unlink()
     for settings_of_tune, marked in (({}, True), ({"task": {"one_wording": True}}, False)):
         config = small_sweep(model, **{"sweep.settings": {"tune": settings_of_tune}})
         own = prepare.prepare(sweep.cell_config(config, "tune", 2, 0), tmp_path / f"run{marked}")
         sweep.share_predictions(own, [first])
-        found = {path.name: path.read_text() for path in (own.workdir / "predictions").glob("*")}
+        found = {path.name: path.read_text() for path in (own.workdir / "predictions").glob("*.jsonl")}
         assert ("test_id.base_with_rule.jsonl" in found) is marked
         assert not found or found["test_id.base_with_rule.jsonl"].count('"response": "marked ') == 3
         assert not any("student" in name for name in found)

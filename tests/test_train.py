@@ -27,6 +27,7 @@ from rdjax.models.load import load_model
 from rdjax.parallel.mesh import make_mesh
 from rdjax.parallel.processes import EXIT_RERUN
 from rdjax.run import pairs, prepare, start
+from rdjax.storage.sums import SUMS
 from tests import tiny
 from tests.commands import run_command
 
@@ -131,6 +132,7 @@ def test_a_finished_run_of_an_earlier_version_is_shown(model, own_folder, studen
     workdir = tmp_path / "run"
     shutil.copytree(student[0], workdir)
     (workdir / "report.html").unlink()
+    (workdir / SUMS).unlink()
     for name, change in (("config.json", {"fingerprint": "0123abcd"}), ("eval.json", {"metric": None})):
         content = json.loads((workdir / name).read_text()) | change
         content = {field: value for field, value in content.items() if value is not None}
