@@ -9,9 +9,10 @@ import math
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.tensor_files import all_finite
 from rdjax.models.weights import table_name, used_rows
 from rdjax.storage.files import json_text, read_json_object, replacing
+from rdjax.storage.records import of_form
 from rdjax.storage.sums import damaged_files, is_ours
 
 CONFIG_FILE = "adapter_config.json"
@@ -71,6 +73,22 @@ UNSET_LAYERS = (None, [], "")  # the layer 0 is set
 SOME_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # with them some layers may have no adapter
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
+
+
+Rank = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+Alpha = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class LoraFields(msgspec.Struct):
+    """Describes the fields of adapter_config.json that the adapter's numbers follow from."""
+
+    r: Rank
+    lora_alpha: Alpha
+    lora_dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    use_rslora: bool | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    target_modules: list[str] | str | None = None
 
 
 class Module(NamedTuple):
@@ -364,9 +382,13 @@ def _read_fields(path: pathlib.Path) -> dict[str, Any]:
         accepted = ACCEPTED.get(name, UNSET)
         if name not in HARMLESS and value not in accepted:
             raise UserError(f"{path}: {name} = {value!r} is not supported; accepted: {_spelled(accepted)}")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(fields.get(name), int | float):
-            raise UserError(f"{path}: {name} is missing or no number")
+    of_form(fields, LoraFields, str(path), advice="as PEFT writes it")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key in fields.get(name) or {}:
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise UserError(f"{path}: {name} has {key[:80]!r}, which is no pattern ({error})") from None
     return fields
 
 

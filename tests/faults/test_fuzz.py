@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import base
 from rdjax.errors import UserError
-from rdjax.models.families.registry import read_decoder_config
+from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.peft_files import save_adapter
+from rdjax.parallel.mesh import make_mesh
 from tests import tiny
 from tests.faults.damage import mutate
 from tests.faults.readers import Reader, readers
@@ -26,14 +28,15 @@ SLOWEST = 10.0  # seconds
 
 def make_folder(folder: pathlib.Path) -> tuple[object, dict]:
     """Writes a tiny model with an adapter; returns its config and its parameters."""
-    params = tiny.write_random_checkpoint(folder, tiny.LLAMA2)
+    tiny.write_random_checkpoint(folder, tiny.LLAMA2)
     tiny.write_tokenizer(folder)
-    config = read_decoder_config(folder)
+    model = load_model(str(folder), "float32", make_mesh(base.get_config().mesh))
+    config = model.config
     spec = LoraSpec(2, 2.0, 0.0, ("q_proj", "v_proj"))
     save_adapter(folder, init_adapter(config, spec, 0), config, spec, "base")
     (folder / "rule.md").write_text("The rule.\n")
     (folder / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    return config, params
+    return config, model.base
 
 
 @pytest.fixture(scope="module")
