@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
     # there are any, as examples; auto: written where there is no train.jsonl.
     config.task.inputs = "file"
     config.task.written = config_dict.ConfigDict()
-    config.task.written.on_rule = 64  # inputs written with the rule in context: for training, validation and test
+    config.task.written.on_rule = 96  # inputs written with the rule in context: for training, validation and test
     config.task.written.off_rule = 32  # inputs written without it; those that it hardly concerns are for retain
     config.task.written.temperature = 0.9
     config.task.written.max_tokens = 64  # of an input
