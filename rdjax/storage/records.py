@@ -116,11 +116,12 @@ def write_records(path: pathlib.Path, records: Iterable[Any]) -> None:
 def _write(path: pathlib.Path, text: str) -> None:
     """Writes a text; a program that is killed on the way leaves the old file or the new one, and both are accepted."""
     if is_first():
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        expect_sum(path, digest, keep_old=path.exists())
+        digest, rewritten = hashlib.sha256(text.encode()).hexdigest(), path.exists()
+        expect_sum(path, digest, keep_old=rewritten)
         with replacing(path) as temporary:
             temporary.write_bytes(text.encode())
-        expect_sum(path, digest, keep_old=False)
+        if rewritten:
+            expect_sum(path, digest, keep_old=False)
     barrier()  # the other processes may read the file next
 
 
