@@ -3,6 +3,7 @@
 import html
 import json
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -139,7 +140,7 @@ def _task_folder(
 ) -> pathlib.Path:
     """Returns the folder of the task: the user's, or a new one beside the workdir."""
     splits = {"train": inputs, "valid": valid, "test": test, "retain": retain}
-    if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and user_path(rule).is_dir()):
+    if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and _is_folder(rule)):
         if any(splits.values()):
             raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")
         return user_path(rule)
@@ -154,7 +155,18 @@ def _task_folder(
         if found != files:
             raise UserError(f"workdir = {str(workdir)!r}: {folder} holds another rule or rows; take another workdir")
         return folder
-    folder.mkdir(parents=True)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        (part / name).write_text(text, encoding="utf-8")
+    part.rename(folder)  # all of it or nothing, whenever the program is killed
     return folder
+
+
+def _is_folder(rule: str) -> bool:
+    """Tells whether a short text names a folder."""
+    try:
+        return user_path(rule).is_dir()
+    except (UserError, ValueError):  # a rule that begins with "~", or has a null character
+        return False

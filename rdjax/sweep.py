@@ -21,6 +21,7 @@ from tabulate import tabulate
 from rdjax.config import METHODS
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
+from rdjax.distillation.stage import DivergedError
 from rdjax.errors import UserError
 from rdjax.evaluation.results import split_metrics
 from rdjax.models.load import LanguageModel, load_model
@@ -39,7 +40,7 @@ from rdjax.report.sweep_table import sweep_table
 from rdjax.run import cli, experiment
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import Run, check_run, check_same_inputs, fingerprint_inputs, prepare, task_judges
-from rdjax.storage.records import Prediction, Results, RunRecord, read_record, read_records, write_record, write_records
+from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
 from rdjax.storage.workdir import RECORD, check_workdir, open_workdir
 
 SUMMARY = "sweep.json"
@@ -174,9 +175,9 @@ def train_runs(
 def raise_if_others_wait(error: Exception) -> None:
     """Raises an error again that only one of several processes may have met, because the others would wait for it.
 
-    A `UserError` reaches all of them: they have compared what they read.
+    A `DivergedError` reaches all of them: they have the same losses.
     """
-    if jax.process_count() > 1 and not isinstance(error, UserError):
+    if jax.process_count() > 1 and not isinstance(error, DivergedError):
         raise error
 
 
@@ -197,7 +198,7 @@ def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
         (run.workdir / "predictions").mkdir(exist_ok=True)
         for path in sorted((other / "predictions").glob("*.jsonl")):
             if path.stem.rpartition(".")[2] in SHARED_SYSTEMS:
-                write_records(run.workdir / "predictions" / path.name, read_records(path, Prediction))
+                copy_records(path, run.workdir / "predictions" / path.name, Prediction)
         return
 
 

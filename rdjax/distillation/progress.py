@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from rdjax.distillation.step import TrainState, init_state
+from rdjax.errors import UserError
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import replicated
 from rdjax.storage.checkpoint import Checkpoints
@@ -29,26 +30,38 @@ class Progress(NamedTuple):
     fallen_to: list[float]  # the validation loss when it last fell
     stale: list[int]  # validations of each member since then
     updates: int  # done
+    data: str = ""  # a hash of the pairs
 
 
-RECORDED = ("best_losses", "start_losses", "fallen_to", "stale", "updates")  # in the record of a checkpoint
+RECORDED = ("best_losses", "start_losses", "fallen_to", "stale", "updates", "data")  # in the record of a checkpoint
 
 
-def initial_progress(adapters: Sequence[Adapter], optimizer: optax.GradientTransformation, mesh: Mesh) -> Progress:
-    """Returns what members with these adapters start from, on the mesh."""
+def initial_progress(
+    adapters: Sequence[Adapter], optimizer: optax.GradientTransformation, mesh: Mesh, data: str = ""
+) -> Progress:
+    """Returns what members with these adapters, and pairs of this hash, start from, on the mesh."""
     initial_M, count = stack_adapters(adapters), len(adapters)
     state = jax.jit(init_state, static_argnums=1, out_shardings=replicated(mesh))(initial_M, optimizer)
     unknown = [math.inf] * count
-    return Progress(state, copy_adapters(state.adapter), unknown, unknown, unknown, [0] * count, 0)
+    return Progress(state, copy_adapters(state.adapter), unknown, unknown, unknown, [0] * count, 0, data)
 
 
 def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
-    """Returns the newest checkpoint of the stage that is whole, or the start."""
+    """Returns the newest checkpoint of the stage that is whole, or the start.
+
+    Raises:
+      UserError: it is of other pairs.
+    """
     found = checkpoints.restore_newest({"state": initial.state, "best": initial.best})
     if found is None:
         return initial
     saved, record = found
     # Earlier versions did not validate before the first update, nor end before the last one.
+    if record.get("data", initial.data) != initial.data:
+        raise UserError(
+            f"{checkpoints.folder}: checkpoints of a training on other pairs than those of now; delete this folder, "
+            "and the same command trains again"
+        )
     numbers = {name: record.get(name, getattr(initial, name)) for name in RECORDED}
     return Progress(saved["state"], saved["best"], **numbers)
 

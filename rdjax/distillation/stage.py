@@ -6,6 +6,7 @@ side by side over one copy of the base; each gets what it would get alone.
 
 import dataclasses
 import functools
+import hashlib
 import math
 import pathlib
 from collections.abc import Sequence
@@ -174,7 +175,7 @@ def run_stage(
     updates, per_epoch = plan_updates(members, config.train)
     optimizer = make_optimizer(config.optimizer, len(updates))
     checkpoints = Checkpoints(folder)
-    initial = initial_progress([member.initial for member in members], optimizer, model.mesh)
+    initial = initial_progress([member.initial for member in members], optimizer, model.mesh, hash_pairs(members))
     reached = restore_progress(checkpoints, initial)
     for member in members:
         # From the start on, the validation before the first update is made and logged again.
@@ -188,6 +189,17 @@ def run_stage(
         Trained(take_member(reached.best, number), reached.best_losses[number], reached.start_losses[number])
         for number in range(len(members))
     ]
+
+
+def hash_pairs(members: Sequence[Member]) -> str:
+    """Hashes the tokens of all pairs, by which checkpoints know what they were trained on."""
+    digest = hashlib.sha256()
+    for group in (group for member in members for group in (*member.train, *member.valid)):
+        digest.update(b"group")
+        for pair in group.pairs:
+            for ids in (pair.prompts.teacher_ids, pair.prompts.student_ids, pair.response_ids, (pair.ended,)):
+                digest.update(len(ids).to_bytes(4, "little") + np.array(ids, np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:

@@ -17,7 +17,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
 from rdjax.parallel.processes import exists_on_first
-from rdjax.storage.records import Prediction, read_records, write_records
+from rdjax.storage.records import Prediction, check_inputs, read_records, write_records
 
 PLAIN_RETAIN = "retain, answered by the base without the rule"  # a group of pairs, beside one for each split
 
@@ -92,7 +92,7 @@ def _answer_split(
     for name, system in systems.items():
         path = folder / f"{split}.{name}.jsonl"
         if exists_on_first(path):
-            answers[name] = _read_predictions(path)
+            answers[name] = _read_predictions(path, rows["input"])
             on_batch(len(rows))
         else:
             answers[name] = answer(model, system, prompts, options, on_batch)
@@ -269,7 +269,8 @@ def _write_predictions(
     write_records(path, records)
 
 
-def _read_predictions(path: pathlib.Path) -> Answers:
-    """Reads what `_write_predictions` wrote."""
+def _read_predictions(path: pathlib.Path, inputs: Sequence[str]) -> Answers:
+    """Reads what `_write_predictions` wrote for these inputs."""
     records = read_records(path, Prediction)
+    check_inputs(path, records, inputs)
     return Answers(*([record[name] for record in records] for name in ("ids", "ended", "response")))

@@ -270,11 +270,11 @@ def check_undamaged(folder: pathlib.Path) -> None:
       UserError: names one that is not what was written.
     """
     files = (WEIGHTS_FILE, CONFIG_FILE)
-    damaged = [name for name in damaged_files(folder) if name in files] if is_ours(folder, files) else []
+    damaged = damaged_files(folder) if is_ours(folder, files) else []
     if damaged:
         raise UserError(
             f"{folder / damaged[0]}: is damaged (not what SHA256SUMS beside it says); in a run's folder delete "
-            "eval.json, and the run makes it again from its checkpoints"
+            "eval.json, and the run makes it again from its checkpoints; if you changed it, delete SHA256SUMS"
         )
 
 

@@ -233,8 +233,9 @@ def deferred_signals() -> Iterator[Callable[[], int]]:
 
     handlers = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: statuses.append(EXIT_RERUN)),
-        signal.SIGINT: signal.signal(signal.SIGINT, on_interrupt),
     }
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background, where Ctrl-C is for others
+        handlers[signal.SIGINT] = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield lambda: statuses[0] if statuses else 0
     finally:

@@ -210,12 +210,15 @@ class InputWriter:
 
     def measured(self, rows: Sequence[Row], name: str) -> Written:
         """Returns the inputs of rows with what the rule changes in the answers to them."""
-        path = self.folder / f"{name}_effects.json"
+        path, inputs = self.folder / f"{name}_effects.json", [row["input"] for row in rows]
         if not exists_on_first(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             effects = rule_effects(self.model, self.start, rows, self.options)
-            write_record(path, {"unit": "nats a token", "effects": effects})
-        return Written([row["input"] for row in rows], read_record(path, Effects)["effects"])
+            write_record(path, {"unit": "nats a token", "inputs": inputs, "effects": effects})
+        record = read_record(path, Effects)
+        if record["inputs"] != inputs or len(record["effects"]) != len(inputs):
+            raise UserError(f"{path}: is of other inputs; delete it, and the same command makes it again")
+        return Written(inputs, record["effects"])
 
     def rows(self, texts: Sequence[str], name: str) -> list[Row]:
         """Makes rows of the task from inputs."""

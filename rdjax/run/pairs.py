@@ -19,7 +19,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
 from rdjax.storage.metrics import progress
-from rdjax.storage.records import Response, read_records, write_records
+from rdjax.storage.records import Response, check_inputs, read_records, write_records
 
 MOST_NAMED = 20  # rows in a message
 
@@ -56,6 +56,7 @@ def teacher_pairs(
         drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
         write_records(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", "")))
     records = read_records(path, Response)
+    check_inputs(path, records, rows["input"])
     check_not_empty(rows, records, path)
     if judge is not None or config.task.only_confirmed:
         report_confirmed(path, [line for line in records if line["ids"]], config.task)
@@ -112,7 +113,9 @@ def retained_pairs(
                 for row, ids, ended, text in columns
             ),
         )
-    return answered(prompts, read_records(path, Response))
+    records = read_records(path, Response)
+    check_inputs(path, records, [row["input"] for row in rows])
+    return answered(prompts, records)
 
 
 def draw_responses(

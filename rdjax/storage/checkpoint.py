@@ -1,5 +1,6 @@
 """Saves and restores with Orbax what a run cannot recompute: its trained state and its progress."""
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -21,20 +22,20 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep: int = 2):
         # Saves are synchronous: adapters are small, and a donated buffer must not change under a save.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
-        self._folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Saves a tree of arrays, and a record of the progress that JSON can hold, and records their checksums."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         self._manager.save(step, args=args)
         if is_first():
-            saved = self._folder / str(step)
+            saved = self.folder / str(step)
             write_sums(saved, sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()))
         barrier()
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Reads the newest checkpoint that is whole; those after it are damaged, and deleted with a warning.
+        """Reads the newest checkpoint that is whole; those after it are damaged, and set aside with a warning.
 
         Args:
           like: arrays with the shapes, dtypes and shardings to read into.
@@ -47,13 +48,13 @@ class Checkpoints:
             if not broadcast_from_first(bool(fault)):
                 try:
                     return self._restore(step, like)
-                except Exception as error:  # a checkpoint without checksums; Orbax raises errors of many kinds
-                    if jax.process_count() > 1:  # the others may have read theirs, and would wait
+                except Exception as error:
+                    # Its files are what was written: the machine lacks something. Of several processes the others may
+                    # have read theirs, and would wait.
+                    if self._has_sums(step) or jax.process_count() > 1:
                         raise
                     fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if is_first():
-                logging.warning("%s: damaged (%s); the one before is used", self._folder / str(step), fault)
-            self._manager.delete(step)
+            self._set_aside(step, fault)
         return None
 
     def close(self) -> None:
@@ -71,9 +72,23 @@ class Checkpoints:
         if not is_first():
             return ""
         try:
-            return ", ".join(damaged_files(self._folder / str(step)))
+            return ", ".join(damaged_files(self.folder / str(step)))
         except UserError:
             return SUMS
+
+    def _has_sums(self, step: int) -> bool:
+        """Tells whether the checksums of a checkpoint are recorded; a kill can come between, and earlier versions."""
+        return (self.folder / str(step) / SUMS).exists()
+
+    def _set_aside(self, step: int, fault: str) -> None:
+        """Renames a checkpoint that does not read, so that it is not the newest any more."""
+        if is_first():
+            folder = self.folder / str(step)
+            aside = next(path for n in itertools.count() if not (path := self.folder / f"damaged-{step}-{n}").exists())
+            logging.warning("%s: damaged (%s); the one before is used, this one is now %s", folder, fault, aside.name)
+            folder.rename(aside)
+        barrier()
+        self._manager.reload()
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Reads a checkpoint."""

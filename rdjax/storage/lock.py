@@ -1,12 +1,15 @@
 """Lets one run at a time work in a folder.
 
-A file lock of the operating system holds other processes off, and goes with the process however it ends. Not every
+A lock of the operating system (flock) holds other processes off, and goes with the process however it ends. Not every
 shared file system has such locks, or has them across hosts: there lock.json says who works in the folder, and its
-owner touches it all the time. Who finds another host's name waits, to see whether it is touched.
+owner touches it all the time. Who finds another's name waits, to see whether it is touched.
+
+The package filelock would replace a lock that a file system has not by one that outlives a kill.
 """
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -15,21 +18,25 @@ import threading
 import time
 from typing import NamedTuple
 
-import filelock
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from rdjax.errors import UserError
 from rdjax.parallel.processes import is_first, true_everywhere
 
 LOCK, OWNER = "lock", "lock.json"
 FILES = (LOCK, OWNER)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # what a file system without locks says
 TOUCH_SECONDS = 10.0
 WATCH_SECONDS = 3 * TOUCH_SECONDS
 
 
 class Held(NamedTuple):
-    """Holds what ends with a lock: the system's lock, None where the file system has none, and the touching."""
+    """Holds what ends with a lock: the file that has it, None where the file system has no locks, and the touching."""
 
-    lock: filelock.FileLock | None
+    file: int | None
     released: threading.Event
 
 
@@ -55,8 +62,8 @@ def unlock_folder(folder: pathlib.Path) -> None:
     held.released.set()
     with contextlib.suppress(OSError):
         (folder / OWNER).unlink(missing_ok=True)
-    if held.lock is not None:
-        held.lock.release()
+    if held.file is not None:
+        os.close(held.file)
 
 
 @atexit.register
@@ -70,24 +77,39 @@ def _lock(folder: pathlib.Path) -> str:
     """Locks a folder; returns a message if that cannot be."""
     if folder in _held:
         return ""
-    lock: filelock.FileLock | None = filelock.FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
+        file = _flock(folder / LOCK)
+    except BlockingIOError:
         return _in_use(folder, _owner(folder))
-    except (NotImplementedError, OSError):  # the file system has no locks
-        lock = None
     owner = _owner(folder)
-    # The system's lock is enough against processes of this host.
-    if owner.get("host") not in (None, socket.gethostname()) and _is_touched(folder, owner):
-        if lock is not None:
-            lock.release()
+    if (file is None or owner.get("host") != socket.gethostname()) and _is_at_work(folder, owner):
+        if file is not None:
+            os.close(file)
         return _in_use(folder, owner)
     text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T %z")})
     (folder / OWNER).write_text(text + "\n", encoding="utf-8")
-    _held[folder] = Held(lock, threading.Event())
+    _held[folder] = Held(file, threading.Event())
     threading.Thread(target=_touch, args=(folder / OWNER, _held[folder].released), daemon=True).start()
     return ""
+
+
+def _flock(path: pathlib.Path) -> int | None:
+    """Opens and locks a file; returns its descriptor, None where there are no locks.
+
+    Raises:
+      BlockingIOError: another process has the lock.
+    """
+    if fcntl is None:
+        return None
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return file
 
 
 def _owner(folder: pathlib.Path) -> dict[str, object]:
@@ -99,12 +121,14 @@ def _owner(folder: pathlib.Path) -> dict[str, object]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _is_touched(folder: pathlib.Path, owner: dict[str, object]) -> bool:
-    """Watches whether the process that lock.json names is at work: by changes alone, as hosts' clocks differ."""
-    path = folder / OWNER
+def _is_at_work(folder: pathlib.Path, owner: dict[str, object]) -> bool:
+    """Tells whether the process that lock.json names touches it: by changes alone, as hosts' clocks differ."""
+    path, number = folder / OWNER, owner.get("process")
+    if not owner or (owner.get("host") == socket.gethostname() and isinstance(number, int) and not _is_alive(number)):
+        return False
     try:
         before = path.stat().st_mtime_ns
-        print(f"{path} names a run on {owner['host']}; waiting {WATCH_SECONDS:.0f} s to see whether it is at work")
+        print(f"{path} names a run on {owner.get('host')}; waiting {WATCH_SECONDS:.0f} s to see whether it is at work")
         deadline = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < deadline:
             time.sleep(min(1.0, WATCH_SECONDS / 10))
@@ -113,6 +137,17 @@ def _is_touched(folder: pathlib.Path, owner: dict[str, object]) -> bool:
     except OSError:  # it has ended meanwhile
         pass
     return False
+
+
+def _is_alive(process: int) -> bool:
+    """Tells whether a process of this host exists."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
 
 
 def _touch(path: pathlib.Path, released: threading.Event) -> None:

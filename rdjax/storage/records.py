@@ -7,7 +7,7 @@ the command with a line that names the file.
 
 import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -30,6 +30,7 @@ class Input(msgspec.Struct):
 class Effects(msgspec.Struct):
     """Describes inputs/*_effects.json: what the rule changes in the answer to each input, nats a token."""
 
+    inputs: list[str]
     effects: list[float]
 
 
@@ -113,16 +114,41 @@ def write_records(path: pathlib.Path, records: Iterable[Any]) -> None:
     _write(path, lines_text(records))
 
 
+def copy_records(source: pathlib.Path, target: pathlib.Path, form: type) -> bool:
+    """Copies records with their checksum, for the first process alone; tells whether they were whole."""
+    try:
+        records = read_records(source, form)
+    except UserError:
+        return False
+    _write_here(target, lines_text(records))
+    return True
+
+
 def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a text; a program that is killed on the way leaves the old file or the new one, and both are accepted."""
+    """Writes a text, by the first process."""
     if is_first():
-        digest, rewritten = hashlib.sha256(text.encode()).hexdigest(), path.exists()
-        expect_sum(path, digest, keep_old=rewritten)
-        with replacing(path) as temporary:
-            temporary.write_bytes(text.encode())
-        if rewritten:
-            expect_sum(path, digest, keep_old=False)
+        _write_here(path, text)
     barrier()  # the other processes may read the file next
+
+
+def _write_here(path: pathlib.Path, text: str) -> None:
+    """Writes a text; a program that is killed on the way leaves the old file or the new one, and both are accepted."""
+    digest, rewritten = hashlib.sha256(text.encode()).hexdigest(), path.exists()
+    expect_sum(path, digest, keep_old=rewritten)
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+    if rewritten:
+        expect_sum(path, digest, keep_old=False)
+
+
+def check_inputs(path: pathlib.Path, records: Sequence[Mapping[str, Any]], inputs: Sequence[str]) -> None:
+    """Checks that records are of these inputs, one for one.
+
+    Raises:
+      UserError: they are of others.
+    """
+    if [record["input"] for record in records] != list(inputs):
+        raise UserError(f"{path}: is of other inputs than those of now; delete it, and the same command makes it again")
 
 
 def read_record(path: pathlib.Path, form: type) -> dict[str, Any]:

@@ -78,14 +78,13 @@ def damaged_files(folder: pathlib.Path) -> list[str]:
 
 
 def check_sum(path: pathlib.Path) -> None:
-    """Checks that a file is what was written.
+    """Checks that a file is what was written; one that is not recorded, of an earlier version, is taken as it is.
 
     Raises:
-      UserError: it is another, or its folder records others but not this one; the message says what to do.
+      UserError: it is another; the message says what to do.
     """
-    lines = read_sums(path.parent)
-    known = [digest for digest, name in lines if name == path.name]
-    if lines and not _is_one_of(path, known):
+    known = [digest for digest, name in read_sums(path.parent) if name == path.name]
+    if known and not _is_one_of(path, known):
         raise UserError(
             f"{path}: is damaged (not what {SUMS} beside it says); delete it, and the same command makes it again"
         )

@@ -93,8 +93,10 @@ def _read_config(record: pathlib.Path) -> dict[str, Any]:
     """Returns the config that a config.json records; UserError where it is damaged, or of something else."""
     try:
         return read_record(record, RunRecord)["config"]
-    except UserError as error:
-        raise UserError(f"--workdir: not a run's config, or damaged; take another folder ({error})") from None
+    except UserError:
+        raise UserError(
+            f"--workdir: {record} is not a run's config, or damaged; restore it from a copy, or take another folder"
+        ) from None
 
 
 def _module_of(command: str) -> str:
@@ -124,7 +126,8 @@ def _check_fingerprint(workdir: pathlib.Path, recorded: Any, fingerprint: dict[s
     if not isinstance(recorded, dict):  # a single hash, which cannot be computed any more
         print(f"note: {workdir} is from an earlier version of rdjax; its model and data are not compared with today's")
         return
-    changed = [part for part in FINGERPRINT_PARTS if recorded.get(part) != fingerprint.get(part)]
+    known = set(FINGERPRINT_PARTS) - ({"judges"} - recorded.keys())  # earlier versions did not look at these files
+    changed = [part for part in FINGERPRINT_PARTS if part in known and recorded.get(part) != fingerprint.get(part)]
     if changed:
         names = ", ".join(FINGERPRINT_PARTS[part] for part in changed)
         raise UserError(

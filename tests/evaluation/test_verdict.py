@@ -53,12 +53,17 @@ def test_what_was_forgotten_is_told_by_the_judge_or_by_the_divergence():
         (results(0.3), losses((1.0, 1.0), (0.1, 0.9), (0.1, 0.9)), "more inputs"),
         (results(0.3), losses((1.0, 1.0), (0.4, 0.7), (0.3, 0.5)), "train longer"),
         (results(0.3), losses((1.0, 1.0), (0.9, 1.0), (0.9, 1.0)), "higher config.optimizer.learning_rate"),
-        (results(0.3, teacher=0.2), losses((1.0, 1.0)), "rule_distill_enhanced"),
+        (results(0.3, student=0.1, teacher=0.2), losses((1.0, 1.0)), "rule_distill_enhanced"),
         (results(None), [{"stage": "gap", "kl": 0.001}], "nothing to distil"),
     ],
 )
 def test_advice_follows_from_the_curves(found, lines, word):
     assert word in " ".join(advice(found, lines, CONFIG))
+
+
+def test_a_student_that_follows_as_often_as_the_model_that_reads_the_rule_gets_no_advice():
+    assert advice(results(-0.5, student=0.5, teacher=0.3), losses((1.0, 1.0)), CONFIG) == []
+    assert advice(results(-0.5, student=0.0, teacher=0.0), losses((1.0, 1.0)), CONFIG) != []
 
 
 def test_a_student_that_has_learnt_gets_no_advice():

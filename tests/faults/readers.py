@@ -102,7 +102,9 @@ def readers(config: object, params: object) -> Mapping[str, Reader]:
         ),
         "responses": Reader("x", json.dumps(RESPONSE) + "\n", lambda folder: read_records(folder / "x", Response)),
         "inputs": Reader("x", '{"input": "a"}\n', lambda folder: read_records(folder / "x", Input)),
-        "effects": Reader("x", '{"effects": [0.1, 0.2]}', lambda folder: read_record(folder / "x", Effects)),
+        "effects": Reader(
+            "x", '{"inputs": ["a", "b"], "effects": [0.1, 0.2]}', lambda folder: read_record(folder / "x", Effects)
+        ),
         "metrics": Reader("metrics.jsonl", METRICS, lambda folder: read_metrics(folder / "metrics.jsonl")),
         "sums": Reader(SUMS, f"{'0' * 64}  config.json\n", damaged_files),
     }

@@ -1,5 +1,6 @@
 """One run at a time works in a folder; a lock ends with its process, however that ends."""
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import textwrap
 import threading
 import time
 
-import filelock
 import pytest
 
 from rdjax.errors import UserError
@@ -96,17 +96,41 @@ def test_another_host_that_is_gone_does_not_count(tmp_path, soon, capsys):
     assert "names a run on elsewhere; waiting" in capsys.readouterr().out
 
 
-def test_a_file_system_without_locks_does_with_the_touched_file(tmp_path, soon, monkeypatch):
-    def none(self, *args, **kwargs):
-        raise NotImplementedError
+@pytest.fixture
+def without_locks(monkeypatch):
+    def none(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", none)
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+
+
+def test_a_file_system_without_locks_does_with_the_touched_file(tmp_path, soon, without_locks):
     lock_folder(tmp_path)
     before = (tmp_path / OWNER).stat().st_mtime_ns
     deadline = time.monotonic() + 10
     while (tmp_path / OWNER).stat().st_mtime_ns == before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert (tmp_path / OWNER).stat().st_mtime_ns != before
+
+
+def test_a_file_system_without_locks_tells_of_a_process_of_the_same_host(tmp_path, soon, without_locks, holder):
+    stop = threading.Event()
+
+    def touch():  # the holder does it every ten seconds
+        while not stop.wait(0.05):
+            os.utime(tmp_path / OWNER)
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    with pytest.raises(UserError, match=f"process {holder.pid} on"):
+        lock_folder(tmp_path)
+    stop.set()
+    thread.join()
+    holder.kill()
+    holder.wait()
+    began = time.monotonic()
+    lock_folder(tmp_path)
+    assert time.monotonic() - began < lock.WATCH_SECONDS
 
 
 def test_a_damaged_owner_file_does_not_matter(tmp_path):

@@ -50,7 +50,7 @@ def test_another_config_is_refused_by_field(tmp_path, config):
 @pytest.mark.parametrize("content", ["{", "[]", '{"versions": {}}'])
 def test_a_foreign_record_is_refused(tmp_path, config, content):
     (tmp_path / RECORD).write_text(content)
-    with pytest.raises(UserError, match=r"not a run's config.*config\.json"):
+    with pytest.raises(UserError, match=r"config\.json is not a run's config"):
         check_workdir(tmp_path, config)
 
 
