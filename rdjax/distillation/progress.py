@@ -55,7 +55,7 @@ def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
     found = checkpoints.restore_newest({"state": initial.state, "best": initial.best})
     if found is None:
         return initial
-    saved, record = found
+    saved, record = found.state, found.progress
     # Earlier versions did not validate before the first update, nor end before the last one.
     if record.get("data", initial.data) != initial.data:
         raise UserError(

@@ -117,10 +117,9 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
     open_workdir(workdir, config, "rdjax.rulebook")
     setup, state = prepare(config)
     checkpoints, log = Checkpoints(workdir / "checkpoints"), MetricsLog(workdir)
-    start, seconds = checkpoints.latest() or 0, 0.0
-    if start:
-        state, saved = checkpoints.restore(state)
-        seconds = saved["seconds"]
+    start, seconds = 0, 0.0
+    if found := checkpoints.restore_newest(state):
+        start, state, seconds = found.step, found.state, found.progress["seconds"]
     log.truncate("rulebook", start)
     began, steps = time.monotonic() - seconds, config.train.steps
     with progress(steps, start, "rulebook") as bar:

@@ -2,7 +2,7 @@
 
 import itertools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -11,6 +11,19 @@ from absl import logging
 from rdjax.errors import UserError
 from rdjax.parallel.processes import barrier, broadcast_from_first, is_first
 from rdjax.storage.sums import SUMS, damaged_files, write_sums
+
+
+class Restored(NamedTuple):
+    """Holds a checkpoint that was read.
+
+    Attributes:
+      state: the tree of arrays.
+      progress: the record that JSON can hold.
+    """
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
 
 
 class Checkpoints:
@@ -34,14 +47,14 @@ class Checkpoints:
             write_sums(saved, sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()))
         barrier()
 
-    def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore_newest(self, like: Any) -> Restored | None:
         """Reads the newest checkpoint that is whole; those after it are damaged, and set aside with a warning.
 
         Args:
           like: arrays with the shapes, dtypes and shardings to read into.
 
         Returns:
-          The tree of arrays, and the record of the progress; None if there is no checkpoint.
+          What was saved; None if there is no checkpoint.
         """
         while (step := self._newest()) is not None:
             fault = self._fault(step)
@@ -90,11 +103,11 @@ class Checkpoints:
         barrier()
         self._manager.reload()
 
-    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def _restore(self, step: int, like: Any) -> Restored:
         """Reads a checkpoint."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         if restored.progress.get("updates", step) != step:
             raise ValueError(f"it is the checkpoint of update {restored.progress['updates']}")
-        return restored.state, restored.progress
+        return Restored(step, restored.state, restored.progress)
