@@ -31,7 +31,9 @@ def start(model, root, workdir, *options: str, limit: int | None = None, **envir
     """Starts a run; `limit` is of the size of files that it may write, in bytes."""
 
     def restrict():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background, where tests may run, ignores it
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.Popen(
         [sys.executable, "-m", "rdjax.train", *arguments(model, root, workdir), *options],
@@ -40,7 +42,7 @@ def start(model, root, workdir, *options: str, limit: int | None = None, **envir
         text=True,
         errors="replace",
         env=os.environ | QUICK | environment,
-        preexec_fn=restrict if limit else None,
+        preexec_fn=restrict,
     )
 
 
