@@ -1,5 +1,6 @@
 """Runs commands in the process of the tests, as a user would in a shell; helpers of the tests of whole commands."""
 
+import json
 import pathlib
 import sys
 from collections.abc import Callable
@@ -31,11 +32,21 @@ SMALL_SWEEP = {
 }
 
 
+# A task of a few rows, for runs of a tiny model.
+RULE = "Answer every question with the word yes."
+ROWS = [{"input": f"{word}?", "output": "yes"} for word in ("one", "two", "six", "ten", "red")]
+
+
 class Failure(NamedTuple):
     """Describes how a command ended on a user's mistake."""
 
     status: int
     error: str  # the one line that begins with "error:"
+
+
+def write_rows(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
+    """Writes JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run_command(main: Callable[[list[str]], None], *arguments: str) -> int:

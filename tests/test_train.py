@@ -29,10 +29,8 @@ from rdjax.parallel.processes import EXIT_RERUN
 from rdjax.run import pairs, prepare, start
 from rdjax.storage.sums import SUMS
 from tests import tiny
-from tests.commands import run_command
+from tests.commands import ROWS, RULE, run_command, write_rows
 
-RULE = "Answer every question with the word yes."
-ROWS = [{"input": f"{word}?", "output": "yes"} for word in ("one", "two", "six", "ten", "red")]
 SETTINGS = (
     "--config.task.k=0",
     "--config.train.epochs=3",
@@ -41,10 +39,6 @@ SETTINGS = (
     "--config.lora.rank=4",
     "--config.optimizer.learning_rate=1e-2",
 )
-
-
-def write_rows(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def ruled_responses(model: pathlib.Path) -> list[str]:

@@ -56,12 +56,12 @@ def restore_progress(checkpoints: Checkpoints, initial: Progress) -> Progress:
     if found is None:
         return initial
     saved, record = found.state, found.progress
-    # Earlier versions did not validate before the first update, nor end before the last one.
     if record.get("data", initial.data) != initial.data:
         raise UserError(
             f"{checkpoints.folder}: checkpoints of a training on other pairs than those of now; delete this folder, "
             "and the same command trains again"
         )
+    # Earlier versions did not validate before the first update, nor end before the last one.
     numbers = {name: record.get(name, getattr(initial, name)) for name in RECORDED}
     return Progress(saved["state"], saved["best"], **numbers)
 

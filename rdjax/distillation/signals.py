@@ -25,12 +25,11 @@ from rdjax.data.positions import Offsets
 from rdjax.data.shapes import round_up
 from rdjax.distillation.forward import Signals, signals_shardings
 from rdjax.distillation.teacher import ComputeSignals
-from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import put, row_multiple, rows_sharding
 from rdjax.parallel.processes import max_over_processes, to_host, true_everywhere
-from rdjax.storage.sums import SUMS, damaged_files, write_sums
+from rdjax.storage.sums import describe_damage, write_sums
 
 # The share of free memory that cached signals may take; the rest is for the step and for other programs.
 DEVICE_SHARE, HOST_SHARE = 0.25, 0.5
@@ -176,13 +175,10 @@ def cached_signals(
 
 def _damage(folder: pathlib.Path) -> bool:
     """Tells whether cached signals are not what was written; they are then computed again."""
-    try:
-        damaged = damaged_files(folder)
-    except UserError:
-        damaged = [SUMS]
-    if damaged:
-        logging.warning("%s: damaged (%s); the signals are computed again", folder, ", ".join(damaged))
-    return bool(damaged)
+    damage = describe_damage(folder)
+    if damage:
+        logging.warning("%s: damaged (%s); the signals are computed again", folder, damage)
+    return bool(damage)
 
 
 def _fill(cache_M: Sequence[CachedSignals], compute_signals: ComputeSignals, batches: Iterable[Batch]) -> None:

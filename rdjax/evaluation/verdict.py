@@ -69,17 +69,13 @@ def closed_gaps(splits: Splits) -> list[float]:
     return [value for value in closed if value is not None]
 
 
-def follows_as_often(tests: Splits, metrics: Mapping[str, str]) -> bool:
-    """Tells whether by the judges of all tests the student follows the rule as often as the model that reads it.
-
-    Trained on answers that a judge confirmed, it may follow more often, and is then far from that model's predictions.
-    """
-    judged = [
+def judged_scores(tests: Splits, metrics: Mapping[str, str]) -> list[tuple[float, float]]:
+    """Returns how often the student follows the rule and how often the model that reads it, of each judged test."""
+    return [
         (systems["student"][metrics[split]], systems["base_with_rule"][metrics[split]])
         for split, systems in tests.items()
         if metrics[split] != GAP_CLOSED and "base_with_rule" in systems
     ]
-    return len(judged) == len(tests) and all(student >= ruled > 0 for student, ruled in judged)
 
 
 def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[str]:
@@ -101,14 +97,13 @@ def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], confi
             "The rule in the prompt changes next to nothing in what this model says, so there is nothing to distil: "
             "try another wording of the rule, or a stronger model."
         ]
-    if follows_as_often(tests, metrics):
+    judged = judged_scores(tests, metrics)
+    # Trained on answers that a judge confirmed, the student may follow more often than the model that reads the rule,
+    # and is then far from that model's predictions.
+    if len(judged) == len(tests) and all(student >= ruled > 0 for student, ruled in judged):
         return []
     found = [f"The student closes only {_percent(min(closed))} of the gap. What to try first:"]
-    followed = [
-        systems["base_with_rule"][metrics[split]]
-        for split, systems in tests.items()
-        if metrics[split] != GAP_CLOSED and "base_with_rule" in systems
-    ]
+    followed = [ruled for _, ruled in judged]
     if followed and min(followed) < FOLLOWS:
         found.append(
             f"The model that reads the rule follows it in only {_percent(min(followed))} of cases: try another "

@@ -84,9 +84,9 @@ def resolve_folder(path: str, what: str) -> pathlib.Path:
         return ASSETS / path
     folder = user_path(path)
     if folder.is_dir():
-        for path in folder.iterdir():
-            if not path.is_dir():
-                check_regular(path)
+        for file in folder.iterdir():
+            if not file.is_dir():
+                check_regular(file)
         return folder
     try:
         if what == "model":

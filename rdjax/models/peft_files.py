@@ -25,7 +25,7 @@ from rdjax.models.families.registry import FAMILIES
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.tensor_files import all_finite
 from rdjax.models.weights import table_name, used_rows
-from rdjax.storage.files import json_text, read_json_object, replacing
+from rdjax.storage.files import json_text, read_json_object, replace_text, replacing
 from rdjax.storage.records import of_form
 from rdjax.storage.sums import damaged_files, is_ours
 
@@ -166,8 +166,7 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(json_text(fields), encoding="utf-8")
+    replace_text(folder / CONFIG_FILE, json_text(fields))
 
 
 def _packed(module: Module, adapter: dict[str, dict[str, np.ndarray]], layer: int, rank: int):

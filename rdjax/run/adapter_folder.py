@@ -9,7 +9,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.peft_files import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 from rdjax.parallel.processes import is_first
-from rdjax.storage.files import json_text, read_json_object, replacing
+from rdjax.storage.files import json_text, read_json_object, replace_text
 from rdjax.storage.sums import write_sums
 
 PROMPT_FILE = "rdjax_prompt.json"
@@ -29,8 +29,7 @@ def write_adapter(
     save_adapter(folder, adapter, model.config, spec, model.name)
     model.tokenizer.save_pretrained(folder)
     fields = {name: task[name] for name in PROMPT_FIELDS}
-    with replacing(folder / PROMPT_FILE) as temporary:
-        temporary.write_text(json_text(fields), encoding="utf-8")
+    replace_text(folder / PROMPT_FILE, json_text(fields))
     write_sums(folder, (WEIGHTS_FILE, CONFIG_FILE, PROMPT_FILE))
 
 

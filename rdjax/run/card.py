@@ -12,7 +12,7 @@ from rdjax.data.templates import alpaca_prompt
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, split_metrics
 from rdjax.evaluation.verdict import verdict
 from rdjax.models.load import EMBEDDED
-from rdjax.storage.files import replacing, user_path
+from rdjax.storage.files import replace_text, user_path
 
 CARD = "README.md"
 PAPER = "[arXiv 2311.08883](https://arxiv.org/abs/2311.08883)"
@@ -160,8 +160,7 @@ def limits(results: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[st
 
 def write_card(folder: pathlib.Path, text: str) -> None:
     """Writes a card into a folder."""
-    with replacing(folder / CARD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    replace_text(folder / CARD, text)
 
 
 def base_name(name: str, path: str) -> str:

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 
 from rdjax.errors import UserError
 from rdjax.parallel import processes
-from rdjax.run.error_lines import EXIT_MISTAKE, describe_error
+from rdjax.run.error_lines import EXIT_MISTAKE, describe_error, one_line
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used are deleted first
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
@@ -35,8 +35,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             return positional
         # An unknown field raises a built-in exception, and a config file is a program that can raise anything.
         except Exception as error:
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
-            sys.exit(_fail(str(message), EXIT_MISTAKE))
+            sys.exit(_fail(one_line(error), EXIT_MISTAKE))
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax logs every file that it writes

@@ -38,7 +38,7 @@ def describe_error(error: BaseException, workdir: pathlib.Path | None) -> Ending
     Args:
       workdir: where the command works, if it has such a folder.
     """
-    text = _one_line(error)
+    text = one_line(error)
     if isinstance(error, UserError):
         return Ending(text, EXIT_MISTAKE)
     if isinstance(error, KeyboardInterrupt):
@@ -98,7 +98,7 @@ def _write_traceback(error: BaseException, workdir: pathlib.Path | None) -> path
     return None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the message of an exception in one line; a KeyError's without the quotes that `str` adds."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(message).split())

@@ -8,9 +8,8 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from rdjax.errors import UserError
 from rdjax.parallel.processes import barrier, broadcast_from_first, is_first
-from rdjax.storage.sums import SUMS, damaged_files, write_sums
+from rdjax.storage.sums import SUMS, describe_damage, write_sums
 
 
 class Restored(NamedTuple):
@@ -82,12 +81,7 @@ class Checkpoints:
 
     def _fault(self, step: int) -> str:
         """Says what is wrong with a checkpoint's files, "" where nothing is or this process does not look."""
-        if not is_first():
-            return ""
-        try:
-            return ", ".join(damaged_files(self.folder / str(step)))
-        except UserError:
-            return SUMS
+        return describe_damage(self.folder / str(step)) if is_first() else ""
 
     def _has_sums(self, step: int) -> bool:
         """Tells whether the checksums of a checkpoint are recorded; a kill can come between, and earlier versions."""

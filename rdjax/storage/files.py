@@ -66,11 +66,16 @@ def _sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text, whole and synced, by this process alone: unlike `write_text` it waits for no other."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text, so that a reader finds all of it or what was there before."""
     if is_first():
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        replace_text(path, text)
     barrier()  # the other processes may read the file next
 
 
@@ -143,15 +148,6 @@ def read_text(path: pathlib.Path, missing: str) -> str:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}){hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      UserError: as `read_text` and `parse_json`.
-    """
-    return parse_json(read_text(path, f"{path}: not found"), str(path))
 
 
 def read_json_object(path: pathlib.Path, missing: str) -> dict[str, Any]:

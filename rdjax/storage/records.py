@@ -14,7 +14,7 @@ import msgspec
 
 from rdjax.errors import UserError
 from rdjax.parallel.processes import barrier, is_first
-from rdjax.storage.files import json_text, lines_text, parse_json, read_text, replacing
+from rdjax.storage.files import json_text, lines_text, parse_json, read_text, replace_text
 from rdjax.storage.sums import check_sum, expect_sum
 
 Token = Annotated[int, msgspec.Meta(ge=0)]
@@ -135,8 +135,7 @@ def _write_here(path: pathlib.Path, text: str) -> None:
     """Writes a text; a program that is killed on the way leaves the old file or the new one, and both are accepted."""
     digest, rewritten = hashlib.sha256(text.encode()).hexdigest(), path.exists()
     expect_sum(path, digest, keep_old=rewritten)
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+    replace_text(path, text)
     if rewritten:
         expect_sum(path, digest, keep_old=False)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from rdjax.errors import UserError
-from rdjax.storage.files import read_text, replacing
+from rdjax.storage.files import read_text, replace_text
 
 SUMS = "SHA256SUMS"
 BLOCK_BYTES = 2**20
@@ -77,6 +77,14 @@ def damaged_files(folder: pathlib.Path) -> list[str]:
     return [name for name in names if not _is_one_of(folder / name, [known for known, own in lines if own == name])]
 
 
+def describe_damage(folder: pathlib.Path) -> str:
+    """Says what is damaged in a folder, the record itself too; "" where all is what was written."""
+    try:
+        return ", ".join(damaged_files(folder))
+    except UserError:
+        return SUMS
+
+
 def check_sum(path: pathlib.Path) -> None:
     """Checks that a file is what was written; one that is not recorded, of an earlier version, is taken as it is.
 
@@ -100,5 +108,4 @@ def _is_one_of(path: pathlib.Path, digests: list[str]) -> bool:
 
 def _write(folder: pathlib.Path, lines: Iterable[tuple[str, str]]) -> None:
     """Writes SHA256SUMS."""
-    with replacing(folder / SUMS) as temporary:
-        temporary.write_text("".join(f"{digest}  {name}\n" for digest, name in lines), encoding="utf-8")
+    replace_text(folder / SUMS, "".join(f"{digest}  {name}\n" for digest, name in lines))

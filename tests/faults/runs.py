@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import pathlib
 
 import pytest
@@ -11,10 +10,8 @@ from configs import base
 from rdjax import train
 from rdjax.distillation import stage
 from rdjax.parallel.processes import EXIT_RERUN
-from tests.commands import run_command
+from tests.commands import ROWS, RULE, run_command, write_rows
 
-RULE = "Answer every question with the word yes."
-ROWS = [{"input": f"{word}?", "output": "yes"} for word in ("one", "two", "six", "ten", "red")]
 SETTINGS = (
     "--config.task.name=rule",
     "--config.task.k=0",
@@ -34,7 +31,7 @@ def write_task(root: pathlib.Path) -> pathlib.Path:
     root.mkdir()
     (root / "rule.md").write_text(RULE)
     for name in ("train", "valid", "test"):
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        write_rows(root / f"{name}.jsonl", ROWS)
     return root
 
 

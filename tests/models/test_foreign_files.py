@@ -52,7 +52,7 @@ AUTO = {
 
 @pytest.mark.parametrize("answer", ["y\n", ""])
 def test_no_code_of_the_folder_runs(folder, tmp_path, monkeypatch, answer):
-    """In every place from which transformers runs code of a repository, and whatever standard input holds."""
+    """Plants code in every place from which transformers could run it, while standard input says yes."""
     mark = tmp_path / "mark"
     code = f"import pathlib\npathlib.Path({str(mark)!r}).write_text('ran')\nclass Planted: pass\n"
     for name in ("planted.py", "tokenization_planted.py", "modeling_llama.py", "configuration_llama.py", "setup.py"):

@@ -3,8 +3,12 @@ import pathlib
 import pytest
 
 from rdjax.errors import UserError
-from rdjax.storage.files import read_json, write_json
+from rdjax.storage.files import read_json_object, write_json
 from rdjax.storage.records import read_records, write_records
+
+
+def read_json(path: pathlib.Path) -> dict:
+    return read_json_object(path, "not found")
 
 
 def read_dicts(path: pathlib.Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""One run at a time works in a folder; a lock ends with its process, however that ends."""
+"""Tests the lock of a folder: only one process holds it, and it is free again once that process has ended."""
 
 import errno
 import json
