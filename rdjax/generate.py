@@ -23,7 +23,7 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
 from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
-from rdjax.storage.files import user_path
+from rdjax.storage.files import read_text, user_path
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
@@ -48,16 +48,14 @@ def read_rule(flag: str) -> str:
     """Returns the rule's text: the flag itself, or the content of a file for "@file".
 
     A flag that begins with "@@" is a text: the published arithmetic rule begins with "@@@".
+
+    Raises:
+      UserError: the file cannot be read.
     """
     if not flag.startswith("@") or flag.startswith("@@"):
         return flag
     path = user_path(flag[1:])
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UserError(f"--rule: {path} cannot be read ({error.strerror}); @ is followed by a file's name") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--rule: {path} cannot be read as UTF-8 text ({error})") from None
+    return read_text(path, f"--rule: {path}: not found; @ is followed by a file's name").strip()
 
 
 def check_flags() -> None:
@@ -80,7 +78,7 @@ def prompt_template(model: LanguageModel, adapter: pathlib.Path | None) -> Templ
         return make_template(name, model.tokenizer)
     path = adapter / "chat_template.jinja"
     if path.exists():
-        model.tokenizer.chat_template = path.read_text(encoding="utf-8")
+        model.tokenizer.chat_template = read_text(path, f"{path}: not found")
     arguments = read_arguments(fields.get("template_args", ""), f"{adapter / PROMPT_FILE}: template_args")
     return make_template(name, model.tokenizer, fields.get("rule_place", ""), arguments)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rdjax.data.templates import Template, join_instruction
 from rdjax.errors import UserError
+from rdjax.storage.files import parse_json
 
 Message = dict[str, str]
 
@@ -40,12 +41,9 @@ def read_arguments(text: str, field: str) -> dict[str, Any]:
     Raises:
       UserError: it is no JSON object.
     """
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{field} = {text[:200]!r} is no JSON ({error}); {EXAMPLE}") from None
+    arguments = parse_json(text or "{}", f"{field} = {text[:200]!r} ({EXAMPLE})")
     if not isinstance(arguments, dict):
-        raise UserError(f"{field} = {text!r} is no JSON object; {EXAMPLE}")
+        raise UserError(f"{field} = {text!r} must hold a JSON object; {EXAMPLE}")
     return arguments
 
 

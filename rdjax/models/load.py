@@ -8,6 +8,7 @@ from typing import Any
 import huggingface_hub
 import jax
 import jax.numpy as jnp
+import msgspec
 from absl import logging
 from flax import nnx
 from huggingface_hub.errors import (
@@ -32,6 +33,7 @@ from rdjax.models.tensor_files import check_no_pointer
 from rdjax.models.weights import abstract_params, load_params, untie_other_head
 from rdjax.parallel.mesh import device_of
 from rdjax.storage.files import check_regular, read_json_object, user_path
+from rdjax.storage.records import Token, of_form
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
@@ -133,7 +135,7 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     base = training_layout(base, config.layers, mesh)
     local = path in EMBEDDED or user_path(path).is_dir()
     name = str(folder.resolve()) if local else path
-    eos_ids, fingerprint = _eos_ids(folder, fields, tokenizer), checkpoint_fingerprint(folder)
+    eos_ids, fingerprint = read_eos_ids(folder, fields, tokenizer.eos_token_id), checkpoint_fingerprint(folder)
     return LanguageModel(name, config, graph, base, tokenizer, eos_ids, mesh, fingerprint)
 
 
@@ -194,11 +196,28 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
     return tokenizer
 
 
-def _eos_ids(folder: pathlib.Path, fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the tokenizer's end-of-sequence token and those of `generation_config.json`, or else of `config.json`."""
+class Ends(msgspec.Struct):
+    """Describes what config.json and generation_config.json say of the end of a sequence."""
+
+    eos_token_id: Token | list[Token] | None = None
+
+
+def read_eos_ids(folder: pathlib.Path, fields: dict[str, Any], own: int) -> tuple[int, ...]:
+    """Returns the tokens that end a response: the tokenizer's, and those that the files name.
+
+    Args:
+      fields: of config.json, which counts where `generation_config.json` names none.
+      own: the tokenizer's end-of-sequence token.
+
+    Raises:
+      UserError: a file names what is no token.
+    """
     path = folder / "generation_config.json"
-    named = read_json_object(path, "").get("eos_token_id") if path.exists() else None
-    if named is None:
-        named = fields.get("eos_token_id", fields.get("text_config", {}).get("eos_token_id"))
-    listed = named if isinstance(named, list) else [named]
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *(number for number in listed if number is not None)]))
+    sources = {"text_config": fields.get("text_config") or {}, "config.json": fields}
+    if path.exists():
+        sources[str(path)] = read_json_object(path, "")
+    for where, source in reversed(sources.items()):
+        named = of_form(source, Ends, where, advice="as transformers writes it").get("eos_token_id")
+        if named is not None:
+            return tuple(dict.fromkeys([own, *(named if isinstance(named, list) else [named])]))
+    return (own,)

@@ -11,7 +11,7 @@ from rdjax.data.own_folder import read_own_folder
 from rdjax.data.rows import read_json_list
 from rdjax.generate import read_rule
 from rdjax.models.families.registry import read_decoder_config
-from rdjax.models.load import load_tokenizer
+from rdjax.models.load import load_tokenizer, read_eos_ids
 from rdjax.models.peft_files import load_adapter
 from rdjax.models.tensor_files import index_tensors
 from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
@@ -77,6 +77,11 @@ def readers(config: object, params: object) -> Mapping[str, Reader]:
         "model config": Reader("config.json", None, read_decoder_config),
         "tokenizer": Reader("tokenizer.json", None, lambda folder: load_tokenizer(folder, config)),
         "tokenizer config": Reader("tokenizer_config.json", None, lambda folder: load_tokenizer(folder, config)),
+        "generation config": Reader(
+            "generation_config.json",
+            '{"eos_token_id": [1, 2], "temperature": 0.6}',
+            lambda folder: read_eos_ids(folder, {"eos_token_id": 1}, 0),
+        ),
         "weights": Reader("model.safetensors", None, index_tensors),
         "index": Reader(
             "model.safetensors.index.json",

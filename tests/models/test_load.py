@@ -72,6 +72,14 @@ def test_responses_end_at_the_tokens_that_the_files_name(folder, config, generat
     assert loaded(folder).eos_ids == tuple(ends)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ends", ["</s>", 2.5, [2, "3"], {"a": 1}, -1])
+def test_ends_that_are_no_tokens_are_named(folder, name, ends):
+    change_json(folder / name, eos_token_id=ends)
+    with pytest.raises(UserError, match="eos_token_id"):
+        loaded(folder)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_pointers_of_git_lfs_are_named(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
