@@ -50,9 +50,9 @@ CASES = {
     "keyword": Case(
         "Include the keyword 'river' in the response.", 'ifeval:keywords:existence:{"keywords": ["river"]}'
     ),
-    "title": Case(
-        "Your answer must contain a title, wrapped in double angular brackets, such as <<poem of joy>>.",
-        "ifeval:detectable_format:title",
+    "words": Case(
+        "Answer with less than 40 words.",
+        'ifeval:length_constraints:number_words:{"relation": "less than", "num_words": 40}',
     ),
 }
 
