@@ -21,7 +21,7 @@ from tabulate import tabulate
 from rdjax.config import METHODS
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
-from rdjax.distillation.stage import DivergedError
+from rdjax.distillation.finite import DivergedError
 from rdjax.errors import UserError
 from rdjax.evaluation.results import split_metrics
 from rdjax.models.load import LanguageModel, load_model

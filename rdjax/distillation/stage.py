@@ -7,7 +7,6 @@ side by side over one copy of the base; each gets what it would get alone.
 import dataclasses
 import functools
 import hashlib
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from ml_collections import config_dict
 
 from rdjax.data.groups import PairGroup
 from rdjax.data.positions import LossPositions
+from rdjax.distillation.finite import LOWER_RATE, Place, check_losses, check_skipped
 from rdjax.distillation.objective import Objective
 from rdjax.distillation.optimizer import learning_rate_schedule, make_optimizer
 from rdjax.distillation.profile import Profile
@@ -47,20 +47,13 @@ from rdjax.distillation.updates import (
     sequential_batches,
     with_signals,
 )
-from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import deferred_signals, end_with, to_host
 from rdjax.storage.checkpoint import Checkpoints
 from rdjax.storage.metrics import MetricsLog, progress, show
 
-MOST_SKIPPED = 5  # updates in a row that are not finite
-LOWER_RATE = "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
 VALIDATIONS = 20  # of a run whose length is a number of updates
-
-
-class DivergedError(UserError):
-    """Reports that training met numbers that are not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +144,11 @@ class Job:
     def seeds_M(self) -> np.ndarray:
         """Returns the members' seeds of dropout."""
         return np.array([member.seed for member in self.members], np.uint32)
+
+    @property
+    def place(self) -> Place:
+        """Returns what messages about the stage's numbers name."""
+        return Place(self.stage.name, [member.seed for member in self.members], self.folder)
 
 
 def run_stage(
@@ -333,7 +331,7 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
 def validate_start(job: Job, reached: Progress) -> Progress:
     """Validates the adapters before the first update; one that training does not improve is kept as it is."""
     losses = validate(job, reached.state.adapter)
-    check_losses(job, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
+    check_losses(job.place, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
     for member, loss in zip(job.members, losses, strict=True):
         member.log.write(job.stage.name, 0, {"valid_loss": loss, "epoch": 0})
     return reached._replace(best_losses=losses, start_losses=losses, fallen_to=losses)
@@ -348,12 +346,15 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
     settings = job.config.train
     epochs = number if settings.epochs else round(reached.updates / job.per_epoch, 2)
     scalars_M = metrics_by_member(metrics, len(job.members))
-    check_skipped(job, reached, scalars_M)
+    skipped_M, in_row_M = to_host((reached.state.skipped, reached.state.in_row))
+    losses, last = [scalars["loss"] for scalars in scalars_M], reached.updates == len(job.updates)
+    skipped = check_skipped(job.place, skipped_M, in_row_M, losses, reached.updates, last)
+    scalars_M = [{**scalars, **more} for scalars, more in zip(scalars_M, skipped, strict=True)]
     if not job.valid_loaders:
         reached = reached._replace(best=copy_adapters(reached.state.adapter))
-    elif is_due(settings.valid_every, number, reached.updates == len(job.updates)):
+    elif is_due(settings.valid_every, number, last):
         losses = validate(job, reached.state.adapter)
-        check_losses(job, losses, f"after update {reached.updates}; {LOWER_RATE}")
+        check_losses(job.place, losses, f"after update {reached.updates}; {LOWER_RATE}")
         reached = keep_best(reached, losses, settings, job.interval)
         for scalars, loss in zip(scalars_M, losses, strict=True):
             scalars["valid_loss"] = loss
@@ -387,36 +388,3 @@ def metrics_by_member(metrics: dict[str, jax.Array], members: int) -> list[dict[
     """Splits metrics [M] into each member's numbers."""
     host = to_host(metrics)
     return [{name: float(values[number]) for name, values in host.items()} for number in range(members)]
-
-
-def check_skipped(job: Job, reached: Progress, scalars_M: Sequence[dict[str, float]]) -> None:
-    """Adds to the members' numbers how many updates were skipped, where any were.
-
-    Raises:
-      DivergedError: many in a row, or the last one of all.
-    """
-    skipped_M, in_row_M = to_host((reached.state.skipped, reached.state.in_row))
-    last = reached.updates == len(job.updates)
-    for member, scalars, skipped, in_row in zip(job.members, scalars_M, skipped_M, in_row_M, strict=True):
-        if in_row >= MOST_SKIPPED or (last and in_row):
-            raise DivergedError(
-                f"{job.stage.name}, seed {member.seed}: the last {in_row} updates up to update {reached.updates} were "
-                f"not finite (loss {scalars['loss']}); {LOWER_RATE}{kept_state(job)}"
-            )
-        if skipped:
-            scalars["skipped"] = float(skipped)
-            print(f"{job.stage.name}, seed {member.seed}: {skipped} updates skipped so far, which were not finite")
-
-
-def check_losses(job: Job, losses: Sequence[float], when: str) -> None:
-    """Raises `DivergedError` where a member's validation loss is not finite."""
-    for member, loss in zip(job.members, losses, strict=True):
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"{job.stage.name}, seed {member.seed}: the validation loss is {loss} {when}{kept_state(job)}"
-            )
-
-
-def kept_state(job: Job) -> str:
-    """Tells the folder of the last checkpoints, whose numbers are finite, if there are any."""
-    return f"; the state before is kept in {job.folder}" if any(job.folder.glob("[0-9]*")) else ""

@@ -1,7 +1,5 @@
 """Updates that are not finite are skipped and counted; many in a row, or the last one, end the stage."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,7 @@ import pytest
 from rdjax.data.batches import as_update, collate
 from rdjax.data.prefix import NO_PREFIX
 from rdjax.data.shapes import batch_shape
-from rdjax.distillation.progress import Progress
-from rdjax.distillation.stage import MOST_SKIPPED, DivergedError, check_losses, check_skipped
+from rdjax.distillation.finite import MOST_SKIPPED, DivergedError, Place, check_losses, check_skipped
 from rdjax.distillation.step import GroupUpdate, init_state, train_step
 from tests.distillation.case import OBJECTIVES, OURS, make_case, random_adapter, random_pairs, settings_of
 
@@ -53,23 +50,16 @@ def test_a_bad_update_is_skipped_and_the_next_one_goes_on(bad):
     assert same(states[-1].adapter, good[-1].adapter)
 
 
-def checked(skipped: int, in_row: int, updates: int = 10, of: int = 20, folder=None) -> dict[str, float]:
-    """Returns a member's numbers after `check_skipped`."""
-    job = types.SimpleNamespace(
-        updates=range(of),
-        members=[types.SimpleNamespace(seed=3)],
-        stage=types.SimpleNamespace(name="student"),
-        folder=folder,
-    )
-    state = types.SimpleNamespace(skipped=jnp.array([skipped]), in_row=jnp.array([in_row]))
-    scalars = {"loss": float("nan") if in_row else 0.5}
-    check_skipped(job, Progress(state, None, [], [], [], [], updates), [scalars])
-    return scalars
+def checked(skipped: int, in_row: int, updates: int = 10, folder=None) -> dict[str, float]:
+    """Checks a member's skipped updates, of 20."""
+    (more,) = check_skipped(Place("student", [3], folder), [skipped], [in_row], [0.5], updates, last=updates == 20)
+    return more
 
 
 def test_what_was_skipped_is_counted(capsys):
-    assert checked(0, 0) == {"loss": 0.5}
-    assert checked(2, 0) == {"loss": 0.5, "skipped": 2.0}
+    assert checked(0, 0) == {}
+    assert capsys.readouterr().out == ""
+    assert checked(2, 0) == {"skipped": 2.0}
     assert "student, seed 3: 2 updates skipped so far, which were not finite" in capsys.readouterr().out
 
 
@@ -81,9 +71,7 @@ def test_many_in_a_row_or_the_last_one_end_the_stage(tmp_path, in_row, updates):
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_stage(tmp_path):
-    job = types.SimpleNamespace(
-        members=[types.SimpleNamespace(seed=3)], stage=types.SimpleNamespace(name="student"), folder=tmp_path
-    )
-    check_losses(job, [0.5], "now")
+    place = Place("student", [3], tmp_path)
+    check_losses(place, [0.5], "now")
     with pytest.raises(DivergedError, match="student, seed 3: the validation loss is nan now"):
-        check_losses(job, [float("nan")], "now")
+        check_losses(place, [float("nan")], "now")

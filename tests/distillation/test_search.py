@@ -8,9 +8,10 @@ import pytest
 
 from configs import base
 from rdjax.distillation import search
+from rdjax.distillation.finite import DivergedError
 from rdjax.distillation.optimizer import rate_for_width, with_auto_rate
 from rdjax.distillation.progress import Progress, has_converged, keep_best
-from rdjax.distillation.stage import DivergedError, Member, Stage, Trained
+from rdjax.distillation.stage import Member, Stage, Trained
 from rdjax.errors import UserError
 from tests.distillation.case import DISTILL, SHARED
 
