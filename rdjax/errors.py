@@ -1,5 +1,11 @@
-"""Defines the error for a user's mistake, as opposed to a fault of the program."""
+"""Defines the error for a user's mistake, as opposed to a fault of the program, and describes any error in a line."""
 
 
 class UserError(Exception):
     """Reports bad input in one line: what is wrong, where, and what would be accepted."""
+
+
+def describe(error: BaseException) -> str:
+    """Returns the first line of an error, with its type if it is not a `UserError`."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

@@ -22,7 +22,7 @@ from rdjax.config import METHODS
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
 from rdjax.distillation.finite import DivergedError
-from rdjax.errors import UserError
+from rdjax.errors import UserError, describe
 from rdjax.evaluation.results import split_metrics
 from rdjax.models.load import LanguageModel, load_model
 from rdjax.models.lora import Adapter
@@ -179,12 +179,6 @@ def raise_if_others_wait(error: Exception) -> None:
     """
     if jax.process_count() > 1 and not isinstance(error, DivergedError):
         raise error
-
-
-def describe(error: BaseException) -> str:
-    """Returns an error in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rdjax.config import RETAIN
 from rdjax.data.pairs import Prompts
+from rdjax.errors import describe
 from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, Divergence, divergence, gap_shapes
 from rdjax.evaluation.judges import Judge
@@ -242,7 +243,7 @@ def judge_all(
     try:
         return judge.verdicts(texts, rows)
     except Exception as error:  # a judge may be any code: a classifier, a pattern, a user's own
-        raise JudgeError(f"the judge {judge.name} failed on {split}, system {system}: {error}") from error
+        raise JudgeError(f"the judge {judge.name} failed on {split}, system {system}: {describe(error)}") from error
 
 
 def _write_predictions(
