@@ -56,7 +56,7 @@ def test_the_rate_follows_from_the_width():
 def test_a_rate_at_which_the_loss_falls_is_kept(monkeypatch, tmp_path):
     rates = with_losses(monkeypatch, lambda rate: 0.2)
     (found,) = search.train_stage(stage(), Model, [member()], base.get_config(), tmp_path)
-    assert rates == [(rate_for_width(160), 400)] and found.valid_loss == 0.2
+    assert rates == [(rate_for_width(160), 200)] and found.valid_loss == 0.2
 
 
 @pytest.mark.parametrize("first", [1.0, float("nan")])
@@ -65,7 +65,7 @@ def test_a_rate_that_is_wrong_gives_way_to_the_best_of_three(monkeypatch, tmp_pa
     losses = {1: first, 10: 0.6, 3: 0.3, 1 / 3: 0.9}
     rates = with_losses(monkeypatch, lambda rate: losses[min(losses, key=lambda key: abs(usual / key - rate))])
     (found,) = search.train_stage(stage(), Model, [member()], base.get_config(), tmp_path)
-    assert [updates for _, updates in rates] == [400, 100, 100, 100, 400]
+    assert [updates for _, updates in rates] == [200, 50, 50, 50, 200]
     assert found.adapter["rate"] == pytest.approx(usual / 3) and rates[-1][0] == pytest.approx(usual / 3)
 
 
@@ -99,7 +99,7 @@ def test_a_rate_that_the_user_sets_is_taken(monkeypatch, tmp_path):
     config = base.get_config()
     config.optimizer.learning_rate = 1e-5
     search.train_stage(stage(), Model, [member()], config, tmp_path)
-    assert rates == [(1e-5, 400)]
+    assert rates == [(1e-5, 200)]
 
 
 def follow(losses: list[float], **train) -> tuple[int, float]:
