@@ -4,6 +4,7 @@ It has a rule to replace, examples of the files that it may have, and a config, 
 """
 
 import pathlib
+import shlex
 import shutil
 
 from rdjax.errors import UserError
@@ -20,8 +21,11 @@ def main(argv: list[str]) -> None:
     folder = user_path(argv[0])
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; accepted: a new folder")
-    shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
-    print((folder / "README.md").read_text(encoding="utf-8").replace("my_rule", str(folder)))
+    shutil.copytree(ASSETS, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8").replace("my_rule", shlex.quote(str(folder)))
+    readme.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

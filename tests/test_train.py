@@ -280,7 +280,9 @@ def test_a_failing_judge_keeps_the_predictions_and_says_how_to_go_on(model, own_
     with pytest.raises(AssertionError):  # exit status 2
         run(model, own_folder, tmp_path / "run")
     error = capfd.readouterr().err
-    assert "the judge ill failed on test, system base: RuntimeError: the judge is ill; the predictions are kept" in error
+    assert (
+        "the judge ill failed on test, system base: RuntimeError: the judge is ill; the predictions are kept" in error
+    )
     assert "python -m rdjax.train --config=" in error
     assert len(list((tmp_path / "run" / "predictions").glob("test.*.jsonl"))) == 4
     monkeypatch.setattr(prepare, "judges_of", judges_of)

@@ -113,7 +113,9 @@ def test_evaluate_refuses_a_name_twice(model, folder, inspected, tmp_path, capfd
 
 def test_init_writes_a_folder_that_trains_and_nothing_over_another(model, tmp_path, capfd):
     assert run_command(init.main, str(tmp_path / "mine")) == 0
-    assert (tmp_path / "mine" / "rule.md").exists() and "rdjax.inspect" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert f"rdjax.train --config=configs/rule.py --config.task.root={tmp_path / 'mine'} " in printed
+    assert (tmp_path / "mine" / "README.md").read_text(encoding="utf-8") in printed
     assert run_to_error(init.main, str(tmp_path / "mine"), capfd=capfd).status == 2
     assert "give the name" in run_to_error(init.main, capfd=capfd).error
     for path in (tmp_path / "mine").glob("*.example"):
