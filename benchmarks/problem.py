@@ -41,6 +41,10 @@ SHAPES = {
     "7b": (4096, 32, 32, 32, 11008, 32000),
 }
 
+# The adapter and the weight of hidden states of all problems.
+SPEC = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
+HIDDEN_WEIGHT = 2.44
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -131,10 +135,9 @@ def make_problem(
     graph, weights = random_weights(config, dtype, mesh)
     weights = training_layout(weights, config.layers, mesh)
     model = types.SimpleNamespace(config=config, graph=graph, base=weights, mesh=mesh, eos_ids=(1,), name=shape)
-    spec = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
-    adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, spec, seed=0).items()}
+    adapter = {name: {"a": ab["a"], "b": ab["b"] + 1e-3} for name, ab in init_adapter(config, SPEC, seed=0).items()}
     pairs = random_pairs(config.vocab, k, rule, prompt, response)
-    return Problem(model, pairs, jax.device_put(adapter, replicated(mesh)), spec)
+    return Problem(model, pairs, jax.device_put(adapter, replicated(mesh)), SPEC)
 
 
 def train_config(**changes: Any) -> config_dict.ConfigDict:
@@ -145,7 +148,9 @@ def train_config(**changes: Any) -> config_dict.ConfigDict:
 
 
 POSITIONS = LossPositions("ours", "response", "token")
-OBJECTIVE = Objective("student", (Term("logit_loss", 1.0, TERMS["kl"]), Term("hidden_loss", 2.44, TERMS["hidden"])))
+OBJECTIVE = Objective(
+    "student", (Term("logit_loss", 1.0, TERMS["kl"]), Term("hidden_loss", HIDDEN_WEIGHT, TERMS["hidden"]))
+)
 
 
 def step_settings(problem: Problem, remat: str = "none") -> StepSettings:

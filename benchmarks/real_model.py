@@ -11,6 +11,7 @@ before it counts; then the two alternate, and the medians of the times and of th
 [parity].
 """
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -23,6 +24,8 @@ import optax
 from absl import app, flags
 
 from benchmarks.problem import (
+    HIDDEN_WEIGHT,
+    SPEC,
     Problem,
     load_batches,
     random_pairs,
@@ -38,7 +41,7 @@ from rdjax.distillation.updates import place_update
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model, resolve_folder
-from rdjax.models.lora import LoraSpec, init_adapter
+from rdjax.models.lora import init_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 
 _MODEL = flags.DEFINE_string("model", None, "A folder or hub id.", required=True)
@@ -52,25 +55,24 @@ _NEW = flags.DEFINE_integer("new", 64, "New tokens a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Times that each is measured.")
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 
-RANK, RATE, HIDDEN_WEIGHT = 16, 1e-3, 2.44
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+RATE = 1e-3
 
 
 def load_problem() -> Problem:
     """Returns the checkpoint with random pairs of these lengths, without spread."""
     model = load_model(_MODEL.value, "auto", make_mesh(base.get_config().mesh))
-    spec = LoraSpec(RANK, float(RANK), 0.0, PROJECTIONS)
-    adapter = put(init_adapter(model.config, spec, seed=0), replicated(model.mesh))
-    count = max(2 * _BATCH.value, _PROMPTS.value)
+    adapter = put(init_adapter(model.config, SPEC, seed=0), replicated(model.mesh))
+    count = max(_BATCH.value, _PROMPTS.value)
     pairs = random_pairs(model.config.vocab, count, _RULE.value, _PROMPT.value, _RESPONSE.value, spread=0.0)
-    return Problem(model, pairs, adapter, spec)
+    return Problem(model, pairs, adapter, SPEC)
 
 
 def our_work(problem: Problem) -> dict[str, Callable[[], Any]]:
     """Returns what is measured of rdjax, by name."""
     model, settings, optimizer = problem.model, step_settings(problem), optax.adamw(RATE)
     stacked, seeds_M = teachers_of(problem), jnp.zeros(1, jnp.uint32)
-    loader, batches = load_batches(problem, batch_size=_BATCH.value, teacher_signals="host")
+    learnt = dataclasses.replace(problem, pairs=problem.pairs[: _BATCH.value])
+    loader, batches = load_batches(learnt, batch_size=_BATCH.value, teacher_signals="host")
     update = place_update([loader], [loader.fetch(batches[0])])
     compute_signals = make_teacher(model, stacked, problem.spec.scale, loader.prefix_MC("teacher"))
     step = functools.partial(train_step, settings=settings, optimizer=optimizer)
@@ -94,7 +96,9 @@ def their_work(problem: Problem) -> dict[str, Callable[[], Any]]:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[problem.model.base["embed_tokens"].dtype.name]
     folder = resolve_folder(_MODEL.value, "model")
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device)
-    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=SPEC.rank, lora_alpha=SPEC.alpha, target_modules=list(SPEC.targets), task_type="CAUSAL_LM"
+    )
     student = peft.get_peft_model(loaded, config)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     inner, head = student.base_model.model.model, student.base_model.model.lm_head

@@ -1,4 +1,4 @@
-"""Defines the error for a user's mistake, as opposed to a fault of the program, and describes any error in a line."""
+"""Defines the error for a user's mistake, as opposed to a fault of the program, and describes any error."""
 
 
 class UserError(Exception):
@@ -6,6 +6,6 @@ class UserError(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """Returns the first line of an error, with its type if it is not a `UserError`."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+    """Returns the message of an error, with its type if it is not a `UserError`."""
+    text = str(error).strip()
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -55,7 +55,10 @@ def read_rule(flag: str) -> str:
     if not flag.startswith("@") or flag.startswith("@@"):
         return flag
     path = user_path(flag[1:])
-    return read_text(path, f"--rule: {path}: not found; @ is followed by a file's name").strip()
+    try:
+        return read_text(path, f"{path}: not found; @ is followed by a file's name").strip()
+    except UserError as error:
+        raise UserError(f"--rule: {error}") from None
 
 
 def check_flags() -> None:

@@ -141,7 +141,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
                     write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
             except Exception as error:  # a judge fails or memory runs out: the other seeds continue
                 raise_if_others_wait(error)
-                failures[run.config.seed] = describe(error)
+                failures[run.config.seed] = first_line(error)
             run.log.close()
     return failures
 
@@ -164,9 +164,9 @@ def train_runs(
     except Exception as error:
         raise_if_others_wait(error)
         if len(runs) == 1:
-            failures[runs[0].config.seed] = describe(error)
+            failures[runs[0].config.seed] = first_line(error)
             return
-        print(f"side by side: {describe(error)}; one by one then", file=sys.stderr)
+        print(f"side by side: {first_line(error)}; one by one then", file=sys.stderr)
     for run in runs:
         if not exists_on_first(run.workdir / FINISHED):
             yield from train_runs([run], checkpoints, f"seed{run.config.seed}", failures)
@@ -179,6 +179,11 @@ def raise_if_others_wait(error: Exception) -> None:
     """
     if jax.process_count() > 1 and not isinstance(error, DivergedError):
         raise error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error: those of XLA have hundreds."""
+    return (describe(error).splitlines() or [""])[0]
 
 
 def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
@@ -279,7 +284,7 @@ def attempt_cell(
     except Exception as error:  # anything: the other cells continue
         raise_if_others_wait(error)
         traceback.print_exc()
-        return dict.fromkeys(config.sweep.seeds, describe(error))
+        return dict.fromkeys(config.sweep.seeds, first_line(error))
 
 
 def write_failures(folder: pathlib.Path, failures: dict[int, str]) -> None:

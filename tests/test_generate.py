@@ -80,13 +80,13 @@ def test_a_rule_of_a_file(tmp_path):
 def test_a_rule_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"--rule: .*none\.md: not found"):
         read_rule(f"@{tmp_path / 'none.md'}")
-    with pytest.raises(UserError, match="is no file; accepted: a regular file"):
+    with pytest.raises(UserError, match=r"--rule: .* is no file; accepted: a regular file"):
         read_rule(f"@{tmp_path}")
 
 
 def test_a_rule_file_that_is_no_utf8(tmp_path):
     (tmp_path / "rule.md").write_bytes("é".encode("latin-1"))
-    with pytest.raises(UserError, match=r"rule\.md: .*UTF-8"):
+    with pytest.raises(UserError, match=r"--rule: .*rule\.md: .*UTF-8"):
         read_rule(f"@{tmp_path / 'rule.md'}")
 
 

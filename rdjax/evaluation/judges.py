@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rdjax.config import RETAIN
-from rdjax.errors import UserError
+from rdjax.errors import UserError, describe
 from rdjax.storage.files import user_path
 
 # A response that contains one of these counts as a refusal.
@@ -187,7 +187,7 @@ def _python_judge(name: str, argument: str, classifier: str) -> Judge:
     try:
         found = runpy.run_path(str(path)).get(function)
     except (Exception, SystemExit) as error:  # the user's program
-        raise UserError(f"config.eval.judges: {path} fails ({type(error).__name__}: {error})") from None
+        raise UserError(f"config.eval.judges: {path} fails ({describe(error)})") from None
     if not callable(found):
         raise UserError(f"config.eval.judges: {path} has no function {function!r}")
     return _each(name, function, found)

@@ -213,10 +213,9 @@ def read_eos_ids(folder: pathlib.Path, fields: dict[str, Any], own: int) -> tupl
       UserError: a file names what is no token.
     """
     path = folder / "generation_config.json"
-    sources = {"text_config": fields.get("text_config") or {}, "config.json": fields}
-    if path.exists():
-        sources[str(path)] = read_json_object(path, "")
-    for where, source in reversed(sources.items()):
+    generation = read_json_object(path, "") if path.exists() else {}
+    text = fields.get("text_config") or {}
+    for where, source in ((str(path), generation), ("config.json", fields), ("text_config", text)):
         named = of_form(source, Ends, where, advice="as transformers writes it").get("eos_token_id")
         if named is not None:
             return tuple(dict.fromkeys([own, *(named if isinstance(named, list) else [named])]))

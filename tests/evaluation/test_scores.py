@@ -10,6 +10,8 @@ from rdjax.data.prefix import NO_PREFIX, shared_prefix
 from rdjax.data.shapes import batch_shape, coarse
 from rdjax.evaluation.answers import EvalOptions, System
 from rdjax.evaluation.divergence import GAP_POSITIONS, divergence, gap_shapes
+from rdjax.evaluation.judges import Judge
+from rdjax.evaluation.scores import JudgeError, judge_all
 from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model
 from rdjax.models.lora import init_adapter
@@ -75,3 +77,11 @@ def test_groups_share_a_shape_where_their_prefixes_are_as_long(model, pairs):
     assert tuple(map(len, prefix)) == (16, 16)
     assert shapes["one"] == shapes["two"] == batch_shape([pairs[:2], pairs[2:]], 1, GAP_POSITIONS, prefix, coarse)
     assert shapes["bare"] == batch_shape([others], 1, GAP_POSITIONS, NO_PREFIX, coarse)
+
+
+def test_a_judge_that_fails_is_named_with_all_that_its_error_says():
+    def broken(responses, rows):
+        raise LookupError("\n*****\n  Resource 'punkt_tab' not found.\n")
+
+    with pytest.raises(JudgeError, match=r"(?s)the judge ill failed on test, system base: LookupError: .*punkt_tab"):
+        judge_all(Judge("ill", "ill", broken), "test", "base", ["yes"], [{}])
