@@ -6,16 +6,13 @@ repeated. docs/study.md shows the output on SmolLM2-135M-Instruct.
 """
 
 import concurrent.futures
-import json
 import pathlib
-import subprocess
-import sys
-import time
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import app, flags
 from tabulate import tabulate
+
+from benchmarks.rule_runs import summarise, train_rule
 
 _MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
 _OUT = flags.DEFINE_string("out", "runs/written_rules", "Folder of the rules and their runs.")
@@ -59,68 +56,20 @@ CASES = {
 
 def run_case(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     """Trains a case and returns its eval.json, with the minutes that it took."""
-    case, folder, workdir = CASES[name], out / "rules" / name, out / f"{name}_{seed}"
-    if not (workdir / "minutes.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "rule.md").write_text(case.rule + "\n")
-        settings = [f"--config.{setting}" for setting in _SETTINGS.value]
-        if case.judge:
-            settings += [f"--config.eval.judges=({case.judge!r},)", "--config.task.only_confirmed=true"]
-            settings += ["--config.task.draws=8", "--config.task.temperature=0.8"]
-            # The teacher's predictions follow the rule as seldom as the base does; what is confirmed always does.
-            settings += ["--config.loss.terms=('cross_entropy=1',)"]
-        began = time.monotonic()
-        with (out / f"{name}_{seed}.log").open("a") as log:
-            status = subprocess.run(
-                [
-                    *(sys.executable, "-m", "rdjax.train", "--config=configs/rule.py", f"--workdir={workdir}"),
-                    *(f"--config.model.path={_MODEL.value}", f"--config.task.root={folder}", f"--config.seed={seed}"),
-                    *settings,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
-        if status:
-            return {"failed": (out / f"{name}_{seed}.log").read_text().strip().splitlines()[-1]}
-        (workdir / "minutes.json").write_text(json.dumps((time.monotonic() - began) / 60))
-    minutes = json.loads((workdir / "minutes.json").read_text())
-    return json.loads((workdir / "eval.json").read_text()) | {"minutes": minutes}
-
-
-def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the table's row of a case: means over its runs, with the range."""
-    failed = [run["failed"] for run in runs if "failed" in run]
-    runs = [run for run in runs if "failed" not in run]
-    row: dict[str, Any] = {"rule": name, "runs": len(runs)}
-    if failed:
-        row["failed"] = failed[0][:80]
-    if not runs:
-        return row
-    tests = [run["splits"]["test"] for run in runs]
-    gaps = [test["base"]["kl"] for test in tests]
-    row |= {"gap, nats": spread(gaps), "gap closed": spread([test["student"]["gap_closed"] for test in tests])}
-    metric = runs[0]["metric"]["test"]
-    if metric != "gap_closed":
-        for system in ("base", "base_with_rule", "student"):
-            row[f"{system} follows"] = spread([test[system][metric] for test in tests])
-    held = [
-        run["splits"]["retain"]["student"]["kl_from_base"] / gap
-        for run, gap in zip(runs, gaps, strict=True)
-        if "retain" in run["splits"]
-    ]
-    if held:
-        row["KL off the rule / gap"] = spread(held)
-    return row | {"minutes": spread([run["minutes"] for run in runs], 1)}
-
-
-def spread(values: list[float | None], digits: int = 2) -> str:
-    """Writes a mean and, where there are several values, their range."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = f"{np.mean(known):.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ({min(known):.{digits}f}-{max(known):.{digits}f})"
+    case, folder = CASES[name], out / "rules" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rule.md").write_text(case.rule + "\n")
+    settings = [f"model.path={_MODEL.value}", f"task.root={folder}", f"seed={seed}", *_SETTINGS.value]
+    if case.judge:
+        settings += [
+            f"eval.judges=({case.judge!r},)",
+            "task.only_confirmed=true",
+            "task.draws=8",
+            "task.temperature=0.8",
+        ]
+        # The teacher's predictions follow the rule as seldom as the base does; what is confirmed always does.
+        settings += ["loss.terms=('cross_entropy=1',)"]
+    return train_rule(out / f"{name}_{seed}", settings)
 
 
 def main(argv: list[str]) -> None:

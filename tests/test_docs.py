@@ -15,7 +15,7 @@ import pytest
 import rdjax
 
 ROOT = pathlib.Path(rdjax.__file__).parent.parent
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_dir())
+EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/rule.md"))
 QUICK = ("--config.train.updates=4", "--config.eval.max_new_tokens=4", "--config.lora.rank=2")
 
 

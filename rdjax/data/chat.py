@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import pathlib
 import re
 import signal
 import threading
@@ -21,6 +22,7 @@ Message = dict[str, str]
 
 # Bounds of rendering one conversation.
 MOST_SECONDS = 8.0
+MOST_BYTES = 2**30  # of memory, beside what the process has
 MOST_CHARACTERS, MOST_TIMES = 2**20, 8  # beside the messages, and of these
 
 EXAMPLE = 'accepted: such as {"enable_thinking": true}'
@@ -29,6 +31,9 @@ QUESTION, ANSWER, RULE = "Question", "Answer", "Rule"  # texts to try a template
 # the date that Llama 3.2's template writes where it can read no clock.
 TODAY = datetime.date(2024, 7, 26)
 CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+
+
+PROCESS_MEMORY = pathlib.Path("/proc/self/statm")  # of Linux; its first number is the address space in pages
 
 
 class TemplateTimeoutError(UserError):
@@ -137,7 +142,7 @@ def render_chat(template: Template, messages: Sequence[Message], generate: bool 
       UserError: the template fails.
     """
     try:
-        with time_limit(MOST_SECONDS):
+        with time_limit(MOST_SECONDS), memory_limit(MOST_BYTES):
             text = template.tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=template.source,
@@ -147,6 +152,9 @@ def render_chat(template: Template, messages: Sequence[Message], generate: bool 
             )
     except TimeoutError as error:
         raise TemplateTimeoutError(f"config.task.template = chat: the tokenizer's chat template is {error}") from None
+    except MemoryError:
+        most = f"{MOST_BYTES >> 20} MiB of memory"
+        raise UserError(f"config.task.template = chat: the tokenizer's chat template needs more than {most}") from None
     except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
         raise UserError(f"config.task.template = chat: the tokenizer's chat template fails ({error})") from None
     given = sum(len(message["content"]) for message in messages)
@@ -177,6 +185,31 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if left:  # of a timer that the caller has set
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)
+
+
+@contextlib.contextmanager
+def memory_limit(extra: int) -> Iterator[None]:
+    """Has Python raise MemoryError in a `with` block that asks for more than `extra` bytes.
+
+    Without it `"x" * 10**11` in a template takes all memory, and the kernel kills the process or another. Only Linux
+    counts a process's address space; elsewhere this does nothing.
+    """
+    if not PROCESS_MEMORY.exists():
+        yield
+        return
+    import resource  # imported here because Windows lacks it
+
+    pages = int(PROCESS_MEMORY.read_text(encoding="ascii").split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + extra
+    if soft != resource.RLIM_INFINITY and soft <= wanted:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def row_messages(row: Mapping[str, str]) -> list[Message]:

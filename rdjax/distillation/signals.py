@@ -29,6 +29,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import put, row_multiple, rows_sharding
 from rdjax.parallel.processes import max_over_processes, to_host, true_everywhere
+from rdjax.storage.files import allocate
 from rdjax.storage.sums import describe_damage, write_sums
 
 # The share of free memory that cached signals may take; the rest is for the step and for other programs.
@@ -153,7 +154,9 @@ def cached_signals(
         shape, dtype = tuple(map(int, shape)), model.base["embed_tokens"].dtype
         if not on_disk:
             return np.empty(shape, dtype)
-        return np.memmap(folder / name, dtype, "r" if exists else "w+", shape=shape)
+        if not exists:
+            allocate(folder / name, dtype.itemsize * math.prod(shape))
+        return np.memmap(folder / name, dtype, "r" if exists else "r+", shape=shape)
 
     L, D = model.config.layers, model.config.width
     cache_M = [

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rdjax.errors import UserError
+from rdjax.errors import UserError, needing
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import projection_shapes
 from rdjax.models.families.registry import FAMILIES
@@ -164,7 +164,8 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     }
     check_finite(tensors, f"the adapter for {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS_FILE) as temporary:
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with needing(size), replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     replace_text(folder / CONFIG_FILE, json_text(fields))
 

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
 from safetensors.numpy import save_file
 
-from rdjax.errors import UserError
+from rdjax.errors import UserError, needing
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.families.registry import FAMILIES
@@ -201,7 +201,8 @@ def save_params(
             tensors[name] = np.ascontiguousarray(row.to_tensor(parts)).astype(dtype)
     if base is not None:
         tensors = _with_names_of(tensors, base, config)
-    with replacing(folder / SINGLE) as temporary:
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with needing(size), replacing(folder / SINGLE) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 

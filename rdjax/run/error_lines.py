@@ -1,5 +1,6 @@
 """Turns exceptions into the one line that a command ends with, and into its exit status."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -9,7 +10,7 @@ import tempfile
 import traceback
 from typing import NamedTuple
 
-from rdjax.errors import UserError
+from rdjax.errors import NEEDED, UserError
 from rdjax.parallel.processes import EXIT_INTERRUPTED
 from rdjax.storage.workdir import LOG
 
@@ -57,7 +58,7 @@ def _machine_error(error: BaseException, text: str, workdir: pathlib.Path | None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     # Orbax and safetensors raise exceptions of their own, which only their texts tell apart.
     if full or any(sign in lower for sign in FULL):
-        return f"the disk is full: {_named(error) or text[:200]}{_free_space(workdir)}; make room and run again"
+        return f"the disk is full: {_named(error) or text[:200]}{_space(error, workdir)}; make room and run again"
     if isinstance(error, MemoryError) or "resource_exhausted" in lower or "out of memory" in lower:
         asked = ASKED.search(text)
         return f"memory does not suffice{f' ({asked[1]} asked for at once)' if asked else ''}; {LESS_MEMORY}"
@@ -75,12 +76,14 @@ def _named(error: BaseException) -> str:
     return " -> ".join(os.fsdecode(name) for name in names if isinstance(name, str | bytes | os.PathLike))
 
 
-def _free_space(workdir: pathlib.Path | None) -> str:
-    """Says how much room a folder has left."""
-    try:
-        return f" ({shutil.disk_usage(workdir).free / 2**20:.0f} MiB free in {workdir})" if workdir else ""
-    except OSError:
-        return ""
+def _space(error: BaseException, workdir: pathlib.Path | None) -> str:
+    """Says how much room was needed, where that is known, and how much a folder has left."""
+    needed = [note.removeprefix(NEEDED) for note in getattr(error, "__notes__", ()) if note.startswith(NEEDED)]
+    parts = [f"{int(needed[0]) / 2**20:.1f} MiB needed"] if needed else []
+    if workdir:
+        with contextlib.suppress(OSError):
+            parts.append(f"{shutil.disk_usage(workdir).free / 2**20:.1f} MiB free in {workdir}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _write_traceback(error: BaseException, workdir: pathlib.Path | None) -> pathlib.Path | None:

@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from rdjax.errors import needing
 from rdjax.parallel.processes import barrier, broadcast_from_first, is_first
 from rdjax.storage.sums import SUMS, describe_damage, write_sums
 
@@ -40,7 +41,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Saves a tree of arrays, and a record of the progress that JSON can hold, and records their checksums."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
-        self._manager.save(step, args=args)
+        with needing(sum(leaf.nbytes for leaf in jax.tree.leaves(state))):
+            self._manager.save(step, args=args)
         if is_first():
             saved = self.folder / str(step)
             write_sums(saved, sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rdjax.errors import UserError
+from rdjax.errors import UserError, needing
 from rdjax.parallel.processes import barrier, is_first
 
 HALF = re.compile("[\ud800-\udfff]")  # what JSON can hold of a character, and no file and no tokenizer takes
@@ -66,10 +66,24 @@ def _sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def allocate(path: pathlib.Path, size: int) -> None:
+    """Makes a file of `size` bytes that is to be mapped: where the disk is full this fails, and not the process later.
+
+    Raises:
+      OSError: there is no room.
+    """
+    with needing(size), path.open("wb") as file:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a text, whole and synced, by this process alone: unlike `write_text` it waits for no other."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+    content = text.encode()
+    with needing(len(content)), replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

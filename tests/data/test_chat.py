@@ -1,6 +1,8 @@
 """Chat templates: where the rule stands, what is learnt as the end, and what is refused."""
 
 import json
+import pathlib
+import resource
 
 import pytest
 
@@ -152,6 +154,15 @@ def test_a_template_that_does_not_end_is_stopped(monkeypatch):
 def test_a_template_that_writes_without_bounds_is_refused():
     with pytest.raises(UserError, match=r"the chat template makes 2\d{6} characters of 8; accepted"):
         chat(CHATML + "{{ 'x' * 2000000 }}")
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="only Linux counts a process's memory")
+@pytest.mark.parametrize("greedy", ["'x' * 10**11", "'x'.ljust(10**11)", "'%99999999999d' % 1"])
+def test_a_template_that_asks_for_all_memory_is_refused(greedy):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(UserError, match=r"chat template needs more than 1024 MiB of memory"):
+        chat(CHATML + "{{ " + greedy + " }}")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_template_cannot_leave_its_sandbox(tmp_path):

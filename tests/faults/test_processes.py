@@ -99,7 +99,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(model, whole, tmp_path, lim
     workdir = tmp_path / "run"
     status, _, lines = end(start(model, root, workdir, limit=limit))
     assert (status, len(lines)) == (2, 1)
-    assert lines[0].startswith("error: the disk is full: ") and "MiB free in" in lines[0]
+    assert lines[0].startswith("error: the disk is full: ") and "MiB needed, " in lines[0] and "MiB free in" in lines[0]
     assert end(start(model, root, workdir))[0] == 0
     assert adapter_of(workdir) == adapter
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from rdjax.errors import UserError
+from rdjax.errors import UserError, needing
 from rdjax.run.error_lines import EXIT_FAULT, EXIT_MISTAKE, LOG, describe_error
 
 KNOWN = {
@@ -45,6 +45,12 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
 def test_a_full_disk_says_what_is_left(tmp_path):
     line = describe_error(OSError(errno.ENOSPC, "full", "f"), tmp_path).line
     assert f"MiB free in {tmp_path})" in line
+
+
+def test_a_full_disk_says_what_was_needed(tmp_path):
+    with pytest.raises(OSError) as caught, needing(3 * 2**20):
+        raise OSError(errno.ENOSPC, "full", "f")
+    assert describe_error(caught.value, None).line == "the disk is full: f (3.0 MiB needed); make room and run again"
 
 
 def raised() -> Exception:

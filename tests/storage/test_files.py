@@ -1,9 +1,10 @@
+import os
 import pathlib
 
 import pytest
 
 from rdjax.errors import UserError
-from rdjax.storage.files import read_json_object, write_json
+from rdjax.storage.files import allocate, read_json_object, write_json
 from rdjax.storage.records import read_records, write_records
 
 
@@ -17,6 +18,13 @@ def read_dicts(path: pathlib.Path) -> list[dict]:
 
 WRITERS = {"json": (write_json, read_json, {"a": 1}), "records": (write_records, read_dicts, [{"a": 1}])}
 each = pytest.mark.parametrize(("write", "read", "content"), WRITERS.values(), ids=WRITERS)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the platform cannot")
+def test_a_file_that_is_to_be_mapped_takes_its_room_at_once(tmp_path):
+    allocate(tmp_path / "file", 2**20)
+    found = (tmp_path / "file").stat()
+    assert found.st_size == 2**20 and found.st_blocks * 512 >= 2**20
 
 
 @each

@@ -1,0 +1,94 @@
+"""Distils instructions of IFEval, each as a rule: `python -m benchmarks.ifeval --rows=<file> --model=<folder>`.
+
+`--rows` is a copy of S-IFEval (normster/SystemCheck, evals/ifeval/inputs/sys_ifeval.jsonl) or a part of it: rows with
+`messages`, a system message that holds the constraint and a user's turn that holds the task. Of each instruction below
+the wording is the rule, and the user's turns of all rows are the inputs, divided once for all instructions:
+
+* train: the model answers them with the rule in the user's message, and the checker of the instruction
+  (`if-verifiable`) confirms the first good one of several drawn answers;
+* test: no sample shows them; the checker judges base, base with rule and student;
+* retain: turns with their own system message, which the student must answer as the base does. Half of them are trained
+  on, the others tested: the student's divergence from the base is what it forgot.
+
+Runs that are finished are not repeated. docs/study.md shows the output. Needs the extra [judges].
+"""
+
+import json
+import pathlib
+import random
+from typing import Any, NamedTuple
+
+from absl import app, flags
+from tabulate import tabulate
+
+from benchmarks.rule_runs import summarise, train_rule
+
+_ROWS = flags.DEFINE_string("rows", None, "sys_ifeval.jsonl, or a part of it.", required=True)
+_MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
+_OUT = flags.DEFINE_string("out", "runs/ifeval", "Folder of the rules and their runs.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of every instruction.", lower_bound=1)
+_CASES = flags.DEFINE_list("cases", None, "Names of instructions; default: all.")
+_UPDATES = flags.DEFINE_integer("updates", 100, "The most updates of a run.", lower_bound=1)
+
+TEST, RETAIN = 64, 32  # rows; the others train
+MOST_CHARACTERS = 140  # of a user's turn
+
+
+class Instruction(NamedTuple):
+    """Holds the wording that is the rule, and the checker with its arguments."""
+
+    rule: str
+    checker: str
+
+
+INSTRUCTIONS = {
+    "title": Instruction(
+        "Your answer must contain a title wrapped in double angular brackets, such as <<poem of joy>>.",
+        "detectable_format:title",
+    ),
+}
+
+
+def divide_turns() -> dict[str, list[dict[str, Any]]]:
+    """Divides the user's turns into the rows of train, test and retain."""
+    lines = pathlib.Path(_ROWS.value).read_text(encoding="utf-8").splitlines()
+    chats = {row["messages"][-1]["content"]: row["messages"] for row in map(json.loads, filter(None, lines))}
+    turns = sorted(turn for turn in chats if len(turn) <= MOST_CHARACTERS)
+    random.Random(0).shuffle(turns)
+    test, retain, train = turns[:TEST], turns[TEST : TEST + RETAIN], turns[TEST + RETAIN :]
+    return {
+        "train": [{"input": turn} for turn in train],
+        "test": [{"input": turn} for turn in test],
+        "retain": [{"messages": chats[turn]} for turn in retain],
+    }
+
+
+def run_instruction(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
+    """Trains a student on an instruction and returns its eval.json, with the minutes that it took."""
+    instruction, folder = INSTRUCTIONS[name], out / "rules" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rule.md").write_text(instruction.rule + "\n", encoding="utf-8")
+    for split, rows in divide_turns().items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = [
+        *(f"model.path={_MODEL.value}", f"task.root={folder}", f"seed={seed}", "task.rule_place=user"),
+        *("task.responses=teacher", "task.draws=4", "task.temperature=0.8", "task.only_confirmed=true"),
+        # The teacher's predictions follow the rule no more often than its answers; what is confirmed always does.
+        *(f"eval.judges=('ifeval:{instruction.checker}',)", "loss.terms=('cross_entropy=1',)"),
+        *(f"train.updates={_UPDATES.value}", "eval.systems=('base','base_with_rule','student')"),
+    ]
+    return train_rule(out / f"{name}_{seed}", settings)
+
+
+def main(argv: list[str]) -> None:
+    """Trains the students and prints their scores."""
+    del argv
+    out = pathlib.Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    names = _CASES.value or list(INSTRUCTIONS)
+    rows = [summarise(name, [run_instruction(name, seed, out) for seed in range(_SEEDS.value)]) for name in names]
+    print(tabulate(rows, headers="keys", tablefmt="github"))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,75 @@
+"""Trains rules of one's own by rdjax.train, each in a process of its own, and summarises their scores."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def train_rule(workdir: pathlib.Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Trains a rule unless that is done; what it prints is in `<workdir>.log`.
+
+    Args:
+      settings: "<field>=<value>" of the config.
+
+    Returns:
+      The content of its eval.json, and `minutes`; or `failed`, the last line that it printed.
+    """
+    log = workdir.with_name(f"{workdir.name}.log")
+    if not (workdir / "minutes.json").exists():
+        began = time.monotonic()
+        with log.open("a") as printed:
+            status = subprocess.run(
+                [
+                    *(sys.executable, "-m", "rdjax.train", "--config=configs/rule.py", f"--workdir={workdir}"),
+                    *(f"--config.{setting}" for setting in settings),
+                ],
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        if status:
+            return {"failed": log.read_text().strip().splitlines()[-1]}
+        (workdir / "minutes.json").write_text(json.dumps((time.monotonic() - began) / 60))
+    minutes = json.loads((workdir / "minutes.json").read_text())
+    return json.loads((workdir / "eval.json").read_text()) | {"minutes": minutes}
+
+
+def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the table's row of a rule: means over its runs, with the range."""
+    failed = [run["failed"] for run in runs if "failed" in run]
+    runs = [run for run in runs if "failed" not in run]
+    row: dict[str, Any] = {"rule": name, "runs": len(runs)}
+    if failed:
+        row["failed"] = failed[0][:80]
+    if not runs:
+        return row
+    tests = [run["splits"]["test"] for run in runs]
+    gaps = [test["base"]["kl"] for test in tests]
+    row |= {"gap, nats": spread(gaps), "gap closed": spread([test["student"]["gap_closed"] for test in tests])}
+    metric = runs[0]["metric"]["test"]
+    if metric != "gap_closed":
+        for system in ("base", "base_with_rule", "student"):
+            row[f"{system} follows"] = spread([test[system][metric] for test in tests])
+    held = [
+        run["splits"]["retain"]["student"]["kl_from_base"] / gap
+        for run, gap in zip(runs, gaps, strict=True)
+        if "retain" in run["splits"]
+    ]
+    if held:
+        row["KL off the rule / gap"] = spread(held)
+    return row | {"minutes": spread([run["minutes"] for run in runs], 1)}
+
+
+def spread(values: list[float | None], digits: int = 2) -> str:
+    """Writes a mean and, where there are several values, their range."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{np.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.{digits}f}-{max(known):.{digits}f})"
