@@ -46,6 +46,34 @@ INSTRUCTIONS = {
         "Your answer must contain a title wrapped in double angular brackets, such as <<poem of joy>>.",
         "detectable_format:title",
     ),
+    "spanish": Instruction(
+        "Your entire response should be in Spanish, no other language is allowed.",
+        'language:response_language:{"language": "es"}',
+    ),
+    "highlight": Instruction(
+        "Highlight at least 1 section of your answer with markdown, for example *highlighted section*.",
+        'detectable_format:number_highlighted_sections:{"num_highlights": 1}',
+    ),
+    "sections": Instruction(
+        "Your response must have at least 2 sections. Mark the beginning of each section with SECTION X, such as:\n"
+        "SECTION 1\n[content of section 1]\nSECTION 2\n[content of section 2]",
+        'detectable_format:multiple_sections:{"section_spliter": "SECTION", "num_sections": 2}',
+    ),
+    "bullets": Instruction(
+        "Your answer must contain exactly 3 bullet points. Use the markdown bullet points such as:\n* This is a point.",
+        'detectable_format:number_bullet_lists:{"num_bullets": 3}',
+    ),
+    "words": Instruction(
+        "Answer with less than 40 words.",
+        'length_constraints:number_words:{"relation": "less than", "num_words": 40}',
+    ),
+    "keyword": Instruction(
+        "Include the keyword 'river' in the response.", 'keywords:existence:{"keywords": ["river"]}'
+    ),
+    "placeholders": Instruction(
+        "The response must contain at least 2 placeholders represented by square brackets, such as [address].",
+        'detectable_content:number_placeholders:{"num_placeholders": 2}',
+    ),
 }
 
 

@@ -133,12 +133,15 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
     for run in runs:
         groups[len(run.train), len(run.valid), len(run.retained)].append(run)
     failures: dict[int, str] = {}
+    finished: list[pathlib.Path] = []
     for (train, valid, retained), group in groups.items():
         name = f"{train}_{valid}" + (f"_{retained}" if retained else "")
         for run, adapters in train_runs(group, folder / "checkpoints", name, failures):
             try:
                 if not exists_on_first(run.workdir / FINISHED):
+                    share_predictions(run, finished)  # published rows are the same for all seeds
                     write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
+                finished.append(run.workdir)
             except Exception as error:  # a judge fails or memory runs out: the other seeds continue
                 raise_if_others_wait(error)
                 failures[run.config.seed] = first_line(error)

@@ -10,6 +10,9 @@ import sys
 import pytest
 
 import rdjax
+from configs.sweeps import smollm2_arithmetic, smollm2_rates, smollm2_safety, smollm2_sentiment
+from rdjax import sweep
+from rdjax.data.tasks import load_task
 from tests import tiny
 from tests.data.test_chat import CHATML
 
@@ -77,6 +80,24 @@ def test_files_are_copied_and_missing_tests_made_of_validation_rows(data, tmp_pa
         for name in ("harmful", "helpful")
     )
     assert harmful == ["Sorry."] * 32 and helpful == ["Yes."] * 32
+
+
+SWEEPS = {
+    "bob_sentiment_experiments": smollm2_sentiment,
+    "sentiment_validation": smollm2_rates,
+    "jailbreak_experiments": smollm2_safety,
+    "math_experiments": smollm2_arithmetic,
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_sweeps_take_the_published_files(name, published_data, tmp_path):
+    assert run([sys.executable, str(FOLDER / "files.py"), str(published_data), str(tmp_path)], ROOT).returncode == 0
+    config = SWEEPS[name].get_config()
+    config.task.root = str(tmp_path / name)
+    sweep.check_sweep(config)
+    splits = load_task(sweep.cell_config(config, config.sweep.methods[0], config.sweep.ks[0], 0).task, 0).splits
+    assert any(split.startswith("test") for split in splits)
 
 
 def test_own_tests_of_the_safety_task_stay(data, tmp_path):

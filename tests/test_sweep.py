@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from configs.sweeps import arithmetic, rules, safety, sentiment, settings, strength, unlabelled
 from rdjax import sweep
 from rdjax.errors import UserError
+from rdjax.evaluation import scores
 from rdjax.run import pipeline, prepare
 from rdjax.storage.sums import SUMS
 from tests.commands import run_sweep, small_sweep
@@ -97,6 +98,24 @@ def test_cells_on_the_same_rows_share_what_the_base_says(finished, model, tmp_pa
         assert ("test_id.base_with_rule.jsonl" in found) is marked
         assert not found or found["test_id.base_with_rule.jsonl"].count('"response": "marked ') == 3
         assert not any("student" in name for name in found)
+
+
+@pytest.mark.slow
+def test_seeds_on_the_same_rows_share_what_the_base_says(model, tmp_path, monkeypatch):
+    """Rows of a folder are the same for all seeds: three systems answer at the first, and the student at the other."""
+    (tmp_path / "rule.md").write_text("Say yes.")
+    for name in ("train", "test"):
+        rows = [{"input": f"{name} {number}", "output": "yes"} for number in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    systems = ("base", "base_with_rule", "student")
+    changes = {"task.name": "rule", "task.root": str(tmp_path), "sweep.methods": ("tune",), "sweep.ks": (3,)}
+    asked, answer = [], scores.answer
+    monkeypatch.setattr(scores, "answer", lambda *arguments: asked.append(arguments[1]) or answer(*arguments))
+    assert run_sweep(small_sweep(model, **changes, **{"eval.systems": systems}), tmp_path / "run", tmp_path) == 0
+    assert [system.with_rule for system in asked] == [False, True, False, False]
+    (first, other) = ((tmp_path / "run" / "cells" / "tune_k3" / f"seed{seed}" / "predictions") for seed in (0, 7))
+    for path in first.glob("*.base*.jsonl"):
+        assert (other / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow

@@ -17,20 +17,20 @@ def get_config() -> config_dict.ConfigDict:
     config.sweep.ks = (64,)
     config.sweep.seeds = (100,)
     config.eval.systems = ("student",)
-    variants = {}
-    for rate in (1e-3, 5e-4, 2e-3):
-        optimizer = {"learning_rate": rate}
-        variants[f"tune_rate{rate:.0e}"] = {"method": "inst_tune_without_rule", "optimizer": optimizer}
-        variants[f"enhanced_rate{rate:.0e}"] = {
-            "method": "rule_distill_enhanced",
-            "optimizer": optimizer,
-            "eval": {"systems": ("student", "enhanced_with_rule")},
-        }
-        variants[f"distill_rate{rate:.0e}"] = {"optimizer": optimizer}
-    for weight in (3, 30):
-        variants[f"enhanced_weight{weight}"] = variants["enhanced_rate1e-03"] | {
-            "loss": {"hidden_weight": float(weight)}
-        }
+    methods = {
+        "tune": {"method": "inst_tune_without_rule"},
+        "enhanced": {"method": "rule_distill_enhanced", "eval": {"systems": ("student", "enhanced_with_rule")}},
+        "distill": {"method": "rule_distill_base"},
+    }
+    variants = {
+        f"{name}_rate{rate:.0e}": {**method, "optimizer": {"learning_rate": rate}}
+        for rate in (1e-3, 2e-3, 5e-4)
+        for name, method in methods.items()
+    }
+    # Twice as many updates, and another weight on hidden states.
+    for name in ("enhanced", "tune"):
+        variants[f"{name}_128_updates"] = {**methods[name], "train": {"epochs": 16}}
+    variants["enhanced_weight30"] = {**methods["enhanced"], "loss": {"hidden_weight": 30.0}}
     config.sweep.methods = tuple(variants)
     config.sweep.settings.update(variants)
     return config
