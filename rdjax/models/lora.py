@@ -70,6 +70,11 @@ def check_targets(config: DecoderConfig, spec: LoraSpec) -> None:
         )
 
 
+def count_adapted_layers(config: DecoderConfig, spec: LoraSpec) -> int:
+    """Counts the layers that have one of the adapter's projections or more."""
+    return len({layer for path in adapted_projections(config, spec) for layer in config.layers_of(path)})
+
+
 def init_adapter(config: DecoderConfig, spec: LoraSpec, seed: int) -> Adapter:
     """Returns a fresh adapter: a uniform in +-1/sqrt(in) (PEFT's Kaiming with a = sqrt(5)), b zero."""
     adapter = {}
