@@ -12,7 +12,12 @@ RETAIN_TRAIN = "retain_train"  # its part that is trained on
 METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
 SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The projections of attention, of gated delta nets (Qwen 3.5), and of the MLP.
+TARGETS = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
 DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 4096
 
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}

@@ -71,7 +71,9 @@ def get_config() -> config_dict.ConfigDict:
     config.lora.rank = 16
     config.lora.alpha = 16.0
     config.lora.dropout = 0.05  # the prefix that all samples of an update share gets one mask
-    config.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")  # also gate_proj, up_proj, down_proj
+    # Also gate_proj, up_proj, down_proj; and of gated delta nets, which three of four layers of Qwen 3.5 have in place
+    # of attention, in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, out_proj.
+    config.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
 
     config.loss = config_dict.ConfigDict()
     config.loss.logit = "kl"  # kl; entropy: cross-entropy with the teacher (same gradient); none

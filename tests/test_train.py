@@ -81,6 +81,30 @@ def student(model, own_folder, tmp_path_factory):
     return workdir, run(model, own_folder, workdir)
 
 
+@pytest.mark.slow
+def test_a_model_with_delta_nets_is_distilled(own_folder, tmp_path, capsys):
+    """From its folder to the report, resumed from what is on disk, with adapters on both kinds of layers."""
+    folder = tmp_path / "model"
+    tiny.write_random_checkpoint(folder, tiny.QWEN3_5 | {"max_position_embeddings": 4096})
+    tiny.write_tokenizer(folder)
+    targets = "--config.lora.targets=('q_proj','o_proj','in_proj_qkv','in_proj_z','out_proj')"
+    scores = run(folder, own_folder, tmp_path / "run", targets)
+    assert 0 < scores["test"]["student"]["kl"] < 1
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(np.abs(tensor).max() > 0 for tensor in tensors.values()), "all were trained"
+    assert {name.split(".")[5] for name in tensors if ".layers.0." in name} == {"linear_attn"}
+    assert {name.split(".")[5] for name in tensors if ".layers.1." in name} == {"self_attn"}
+    assert "layers; the others stay" not in capsys.readouterr().out
+    assert run(folder, own_folder, tmp_path / "run", targets) == scores
+    run(folder, own_folder, tmp_path / "few", "--config.train.epochs=1", "--config.eval.systems=()")
+    assert "config.lora.targets are in 2 of 4 layers; the others stay as they are" in capsys.readouterr().out
+
+
+def test_targets_that_the_model_does_not_have_are_refused(model, own_folder, tmp_path, capfd):
+    assert status_of(model, own_folder, tmp_path / "run", "--config.lora.targets=('q_proj','in_proj_qkv')") == 2
+    assert "config.lora.targets: the model has no in_proj_qkv; accepted: any of q_proj," in capfd.readouterr().err
+
+
 def test_workdir_holds_what_the_design_says(student):
     workdir, _ = student
     record = json.loads((workdir / "config.json").read_text())

@@ -73,6 +73,11 @@ def _family(model_type: str, **fields: Any) -> dict[str, Any]:
 QWEN2 = _family("qwen2", vocab_size=264, rope_theta=1e6, tie_word_embeddings=True)
 QWEN2_WINDOW = _family("qwen2", vocab_size=264, use_sliding_window=True, sliding_window=9, max_window_layers=1)
 QWEN3 = _family("qwen3", head_dim=16, rope_theta=1e6, attention_bias=True)
+_DELTA_NET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+_DELTA_NET |= {"linear_value_head_dim": 12, "linear_conv_kernel_dim": 4}
+QWEN3_5 = _family(
+    "qwen3_5_text", head_dim=16, num_hidden_layers=4, full_attention_interval=2, attention_bias=True, **_DELTA_NET
+)
 MISTRAL = _family("mistral", head_dim=16, sliding_window=9)
 SMOLLM3 = _family("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=None)
 _MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
@@ -146,10 +151,14 @@ def _wrapper(model_type: str, text: dict[str, Any], vision: str, **fields: Any) 
 
 GEMMA3_WRAPPED = _wrapper("gemma3", GEMMA3, "siglip_vision_model", mm_tokens_per_image=4, image_token_index=200)
 MISTRAL3 = _wrapper("mistral3", MINISTRAL3, "pixtral", image_token_index=10, tie_word_embeddings=False)
+QWEN3_5_WRAPPED = {"model_type": "qwen3_5", "text_config": QWEN3_5}
+QWEN3_5_WRAPPED["vision_config"] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+QWEN3_5_WRAPPED["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
 CONFIGS = LLAMAS | {
     "qwen2": QWEN2,
     "qwen2_window": QWEN2_WINDOW,
     "qwen3": QWEN3,
+    "qwen3_5": QWEN3_5,
     "mistral": MISTRAL,
     "smollm3": SMOLLM3,
     "granite": GRANITE,
@@ -163,7 +172,7 @@ CONFIGS = LLAMAS | {
     "granite4": GRANITE4,
     "granite4_nope": GRANITE4_NOPE,
 }
-WRAPPERS = {"gemma3": GEMMA3_WRAPPED, "mistral3": MISTRAL3}
+WRAPPERS = {"gemma3": GEMMA3_WRAPPED, "mistral3": MISTRAL3, "qwen3_5": QWEN3_5_WRAPPED}
 
 
 def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -209,7 +218,8 @@ def random_tensors(fields: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         if name.endswith(".bias"):
             return 0.3 * noise
         if "norm" in name:
-            return 0.3 * noise if fields["model_type"].startswith("gemma") else 1 + 0.3 * noise
+            centred = fields["model_type"].startswith(("gemma", "qwen3_5")) and "linear_attn" not in name
+            return 0.3 * noise if centred else 1 + 0.3 * noise
         return noise if "embed_tokens" in name else noise * shape[-1] ** -0.5
 
     return {name: tensor(name, shape).astype(np.float32) for name, shape in tensor_shapes(fields).items()}

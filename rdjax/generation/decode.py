@@ -107,7 +107,7 @@ def _decode(
     prefix = None if prefix_C is None else decoder.read_prefix(prefix_C, adapter)
     forward = functools.partial(read_tokens, decoder, adapter, prefix, C, S)
     padding_B, empty_B = T - lengths_B, lengths_B == 0
-    logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, S))
+    logits_BV, cache = forward(tokens_BT, padding_B, jnp.arange(T), decoder.empty_cache(B, S, prefix))
     if decoding.beams > 1:
         padding_B = jnp.repeat(padding_B, decoding.beams)
 
@@ -137,5 +137,5 @@ def read_tokens(decoder, adapter, prefix, C, S, tokens_BT, padding_B, slots_T, c
     real_BS = slots_S >= padding_B[:, None]
     causal_TS = slots_S <= slots_T[:, None]
     mask_BTS = (real_BS[:, None] & causal_TS) | (slots_S == slots_T[:, None])
-    out = decoder(tokens_BT, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix)
+    out = decoder(tokens_BT, positions_BT, mask_BTS, adapter=adapter, cache=cache, prefix=prefix, padding_B=padding_B)
     return decoder.logits(out.final_BPD[:, -1:])[:, 0], out.cache

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rdjax.models.attention import RowPrefix, Scoring, attention, heads_first, rows_first
-from rdjax.models.config import DecoderConfig
+from rdjax.models.config import MIXERS, DecoderConfig
+from rdjax.models.delta_net import DeltaState, GatedDeltaNet
 from rdjax.models.linear import Dropout, Linear, Lora, layer_loras
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing, causal_attention
@@ -21,6 +22,7 @@ from rdjax.parallel.mesh import device_of, rows_spec
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 KeysValues = tuple[jax.Array, jax.Array]
+Past = KeysValues | DeltaState  # what a layer knows of tokens before: of attention, or of a delta net
 
 
 class KindInputs(NamedTuple):
@@ -44,47 +46,51 @@ class PassInputs(NamedTuple):
       kinds: for each of `DecoderConfig.kinds`.
       packing: of rows that hold several sequences.
       cache_index: slot of the cache for the first new token; None: there is no cache.
+      padding_B: tokens of padding at the beginning of each row, for delta nets, which no mask reaches; None: none.
       dropout: its key is not read; each layer has its own.
     """
 
     kinds: tuple[KindInputs, ...]
     packing: Packing | None
     cache_index: jax.Array | None
+    padding_B: jax.Array | None
     dropout: Dropout | None
 
 
 class LayerInputs(NamedTuple):
-    """Holds what one layer reads; stacked along a first axis, or as lists, those of all layers.
+    """Holds what one layer reads.
 
     Attributes:
-      params: of the block.
+      params: of the parts of the block that the layer has.
       kind: index into `DecoderConfig.kinds`; None where there is only one, or where the caller knows it.
       adapter: {projection: {"a": [in, R], "b": [R, out]}}.
       dropout_key: of the layer.
-      prefix: keys and values of tokens before all rows, [K, C, H].
-      cache: keys and values so far, [K, B, S, H].
+      prefix: of tokens before all rows: keys and values [K, C, H], or a state without an axis of rows.
+      cache: of each row's tokens so far: keys and values [K, B, S, H], or a state.
     """
 
     params: Any
     kind: jax.Array | None
     adapter: dict[str, dict[str, jax.Array]] | None
     dropout_key: jax.Array | None
-    prefix: KeysValues | None
-    cache: KeysValues | None
+    prefix: Past | None
+    cache: Past | None
 
 
 class Attention(nnx.Module):
     """Computes attention; its kernels, like those of all parts of a block, are stacked over layers."""
 
     def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
+        layers = len(c.layers_of("self_attn"))
+
         def linear(rows: int, columns: int, bias: bool) -> Linear:
-            return Linear((c.layers, rows, columns), dtype, bias=bias, int8=int8, rngs=rngs)
+            return Linear((layers, rows, columns), dtype, bias=bias, int8=int8, rngs=rngs)
 
         def norm(heads: int) -> RMSNorm:
             width = c.head_width * (heads if c.qk_norm == "whole" else 1)
-            return RMSNorm((c.layers, width), dtype, c.norm_epsilon, c.norm)
+            return RMSNorm((layers, width), dtype, c.norm_epsilon, c.norm)
 
-        self.q_proj = linear(c.width, c.heads * c.head_width, c.qkv_bias)
+        self.q_proj = linear(c.width, c.heads * c.head_width * (2 if c.attention_gate else 1), c.qkv_bias)
         self.k_proj = linear(c.width, c.kv_heads * c.head_width, c.qkv_bias)
         self.v_proj = linear(c.width, c.kv_heads * c.head_width, c.qkv_bias)
         self.o_proj = linear(c.heads * c.head_width, c.width, c.o_bias)
@@ -96,7 +102,7 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, loras: dict[str, Lora], shared: PassInputs, layer: LayerInputs, kind: int | jax.Array
     ) -> tuple[jax.Array, KeysValues]:
         """Returns the mixed values [B, T, N * H], and the layer's keys and values [K, B, S, H] with the new ones."""
-        q_BTNH = self._heads("q", x_BTD, loras)
+        q_BTNH, gate_BTNH = self._queries(x_BTD, loras)
         k_BTKH = self._heads("k", x_BTD, loras)
         v_BTKH = self._heads("v", x_BTD, loras)
 
@@ -108,14 +114,29 @@ class Attention(nnx.Module):
         else:
             branches = [functools.partial(attend, number) for number in range(len(shared.kinds))]
             mixed_BTNH, keys_values = jax.lax.switch(kind, branches, q_BTNH, k_BTKH)
+        if gate_BTNH is not None:
+            mixed_BTNH = mixed_BTNH * jax.nn.sigmoid(gate_BTNH)
         return mixed_BTNH.reshape(*x_BTD.shape[:2], -1), keys_values
 
-    def _heads(self, name: str, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
-        """Returns queries, keys or values by heads, normed where the config says so."""
+    def _queries(self, x_BTD: jax.Array, loras: dict[str, Lora]) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the queries, and the gates where the config has them: each head's behind its query."""
+        if not self.config.attention_gate:
+            return self._heads("q", x_BTD, loras), None
+        both_BTX = self._project("q", x_BTD, loras)
+        q_BTNH, gate_BTNH = jnp.split(both_BTX.reshape(*x_BTD.shape[:2], self.config.heads, -1), 2, axis=-1)
+        return self.q_norm(q_BTNH) if self.config.qk_norm == "head" else q_BTNH, gate_BTNH
+
+    def _project(self, name: str, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
+        """Returns queries, keys or values of all heads."""
         y_BTD = getattr(self, f"{name}_proj")(x_BTD, loras.get(f"{name}_proj"))
         if device_of(self.mesh).platform == "tpu":
             # Otherwise the compiler transposes the kernels, and keeps a transposed copy of those of all layers.
             y_BTD = jax.lax.optimization_barrier(y_BTD)
+        return y_BTD
+
+    def _heads(self, name: str, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
+        """Returns queries, keys or values by heads, normed where the config says so."""
+        y_BTD = self._project(name, x_BTD, loras)
         norm = getattr(self, f"{name}_norm", None)
         if norm is not None and self.config.qk_norm == "whole":
             y_BTD = norm(y_BTD)
@@ -173,13 +194,19 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Computes one layer. Holds the parameters of all, stacked; they are sliced before a call."""
+    """Computes one layer. Holds the parameters of all, stacked; they are sliced before a call.
+
+    Where layers mix tokens in different ways, a part's parameters are stacked over the layers that have it, and a call
+    needs a block with the parts of one layer alone (`only`).
+    """
 
     def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
         def norm() -> RMSNorm:
             return RMSNorm((c.layers, c.width), dtype, c.norm_epsilon, c.norm)
 
         self.self_attn = Attention(c, dtype, int8, mesh, rngs)
+        if c.delta_net is not None:
+            self.linear_attn = GatedDeltaNet(c, dtype, int8, rngs)
         self.mlp = MLP(c, dtype, int8, rngs)
         if c.norms in ("before", "both"):
             self.attention_norm, self.mlp_norm = norm(), norm()
@@ -188,7 +215,7 @@ class Block(nnx.Module):
         # In the order of definition, on which random numbers depend; `nnx.merge` sorts attributes by name.
         self.projections = tuple(
             f"{part}.{name}"
-            for part in ("self_attn", "mlp")
+            for part in (*(mixer for mixer in MIXERS if hasattr(self, mixer)), "mlp")
             for name, module in vars(getattr(self, part)).items()
             if isinstance(module, Linear)
         )
@@ -201,17 +228,33 @@ class Block(nnx.Module):
         layer: LayerInputs,
         kind: int | jax.Array,
         at_BP: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues]:
-        """Returns the output, of all tokens or of those at `at_BP`, and the layer's keys and values."""
+    ) -> tuple[jax.Array, Past]:
+        """Returns the output, of all tokens or of those at `at_BP`, and what the layer keeps of the tokens."""
         dropout = None if shared.dropout is None else shared.dropout._replace(key=layer.dropout_key)
         loras = layer_loras(layer.adapter, dropout, self.projections)
-        mixed_BTD, keys_values = self.self_attn(self._norm("attention_norm", x_BTD), loras, shared, layer, kind)
+        normed_BTD = self._norm("attention_norm", x_BTD)
+        if hasattr(self, "self_attn"):
+            mixed_BTD, past = self.self_attn(normed_BTD, loras, shared, layer, kind)
+        else:
+            before = layer.cache if layer.cache is not None else _one_row(layer.prefix)
+            mixed_BTD, past = self.linear_attn(normed_BTD, loras, before, shared.packing, shared.padding_B)
         if at_BP is not None:  # no later layer reads the other tokens
             x_BTD, mixed_BTD, loras = self._take(at_BP, x_BTD, mixed_BTD, loras)
-        attended_BTD = self.self_attn.o_proj(mixed_BTD, loras.get("o_proj"))
+        if hasattr(self, "self_attn"):
+            attended_BTD = self.self_attn.o_proj(mixed_BTD, loras.get("o_proj"))
+        else:
+            attended_BTD = self.linear_attn.out_proj(mixed_BTD, loras.get("out_proj"))
         x_BTD = self._add(x_BTD, self._norm("attention_out_norm", attended_BTD))
         fed_BTD = self.mlp(self._norm("mlp_norm", x_BTD), loras)
-        return self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD)), keys_values
+        return self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD)), past
+
+    def only(self, mixer: str) -> "Block":
+        """Returns a block whose tokens are mixed by this one of `MIXERS` alone."""
+        block = nnx.clone(self)
+        for other in MIXERS:
+            if other != mixer and hasattr(block, other):
+                delattr(block, other)
+        return block
 
     def _norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
         """Applies a norm if the block has it."""
@@ -233,6 +276,11 @@ class Block(nnx.Module):
         masked = {name: lora for name, lora in loras.items() if lora.mask is not None}
         masked = {name: lora._replace(mask=take(lora.mask)) for name, lora in masked.items()}
         return take(x_BTD), take(mixed_BTD), loras | masked
+
+
+def _one_row(state: DeltaState | None) -> DeltaState | None:
+    """Returns a state of a prefix as that of one row, which stands for all."""
+    return None if state is None else jax.tree.map(lambda x: x[None], state)
 
 
 def on_mesh(x_BTD: jax.Array, mesh: Mesh | None) -> jax.Array:

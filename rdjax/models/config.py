@@ -23,6 +23,9 @@ class RopeConfig:
     query_period: int = 1
 
 
+MIXERS = ("self_attn", "linear_attn")  # parts of a block that mix tokens; a layer has one of them
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
     """Describes what can differ between the layers of one decoder.
@@ -30,10 +33,44 @@ class LayerKind:
     Attributes:
       rope: rotary positions; None: queries and keys are not rotated.
       window: number of tokens that a token attends to, the last of which is itself; None: all up to itself.
+      mixer: one of `MIXERS`: attention, or a gated delta net (`models.delta_net`).
     """
 
     rope: RopeConfig | None = None
     window: int | None = None
+    mixer: str = "self_attn"
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaNetConfig:
+    """Describes the gated delta nets of a decoder.
+
+    Attributes:
+      key_heads, value_heads: each key head serves value_heads / key_heads value heads.
+      key_width, value_width: of a head.
+      taps: tokens that the convolution reads, the last of which is the token itself.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    taps: int
+
+    @property
+    def keys(self) -> int:
+        """Returns the width of all keys, which is that of all queries."""
+        return self.key_heads * self.key_width
+
+    @property
+    def values(self) -> int:
+        """Returns the width of all values."""
+        return self.value_heads * self.value_width
+
+    @property
+    def channels(self) -> int:
+        """Returns the number of channels of the convolution: queries, keys and values."""
+        return 2 * self.keys + self.values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +90,12 @@ class DecoderConfig:
       norm: one of `norm.NORMS`.
       norms: where a block normalises: "before" attention and MLP, "after" them (before the residual sum), or "both".
       qk_norm: norms of queries and keys before they are rotated: "", of each "head", or of the "whole" projection.
+      attention_gate: the query projection has a gate behind each head's query; what the head mixes is multiplied by
+        the sigmoid of its gate.
       score_scale: multiplies attention scores; None: head_width ** -0.5.
       score_softcap, logit_softcap: c in c * tanh(x / c), of attention scores and of logits; None: no cap.
       embedding_scale, residual_scale, logit_scale: multiply embeddings, the output of attention and MLP, and logits.
+      delta_net: sizes of gated delta nets; None: no layer has one.
     """
 
     vocab: int
@@ -78,12 +118,14 @@ class DecoderConfig:
     norm: str = "weight"
     norms: str = "before"
     qk_norm: str = ""
+    attention_gate: bool = False
     score_scale: float | None = None
     score_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    delta_net: DeltaNetConfig | None = None
 
     def for_sequences_of(self, tokens: int) -> "DecoderConfig":
         """Returns the config for sequences of up to `tokens` tokens: with long frequencies if they need them."""
@@ -103,3 +145,8 @@ class DecoderConfig:
     def kind_of(self, layer: int) -> LayerKind:
         """Returns the kind of a layer."""
         return self.pattern[layer % len(self.pattern)]
+
+    def layers_of(self, path: str) -> tuple[int, ...]:
+        """Returns the layers that have a parameter, a projection or a part of a block ("self_attn.q_proj")."""
+        part = path.removeprefix("layers.").split(".")[0]
+        return tuple(layer for layer in range(self.layers) if part not in MIXERS or self.kind_of(layer).mixer == part)

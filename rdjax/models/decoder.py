@@ -4,8 +4,10 @@ Modules hold parameters only. `nnx.split` turns a decoder into (graph definition
 transformations are JAX's own on the tree; `nnx.merge` joins the two inside a trace, where it costs nothing.
 """
 
+import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,8 +24,9 @@ from rdjax.models.block import (
     gather_positions,
     on_mesh,
 )
-from rdjax.models.config import DecoderConfig
-from rdjax.models.layers import is_unstacked, loop
+from rdjax.models.config import MIXERS, DecoderConfig
+from rdjax.models.delta_net import DeltaState, empty_state
+from rdjax.models.layers import is_unstacked, loop, split_layers
 from rdjax.models.linear import Dropout, Linear
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing
@@ -38,24 +41,39 @@ REMAT = {
 
 
 class Cache(NamedTuple):
-    """Holds keys and values of all layers. New tokens are written from slot `index` on, the same in every row.
+    """Holds keys and values of all layers with attention. New tokens are written from slot `index` on in every row.
 
     Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
+
+    Attributes:
+      states: of all layers with a delta net, stacked likewise; None: there are none.
     """
 
     k_LKBSH: jax.Array | list[jax.Array]
     v_LKBSH: jax.Array | list[jax.Array]
     index: jax.Array
+    states: DeltaState | None = None
 
 
 class Prefix(NamedTuple):
     """Holds keys and values of tokens that all sequences begin with, from `Decoder.read_prefix`.
 
     Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
+
+    Attributes:
+      states: as in `Cache`, without an axis of rows.
     """
 
     k_LKCH: jax.Array | list[jax.Array]
     v_LKCH: jax.Array | list[jax.Array]
+    states: DeltaState | None = None
+
+
+class Parts(NamedTuple):
+    """Holds what all layers read, stacked or as lists: what every layer has, and by mixer what some layers have."""
+
+    common: LayerInputs
+    own: dict[str, LayerInputs]
 
 
 class Output(NamedTuple):
@@ -124,6 +142,7 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         prefix: Prefix | None = None,
         packing: Packing | None = None,
+        padding_B: jax.Array | None = None,
         inputs_at_BQ: jax.Array | None = None,
         final_at_BP: jax.Array | None = None,
         remat: str = "none",
@@ -142,43 +161,79 @@ class Decoder(nnx.Module):
           cache: keys and values so far; the new ones are written into it.
           prefix: keys and values of a prefix of all sequences.
           packing: of rows that hold several sequences.
+          padding_B: tokens of padding at the beginning of each row, counted from the first slot of the cache if there
+            is one. Delta nets pass over them; attention has its mask.
           inputs_at_BQ: positions at which to return the inputs of every block.
           final_at_BP: positions at which to return the final states; None: all.
           remat: what the backward pass recomputes: "none"; "full": every block, from its input; "dots": every block,
             except the products of its projections.
           keep_cache: return keys and values even if no cache is given.
         """
-        graph, state = nnx.split(self.layers)
-        params = nnx.to_pure_dict(state)
+        mixers = self._mixers
+        graphs = {mixer: nnx.split(self.layers.only(mixer) if len(mixers) > 1 else self.layers)[0] for mixer in mixers}
+        params = nnx.to_pure_dict(nnx.split(self.layers)[1])
+        if padding_B is not None and cache is not None:
+            padding_B = jnp.clip(padding_B - cache.index, 0, tokens_BT.shape[1])
         shared = PassInputs(
             self._kind_inputs(positions_BT, mask_BTS, prefix, cache),
             packing,
             None if cache is None else cache.index,
+            padding_B,
             dropout,
         )
         keeps_cache = keep_cache or cache is not None
 
         def run_block(x_BTD, layer: LayerInputs, kind: int | jax.Array, at_BP=None):
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
-            x_BTD, keys_values = nnx.merge(graph, layer.params)(x_BTD, shared, layer, kind, at_BP)
-            return on_mesh(x_BTD, self.mesh), (inputs_BQD, keys_values if keeps_cache else None)
+            graph = graphs[self.config.kinds[kind].mixer if len(mixers) > 1 else mixers[0]]
+            x_BTD, past = nnx.merge(graph, layer.params)(x_BTD, shared, layer, kind, at_BP)
+            return on_mesh(x_BTD, self.mesh), (inputs_BQD, past if keeps_cache else None)
 
-        layers = LayerInputs(
-            params,
-            None,
-            adapter,
-            None if dropout is None else jax.random.split(dropout.key, self.config.layers),
-            prefix,
-            None if cache is None else (cache.k_LKBSH, cache.v_LKBSH),
-        )
+        keys = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
+        parts = self._parts(params, adapter, keys, prefix, cache)
         x_BTD = on_mesh(self._embed(tokens_BT), self.mesh)
         if is_unstacked(params):
-            x_BPD, inputs_LBQD, keys_values = self._loop(run_block, x_BTD, layers, final_at_BP, remat)
+            x_BPD, inputs_LBQD, pasts = self._loop(run_block, x_BTD, parts, final_at_BP, remat)
         else:
-            x_BPD, inputs_LBQD, keys_values = self._scan(run_block, x_BTD, layers, final_at_BP, remat)
+            scan = self._scan if len(mixers) == 1 else self._scan_periods
+            x_BPD, inputs_LBQD, pasts = scan(run_block, x_BTD, parts, final_at_BP, remat)
         if keeps_cache:
-            cache = Cache(*keys_values, (0 if cache is None else cache.index) + tokens_BT.shape[1])
+            index = (0 if cache is None else cache.index) + tokens_BT.shape[1]
+            cache = Cache(*pasts["self_attn"], index, pasts.get("linear_attn"))
         return Output(self.norm(x_BPD), inputs_LBQD, cache)
+
+    @property
+    def _mixers(self) -> tuple[str, ...]:
+        """Returns the different mixers of the layers."""
+        used = {kind.mixer for kind in self.config.kinds}
+        return tuple(mixer for mixer in MIXERS if mixer in used)
+
+    def _parts(
+        self, params: dict, adapter: dict | None, keys: jax.Array | None, prefix: Prefix | None, cache: Cache | None
+    ) -> Parts:
+        """Returns what all layers read, by their mixers."""
+        pasts = {"self_attn": [None if past is None else past[:2] for past in (prefix, cache)]}
+        pasts["linear_attn"] = [None if past is None else past.states for past in (prefix, cache)]
+
+        def adapted(wanted: str) -> dict | None:
+            if adapter is None:
+                return None
+            part_of = {path: part if (part := path.split(".")[0]) in MIXERS else "" for path in adapter}
+            return {path: ab for path, ab in adapter.items() if part_of[path] == wanted}
+
+        common = {name: part for name, part in params.items() if name not in MIXERS}
+        return Parts(
+            LayerInputs(common, None, adapted(""), keys, None, None),
+            {
+                mixer: LayerInputs({mixer: params[mixer]}, None, adapted(mixer), None, *pasts[mixer])
+                for mixer in self._mixers
+            },
+        )
+
+    @property
+    def _kind_numbers(self) -> list[int]:
+        """Returns the index of each layer's kind."""
+        return [self.config.kinds.index(self.config.kind_of(layer)) for layer in range(self.config.layers)]
 
     def _kind_inputs(
         self, positions_BT: jax.Array, mask_BTS: jax.Array | None, prefix: Prefix | None, cache: Cache | None
@@ -198,20 +253,25 @@ class Decoder(nnx.Module):
             all_kinds.append(inputs)
         return tuple(all_kinds)
 
-    def _loop(self, run_block, x_BTD: jax.Array, layers: LayerInputs, at_BP: jax.Array | None, remat: str):
-        """Runs unstacked layers; returns the last one's output, and inputs and keys and values of all."""
-        kinds = [self.config.kinds.index(self.config.kind_of(layer)) for layer in range(self.config.layers)]
+    def _loop(self, run_block, x_BTD: jax.Array, parts: Parts, at_BP: jax.Array | None, remat: str):
+        """Runs unstacked layers; returns the last one's output, the inputs of all, and by mixer what they keep."""
+        c, kinds, parts = self.config, self._kind_numbers, split_layers(parts)
         runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
         functions = [runs[kind] for kind in kinds]
         if at_BP is not None:
             functions[-1] = REMAT[remat](functools.partial(run_block, kind=kinds[-1], at_BP=at_BP))
-        x_BPD, results = loop(functions, x_BTD, layers)
-        inputs_L, keys_values = jax.tree.map(lambda *layers: [*layers], *results)
-        return x_BPD, None if inputs_L is None else jnp.stack(inputs_L), keys_values
+        x_BPD, results = loop(functions, x_BTD, [_inputs_of(c, parts, layer) for layer in range(c.layers)])
+        inputs_L, pasts_L = zip(*results, strict=True)
+        pasts = {
+            mixer: jax.tree.map(lambda *layers: [*layers], *(pasts_L[layer] for layer in c.layers_of(mixer)))
+            for mixer in self._mixers
+        }
+        return x_BPD, None if inputs_L[0] is None else jnp.stack(inputs_L), pasts
 
-    def _scan(self, run_block, x_BTD: jax.Array, layers: LayerInputs, at_BP: jax.Array | None, remat: str):
-        """Runs stacked layers; returns what `_loop` returns."""
-        kinds = [self.config.kinds.index(self.config.kind_of(layer)) for layer in range(self.config.layers)]
+    def _scan(self, run_block, x_BTD: jax.Array, parts: Parts, at_BP: jax.Array | None, remat: str):
+        """Runs stacked layers that mix tokens in one way; returns what `_loop` returns."""
+        kinds, (mixer,) = self._kind_numbers, self._mixers
+        layers = _join(parts.common, parts.own[mixer])
         if len(set(kinds)) == 1:
             body = functools.partial(run_block, kind=0)
         else:
@@ -220,18 +280,40 @@ class Decoder(nnx.Module):
             def body(x_BTD, layer: LayerInputs):
                 return run_block(x_BTD, layer, layer.kind)
 
-        x_BTD, (inputs_LBQD, keys_values) = jax.lax.scan(REMAT[remat](body), x_BTD, layers)
+        x_BTD, (inputs_LBQD, pasts) = jax.lax.scan(REMAT[remat](body), x_BTD, layers)
         # A last layer for some positions alone would have to be compiled beside the scan, and saves little.
-        return x_BTD if at_BP is None else gather_positions(x_BTD, at_BP), inputs_LBQD, keys_values
+        return x_BTD if at_BP is None else gather_positions(x_BTD, at_BP), inputs_LBQD, {mixer: pasts}
+
+    def _scan_periods(self, run_block, x_BTD: jax.Array, parts: Parts, at_BP: jax.Array | None, remat: str):
+        """Runs stacked layers of several mixers, a period of the pattern at a time; returns what `_loop` returns."""
+        c, kinds = self.config, self._kind_numbers
+        period = next(p for p in range(1, c.layers + 1) if c.layers % p == 0 and kinds == kinds[:p] * (c.layers // p))
+        one = dataclasses.replace(c, layers=period)
+        runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
+
+        def body(x_BTD, parts: Parts):
+            results = []
+            for layer in range(period):
+                x_BTD, result = runs[kinds[layer]](x_BTD, _inputs_of(one, parts, layer))
+                results.append(result)
+            inputs, pasts = zip(*results, strict=True)
+            return x_BTD, (_stack(inputs), {m: _stack([pasts[layer] for layer in one.layers_of(m)]) for m in parts.own})
+
+        def fold(x: jax.Array) -> jax.Array:
+            return x.reshape(c.layers // period, -1, *x.shape[1:])
+
+        x_BTD, results = jax.lax.scan(body, x_BTD, jax.tree.map(fold, parts))
+        inputs_LBQD, pasts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+        return x_BTD if at_BP is None else gather_positions(x_BTD, at_BP), inputs_LBQD, pasts
 
     def read_prefix(self, prefix_C: jax.Array, adapter: dict | None) -> Prefix:
         """Returns the keys and values of tokens that many sequences begin with."""
         cache = self(prefix_C[None], jnp.arange(prefix_C.shape[0])[None], adapter=adapter, keep_cache=True).cache
-        # Without the axis of rows: [.., K, 1, C, H].
-        return Prefix(*jax.tree.map(lambda x: jnp.squeeze(x, -3), (cache.k_LKBSH, cache.v_LKBSH)))
+        keys_values = jax.tree.map(lambda x: jnp.squeeze(x, -3), (cache.k_LKBSH, cache.v_LKBSH))  # [.., K, 1, C, H]
+        return Prefix(*keys_values, map_states(lambda x, axis: jnp.squeeze(x, axis), cache.states))
 
-    def empty_cache(self, rows: int, slots: int) -> Cache:
-        """Returns a cache of zeros for `slots` tokens in each row."""
+    def empty_cache(self, rows: int, slots: int, prefix: Prefix | None = None) -> Cache:
+        """Returns a cache of zeros for `slots` tokens in each row; delta nets begin with the states of the prefix."""
         c, dtype = self.config, self.embed_tokens[...].dtype
         unstacked = is_unstacked(nnx.to_pure_dict(nnx.split(self.layers)[1]))
 
@@ -242,9 +324,20 @@ class Decoder(nnx.Module):
             return jax.lax.with_sharding_constraint(x, cache_sharding(rows, self.mesh, len(layers)))
 
         def buffer() -> jax.Array | list[jax.Array]:
-            return [zeros() for _ in range(c.layers)] if unstacked else zeros(c.layers)
+            layers = len(c.layers_of("self_attn"))
+            return [zeros() for _ in range(layers)] if unstacked else zeros(layers)
 
-        return Cache(buffer(), buffer(), jnp.zeros((), jnp.int32))
+        return Cache(buffer(), buffer(), jnp.zeros((), jnp.int32), self._first_states(rows, prefix, unstacked))
+
+    def _first_states(self, rows: int, prefix: Prefix | None, unstacked: bool) -> DeltaState | None:
+        """Returns the states of all delta nets before the first token of each row; None: there are no delta nets."""
+        c = self.config
+        if c.delta_net is None:
+            return None
+        if prefix is not None:
+            return map_states(lambda x, axis: jnp.repeat(jnp.expand_dims(x, axis), rows, axis), prefix.states)
+        layers, one = len(c.layers_of("linear_attn")), empty_state(c.delta_net, rows, self.embed_tokens[...].dtype)
+        return jax.tree.map(lambda x: [x] * layers if unstacked else jnp.stack([x] * layers), one)
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         """Returns the tokens' scaled embeddings, [B, T, D]."""
@@ -274,6 +367,42 @@ def logits(final_BPD: jax.Array, head: Head) -> jax.Array:
     if head.scale is not None:
         logits_BPV = logits_BPV * head.scale
     return logits_BPV if head.softcap is None else head.softcap * jnp.tanh(logits_BPV / head.softcap)
+
+
+def _inputs_of(config: DecoderConfig, parts: Parts, layer: int) -> LayerInputs:
+    """Returns what one layer reads."""
+    mixer = config.kind_of(layer).mixer
+    common, own = _take(parts.common, layer), _take(parts.own[mixer], config.layers_of(mixer).index(layer))
+    return _join(common, own)
+
+
+def _take(tree, number: int):
+    """Returns one entry of all stacked arrays or lists of a tree."""
+    return jax.tree.map(operator.itemgetter(number), tree, is_leaf=lambda node: isinstance(node, list))
+
+
+def _join(common: LayerInputs, own: LayerInputs) -> LayerInputs:
+    """Joins what a layer has as every layer with what it has by its mixer."""
+    adapter = None if common.adapter is None else common.adapter | own.adapter
+    return own._replace(params=common.params | own.params, adapter=adapter, dropout_key=common.dropout_key)
+
+
+def _stack(trees):
+    """Stacks the arrays of equal trees."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def map_states(change: Callable[[jax.Array, int], jax.Array], states: DeltaState | None) -> DeltaState | None:
+    """Applies `change` (array, axis of rows) to the states of all delta nets; None where there are none.
+
+    The axis is that of rows in [.., B, Z, O] and [.., B, I, H, J], or where it belongs in arrays without it.
+    """
+    if states is None:
+        return None
+    axes = DeltaState(-3, -4)
+    return DeltaState(
+        *(jax.tree.map(lambda x, axis=axis: change(x, axis), part) for part, axis in zip(states, axes, strict=True))
+    )
 
 
 def _key_positions(positions_BT: jax.Array, S: int, cache: Cache | None) -> jax.Array:

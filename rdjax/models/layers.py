@@ -89,22 +89,25 @@ def _split(x: jax.Array) -> list[jax.Array]:
 _split.defvjp(lambda x: (_split(x), None), lambda _, g_layers: (jnp.stack(g_layers),))
 
 
-def loop(layers: Sequence[Layer], x: Any, inputs: Any) -> tuple[Any, list[Any]]:
+def split_layers(tree: Any) -> Any:
+    """Returns a tree of stacked arrays and lists as one of lists, an entry for each layer."""
+    return jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _split(leaf), tree, is_leaf=_is_list)
+
+
+def loop(layers: Sequence[Layer], x: Any, inputs: Sequence[Any]) -> tuple[Any, list[Any]]:
     """Runs layers one after the other, as `jax.lax.scan` would.
 
     Args:
       layers: (x, a layer's inputs) -> (x for the next layer, result). Equal functions are traced once.
       x: input of the first layer.
-      inputs: of all layers: a tree of lists with an entry for each layer, or of stacked arrays.
+      inputs: of each layer.
 
     Returns:
       The output of the last layer, and the result of every layer.
     """
-    inputs = jax.tree.map(lambda leaf: leaf if _is_list(leaf) else _split(leaf), inputs, is_leaf=_is_list)
     compiled = {layer: jax.jit(layer) for layer in layers}  # under a jit of its own, a function is traced once
     results = []
-    for number, layer in enumerate(layers):
-        own = jax.tree.map(operator.itemgetter(number), inputs, is_leaf=_is_list)
+    for layer, own in zip(layers, inputs, strict=True):
         x, result = compiled[layer](x, own)
         results.append(result)
     return x, results

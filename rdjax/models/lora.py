@@ -1,6 +1,7 @@
 """Makes LoRA adapters and merges them.
 
-An adapter is {projection: {"a": [L, in, R], "b": [L, R, out]}} in float32, e.g. {"self_attn.q_proj": ...};
+An adapter is {projection: {"a": [L, in, R], "b": [L, R, out]}} in float32, e.g. {"self_attn.q_proj": ...}; L are the
+layers that have the projection;
 the change of a kernel is scale * a @ b (Hu et al. 2021, arXiv 2106.09685).
 """
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import projection_shapes
 
@@ -54,14 +56,34 @@ def adapted_projections(config: DecoderConfig, spec: LoraSpec) -> dict[str, tupl
     return {path: shape for path, shape in projection_shapes(config).items() if path.split(".")[-1] in spec.targets}
 
 
+def check_targets(config: DecoderConfig, spec: LoraSpec) -> None:
+    """Checks that the decoder has every projection that the adapter is to have.
+
+    Raises:
+      UserError: names those that it does not have.
+    """
+    known = [path.split(".")[-1] for path in projection_shapes(config)]
+    unknown = [target for target in spec.targets if target not in known]
+    if unknown:
+        raise UserError(
+            f"config.lora.targets: the model has no {', '.join(unknown)}; accepted: any of {', '.join(known)}"
+        )
+
+
+def count_adapted_layers(config: DecoderConfig, spec: LoraSpec) -> int:
+    """Counts the layers that have one of the adapter's projections or more."""
+    return len({layer for path in adapted_projections(config, spec) for layer in config.layers_of(path)})
+
+
 def init_adapter(config: DecoderConfig, spec: LoraSpec, seed: int) -> Adapter:
     """Returns a fresh adapter: a uniform in +-1/sqrt(in) (PEFT's Kaiming with a = sqrt(5)), b zero."""
     adapter = {}
     for number, (projection, (rows, columns)) in enumerate(adapted_projections(config, spec).items()):
+        layers = len(config.layers_of(projection))
         key = jax.random.fold_in(jax.random.key(seed), number)
         bound = 1 / math.sqrt(rows)
-        a = jax.random.uniform(key, (config.layers, rows, spec.rank), jnp.float32, -bound, bound)
-        adapter[projection] = {"a": a, "b": jnp.zeros((config.layers, spec.rank, columns), jnp.float32)}
+        a = jax.random.uniform(key, (layers, rows, spec.rank), jnp.float32, -bound, bound)
+        adapter[projection] = {"a": a, "b": jnp.zeros((layers, spec.rank, columns), jnp.float32)}
     return adapter
 
 

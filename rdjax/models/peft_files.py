@@ -98,12 +98,14 @@ class Module(NamedTuple):
       name: in the family's table, with {layer}.
       inputs, outputs: sizes.
       columns: for each of its projections, by their paths, which outputs are its own.
+      layers: that have it.
     """
 
     name: str
     inputs: int
     outputs: int
     columns: dict[str, slice]
+    layers: tuple[int, ...]
 
     @property
     def target(self) -> str:
@@ -114,14 +116,20 @@ class Module(NamedTuple):
 def adapter_modules(config: DecoderConfig) -> list[Module]:
     """Returns the modules of a decoder's layers."""
     modules = []
-    for row, shapes in used_rows(config):
+    for row, shapes, layers in used_rows(config):
         if not row.stacked or not all(path.endswith(".kernel") for path in row.paths):
             continue
         ends = np.cumsum([columns for _, columns in shapes]).tolist()
         paths = [path.removeprefix("layers.").removesuffix(".kernel") for path in row.paths]
         slices = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
         modules.append(
-            Module(row.tensor.removesuffix(".weight"), shapes[0][0], ends[-1], dict(zip(paths, slices, strict=True)))
+            Module(
+                row.tensor.removesuffix(".weight"),
+                shapes[0][0],
+                ends[-1],
+                dict(zip(paths, slices, strict=True)),
+                layers,
+            )
         )
     return modules
 
@@ -144,8 +152,8 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     tensors = {}
     for module in modules:
         name = "base_model.model." + FAMILIES[config.family].module_prefix + module.name.removeprefix("model.")
-        for layer in range(config.layers):
-            a_XR, b_RX = _packed(module, numpy_adapter, layer, rank)
+        for number, layer in enumerate(module.layers):
+            a_XR, b_RX = _packed(module, numpy_adapter, number, rank)
             tensors[f"{name}.lora_A.weight".format(layer=layer)] = np.ascontiguousarray(a_XR.T)
             tensors[f"{name}.lora_B.weight".format(layer=layer)] = np.ascontiguousarray(b_RX.T)
     written = spec.with_rank(rank)
@@ -170,13 +178,13 @@ def save_adapter(folder: pathlib.Path, adapter: Adapter, config: DecoderConfig, 
     replace_text(folder / CONFIG_FILE, json_text(fields))
 
 
-def _packed(module: Module, adapter: dict[str, dict[str, np.ndarray]], layer: int, rank: int):
-    """Returns the matrices [in, rank] and [rank, out] of a module in one layer, filled up with zeros."""
+def _packed(module: Module, adapter: dict[str, dict[str, np.ndarray]], number: int, rank: int):
+    """Returns the matrices [in, rank] and [rank, out] of a module in one of its layers, filled up with zeros."""
     a_XR, b_RX = np.zeros((module.inputs, rank), np.float32), np.zeros((rank, module.outputs), np.float32)
     begin = 0
     for path, columns in module.columns.items():
         if path in adapter:
-            a, b = adapter[path]["a"][layer], adapter[path]["b"][layer]
+            a, b = adapter[path]["a"][number], adapter[path]["b"][number]
             end = begin + a.shape[-1]
             a_XR[:, begin:end], b_RX[begin:end, columns] = a, b
             begin = end
@@ -205,7 +213,9 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
     fields, path = _read_fields(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     all_modules = adapter_modules(config)
     modules = {
-        module.name.format(layer=layer): (module, layer) for module in all_modules for layer in range(config.layers)
+        module.name.format(layer=layer): (module, number)
+        for module in all_modules
+        for number, layer in enumerate(module.layers)
     }
     pairs = _pair_tensors(_read_tensors(path), modules, config, base, fields, path)
     known = LoraSpec(
@@ -213,10 +223,11 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
     )
     stacks: dict[str, list] = {}
     for name, (a_XR, b_RX) in pairs.items():
-        module, layer = modules[name]
+        module, number = modules[name]
         ratio = _own_scale(name, a_XR.shape[1], fields) / known.scale
         for projection, columns in module.columns.items():
-            stacks.setdefault(projection, [None] * config.layers)[layer] = (a_XR, b_RX[:, columns] * np.float32(ratio))
+            stack = stacks.setdefault(projection, [None] * len(module.layers))
+            stack[number] = (a_XR, b_RX[:, columns] * np.float32(ratio))
     packed = any(len(modules[name][0].columns) > 1 for name in pairs)
     adapter = {path: _stack(stacks[path], packed) for path in projection_shapes(config) if path in stacks}
     fillers = _fillers(adapter, all_modules)

@@ -18,6 +18,11 @@ PARAM_RULES = (
     (r"layers\..*\.(o|down)_proj\.kernel", P(None, "tensor", "fsdp")),
     (r"layers\..*\.(q|k|v|gate|up)_proj\.(bias|scale)", P(None, "tensor")),
     (r"layers\..*\.(o|down)_proj\.(bias|scale)", P(None, None)),
+    (r"layers\.linear_attn\.in_proj_(qkv|z|b|a)\.kernel", P(None, "fsdp", "tensor")),
+    (r"layers\.linear_attn\.in_proj_(qkv|z)\.scale", P(None, "tensor")),
+    (r"layers\.linear_attn\.out_proj\.kernel", P(None, "tensor", "fsdp")),
+    (r"layers\.linear_attn\.out_proj\.scale", P(None, None)),
+    (r"layers\.linear_attn\.(conv_taps|dt_bias|a_log)", P()),
     (r"(.*[._])?norm\.weight", P()),
 )
 
@@ -37,6 +42,11 @@ def check_mesh(mesh: Mesh, config: DecoderConfig) -> None:
         },
         ("fsdp", fsdp): {"width": config.width},
     }
+    if config.delta_net is not None:
+        splits["tensor", tensor] |= {
+            "key heads of delta nets": config.delta_net.key_heads,
+            "value heads of delta nets": config.delta_net.value_heads,
+        }
     for (axis, size), numbers in splits.items():
         for name, number in numbers.items():
             if number % size:

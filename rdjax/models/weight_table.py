@@ -16,8 +16,8 @@ class Row(NamedTuple):
     """Relates one tensor to one parameter, or to several that a checkpoint fuses.
 
     Attributes:
-      tensor: Hugging Face's name. `{layer}` stands for a layer's number: the tensors of all layers are stacked along a
-        new first axis. `{projection}` stands for the path of any projection of a block.
+      tensor: Hugging Face's name. `{layer}` stands for a layer's number: the tensors of all layers that have it are
+        stacked along a new first axis. `{projection}` stands for the path of any projection of a block.
       paths: of the parameters.
       transform: "same" or "transpose".
     """
@@ -31,11 +31,9 @@ class Row(NamedTuple):
         """Tells whether the row stands for one tensor of each layer."""
         return "{layer}" in self.tensor
 
-    def names(self, layers: int) -> list[str]:
-        """Returns the names of the row's tensors, in layer order."""
-        return (
-            [self.tensor.replace("{layer}", str(layer)) for layer in range(layers)] if self.stacked else [self.tensor]
-        )
+    def names(self, layers: Sequence[int]) -> list[str]:
+        """Returns the names of the row's tensors, one for each of these layers if it is stacked."""
+        return [self.tensor.replace("{layer}", str(layer)) for layer in layers] if self.stacked else [self.tensor]
 
     def tensor_shape(self, shapes: Sequence[Shape]) -> Shape:
         """Returns the shape of one tensor, from the shapes of its parameters (of one layer)."""

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +37,37 @@ def abstract_params(
     return graph, nnx.to_pure_dict(state)
 
 
-def used_rows(config: DecoderConfig) -> list[tuple[Row, list[Shape]]]:
-    """Returns the rows of the weight table that a decoder uses, each with the shapes of its parameters.
+class UsedRow(NamedTuple):
+    """Holds a row of the weight table, the shapes of its parameters (of one layer, if stacked), and its layers."""
 
-    The shapes are those of one layer where the row has a tensor for each layer.
-    """
+    row: Row
+    shapes: list[Shape]
+    layers: tuple[int, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Returns the names of the row's tensors, in layer order."""
+        return self.row.names(self.layers)
+
+
+def used_rows(config: DecoderConfig) -> list[UsedRow]:
+    """Returns the rows of the weight table that a decoder uses."""
     _, params = abstract_params(config, jnp.float32)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(params, sep=".").items()}
     rows = rows_of(FAMILIES[config.family].table, shapes)
-    return [(row, [shapes[path][1:] if row.stacked else shapes[path] for path in row.paths]) for row in rows]
+    return [
+        UsedRow(
+            row,
+            [shapes[path][1:] if row.stacked else shapes[path] for path in row.paths],
+            config.layers_of(row.paths[0]),
+        )
+        for row in rows
+    ]
 
 
 def checkpoint_shapes(config: DecoderConfig) -> dict[str, Shape]:
     """Returns the name and shape of every tensor of a checkpoint."""
-    rows = used_rows(config)
-    return {name: row.tensor_shape(shapes) for row, shapes in rows for name in row.names(config.layers)}
+    return {name: used.row.tensor_shape(used.shapes) for used in used_rows(config) for name in used.names}
 
 
 def index_decoder(folder: pathlib.Path, family: str) -> dict[str, TensorFile]:
@@ -138,11 +154,11 @@ def load_params(
     placed, reader = flatten_dict(shardings, sep="."), TensorReader(tensors)
     read = functools.partial(read_weight, reader, block=fp8_block)
     params = {}
-    for row, shapes in used_rows(config):
-        for part, path in enumerate(row.paths):
-            array = _load_parameter(read, row, shapes, part, config.layers, dtype, placed[path])
-            if int8 and path.startswith("layers.") and path.endswith(".kernel"):
-                paths = path, path.replace(".kernel", ".scale")
+    for used in used_rows(config):
+        for part, path in enumerate(used.row.paths):
+            array = _load_parameter(read, used, part, dtype, placed[path])
+            paths = path, path.replace(".kernel", ".scale")
+            if int8 and path.startswith("layers.") and path.endswith(".kernel") and paths[1] in placed:
                 both = jax.jit(quantise, out_shardings=tuple(placed[path] for path in paths))(array)
                 params |= zip(paths, both, strict=True)
             else:
@@ -152,16 +168,14 @@ def load_params(
 
 def _load_parameter(
     read_tensor: Callable[[str, tuple[slice, ...]], np.ndarray],
-    row: Row,
-    shapes: Sequence[Shape],
+    used: UsedRow,
     part: int,
-    layers: int,
     dtype,
     sharding: Sharding,
 ) -> jax.Array:
     """Reads one parameter of a row, stacked over layers if the row is."""
-    names = row.names(layers)
-    shape = (layers, *shapes[part]) if row.stacked else shapes[part]
+    (row, shapes, layers), names = used, used.names
+    shape = (len(layers), *shapes[part]) if row.stacked else shapes[part]
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         tensor = read_tensor(name, row.tensor_slices(shapes, part, index))
@@ -195,9 +209,10 @@ def save_params(
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
     tensors: dict[str, np.ndarray] = {}
-    for row, _ in used_rows(config):
-        for layer, name in enumerate(row.names(config.layers)):
-            parts = [flat[path][layer] if row.stacked else flat[path] for path in row.paths]
+    for used in used_rows(config):
+        row = used.row
+        for number, name in enumerate(used.names):
+            parts = [flat[path][number] if row.stacked else flat[path] for path in row.paths]
             tensors[name] = np.ascontiguousarray(row.to_tensor(parts)).astype(dtype)
     if base is not None:
         tensors = _with_names_of(tensors, base, config)

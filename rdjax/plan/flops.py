@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import projection_shapes
+from rdjax.models.delta_net import CHUNK
 from rdjax.models.lora import LoraSpec, adapted_projections
 from rdjax.plan.chips import Chip
 
@@ -29,7 +30,7 @@ class Work:
 
 def block_parameters(config: DecoderConfig) -> int:
     """Counts the parameters of all blocks' projections, which multiply every token."""
-    return config.layers * sum(math.prod(shape) for shape in projection_shapes(config).values())
+    return sum(len(config.layers_of(path)) * math.prod(shape) for path, shape in projection_shapes(config).items())
 
 
 def recomputed_parameters(config: DecoderConfig, remat: str) -> int:
@@ -39,26 +40,45 @@ def recomputed_parameters(config: DecoderConfig, remat: str) -> int:
     """
     if remat != "full":
         return 0
-    *_, last = projection_shapes(config).values()
-    return block_parameters(config) - config.layers * math.prod(last)
+    path, last = [*projection_shapes(config).items()][-1]
+    return block_parameters(config) - len(config.layers_of(path)) * math.prod(last)
 
 
 def parameters(config: DecoderConfig) -> int:
     """Counts the parameters of the whole model, without norms and biases."""
     tables = 1 if config.tied_embeddings else 2
-    return block_parameters(config) + tables * config.vocab * config.width
+    net, nets = config.delta_net, len(config.layers_of("linear_attn"))
+    others = nets * (net.channels * net.taps + net.value_heads) if net else 0  # the convolution, and rates of decay
+    return block_parameters(config) + tables * config.vocab * config.width + others
 
 
 def adapter_parameters(config: DecoderConfig, spec: LoraSpec) -> int:
     """Counts the parameters of an adapter."""
-    return config.layers * spec.rank * sum(map(sum, adapted_projections(config, spec).values()))
+    return spec.rank * sum(
+        len(config.layers_of(path)) * sum(shape) for path, shape in adapted_projections(config, spec).items()
+    )
 
 
 def attention_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
-    """Counts the FLOPs of attention in one forward pass: two products for every query and the keys it attends to."""
-    windows = [config.kind_of(layer).window for layer in range(config.layers)]
+    """Counts the FLOPs that mix tokens in one forward pass: two products for every query and the keys it attends to."""
+    windows = [config.kind_of(layer).window for layer in config.layers_of("self_attn")]
     pairs = sum(_attended_pairs(length, window) for window in windows for length in lengths)
-    return 4.0 * config.heads * config.head_width * pairs
+    return 4.0 * config.heads * config.head_width * pairs + _delta_net_flops(config, lengths)
+
+
+def _delta_net_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
+    """Counts the FLOPs of the delta rule in one forward pass, by chunks as `models.delta_net` computes it."""
+    net = config.delta_net
+    if net is None:
+        return 0.0
+    total = 0.0
+    for length in lengths:
+        chunk = min(CHUNK, length)
+        # Of a token and head: scores of keys and of queries with a chunk, the triangular system and the values that it
+        # gives, three products with the memory.
+        per_token = 4 * chunk * net.key_width + 3 * chunk * net.value_width + 6 * net.key_width * net.value_width
+        total += length * per_token
+    return len(config.layers_of("linear_attn")) * net.value_heads * total
 
 
 def _attended_pairs(length: int, window: int | None) -> float:

@@ -17,6 +17,7 @@ from rdjax.distillation.optimizer import make_optimizer, with_auto_rate
 from rdjax.distillation.step import StepSettings, TrainState, init_state, train_step
 from rdjax.distillation.teacher import teacher_prefixes, teacher_signals
 from rdjax.distillation.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
+from rdjax.models.decoder import Prefix
 from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import training_layout
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
@@ -94,7 +95,7 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     if prefix is not None:
         prefix_MC = abstract_like(prefix, whole)
         read = teacher_prefixes.eval_shape(model.graph, model.base, adapters_M, prefix_MC, spec.scale)
-        prefix_M = jax.tree.map(lambda leaf: abstract_like(leaf, _prefix_sharding(model.mesh, leaf.ndim)), read)
+        prefix_M = _abstract_prefix(read, model.mesh)
     settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
     seeds_M = jax.ShapeDtypeStruct((1,), jnp.uint32, sharding=whole)
     step = train_step.lower(state, model.base, update, seeds_M, settings=settings, optimizer=optimizer)
@@ -102,9 +103,17 @@ def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) 
     return loader, Programs(teacher, step, state)
 
 
-def _prefix_sharding(mesh: Mesh, rank: int) -> NamedSharding:
-    """Returns the sharding that the compiler gives keys and values [.., K, C, H]: heads over the tensor axis."""
-    return NamedSharding(mesh, P(*(None,) * (rank - 3), "tensor") if mesh.shape["tensor"] > 1 else P())
+def _abstract_prefix(prefix_M: Prefix, mesh: Mesh) -> Prefix:
+    """Describes prefixes with the shardings that the compiler gives them.
+
+    Keys and values [.., K, C, H] and the memories of delta nets [.., I, H, J] have their heads over the tensor axis.
+    """
+
+    def describe(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        by_heads = mesh.shape["tensor"] > 1 and "conv_BZO" not in jax.tree_util.keystr(path)
+        return abstract_like(leaf, NamedSharding(mesh, P(*(None,) * (leaf.ndim - 3), "tensor") if by_heads else P()))
+
+    return jax.tree_util.tree_map_with_path(describe, prefix_M)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rdjax.evaluation.judges import TRAIN, Judge, judge_files, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
-from rdjax.models.lora import Adapter, LoraSpec, init_adapter
+from rdjax.models.lora import Adapter, LoraSpec, check_targets, count_adapted_layers, init_adapter
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.parallel.processes import check_same_everywhere
@@ -291,6 +291,11 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
     """
     lora = config.lora
     spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
+    check_targets(model.config, spec)
+    if (adapted := count_adapted_layers(model.config, spec)) < model.config.layers:
+        print(
+            f"note: config.lora.targets are in {adapted} of {model.config.layers} layers; the others stay as they are"
+        )
     if not config.model.adapter:
         return spec, put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
     adapter, found = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config, model.base)

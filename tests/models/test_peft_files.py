@@ -8,13 +8,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from rdjax.config import TARGETS
 from rdjax.errors import UserError
 from rdjax.models.lora import LoraSpec, scaled_adapter
 from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter
 from tests import tiny
 from tests.distillation.case import random_adapter
 
-ALL = LoraSpec(4, 8.0, 0.1, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+ALL = LoraSpec(4, 8.0, 0.1, TARGETS)
 LAYER = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 
 
@@ -153,7 +154,7 @@ def test_written_names_are_those_of_the_families_modules(tmp_path, name):
     assert fields["base_model_name_or_path"] == "owner/model"
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if ".lora_A." in key}
     assert ranks == {fields["r"]}, "earlier versions of vLLM read no rank_pattern"
-    assert len(modules) == decoder.config.layers * len(adapter_modules(decoder.config))
+    assert len(modules) == sum(len(module.layers) for module in adapter_modules(decoder.config))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.config import DecoderConfig, LayerKind
+from rdjax.models.config import DecoderConfig, DeltaNetConfig, LayerKind
 from rdjax.models.decoder import Decoder
 from rdjax.models.layers import unstack_layers
 from rdjax.models.lora import LoraSpec, adapted_projections, init_adapter
@@ -67,6 +67,7 @@ SWITCHES = {
     "window": {"pattern": (WINDOW,)},
     "window then global": {"pattern": (WINDOW, WINDOW, GLOBAL)},
     "no positions every fourth": {"pattern": (LayerKind(ROPE),) * 3 + (NOPE,)},
+    "gates of attention": {"attention_gate": True, "qk_norm": "head"},
     "untied": {"tied_embeddings": False, "logit_scale": 0.5},
 }
 # Here the random weights fit the switch, or float64 shows no difference.
@@ -84,6 +85,19 @@ MIXED = dataclasses.replace(
     logit_softcap=5.0,
     embedding_scale=2.0,
 )
+NET = LayerKind(mixer="linear_attn")
+GATED = dataclasses.replace(
+    PLAIN,
+    layers=6,
+    pattern=(NET, NET, LayerKind(ROPE)),
+    norm="one_plus_weight",
+    qk_norm="head",
+    attention_gate=True,
+    delta_net=DeltaNetConfig(key_heads=2, value_heads=4, key_width=8, value_width=12, taps=4),
+)
+MODELS = {"attention of several kinds": MIXED, "delta nets": GATED}
+MODELS["delta nets in no order"] = dataclasses.replace(GATED, layers=4, pattern=(NET, LayerKind(ROPE), WINDOW, NET))
+models = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 LAYOUTS = {"stacked": dict, "unstacked": unstack_layers}
 
 
@@ -129,10 +143,33 @@ def test_norms_differ_in_the_dtype_of_the_weights_product():
     assert (expected["weight"] != expected["weight_in_float32"]).mean() > 0.05
 
 
+@models
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_prefix_and_packed_rows_change_nothing(layout):
+def test_a_model_does_what_the_textbook_says(layout, config):
+    """In one call, and in two with what the first leaves behind."""
+    tokens_T, decoder = tiny.random_tokens(12), decoder_of(config, LAYOUTS[layout])
+    expected = textbook.forward(config, textbook.random_params(config), tokens_T)
+
+    def states(decoder):
+        out = decoder(tokens_T[None], jnp.arange(12)[None], inputs_at_BQ=jnp.arange(12)[None])
+        first = decoder.read_prefix(tokens_T[:5], None)
+        rest = decoder(tokens_T[None, 5:], jnp.arange(5, 12)[None], prefix=first)
+        return out.inputs_LBQD[:, 0], out.final_BPD[0], rest.final_BPD[0]
+
+    inputs_LTD, final_TD, rest_TD = tiny.compiled(decoder, states)
+    for ours, theirs in (
+        (inputs_LTD, expected.inputs_LTD),
+        (final_TD, expected.final_TD),
+        (rest_TD, expected.final_TD[5:]),
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1, np.abs(theirs).max()))
+
+
+@models
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_prefix_and_packed_rows_change_nothing(layout, config):
     """The prefix is longer than the window: read once as keys and values, or in front of each packed row."""
-    decoder, lengths = decoder_of(MIXED, LAYOUTS[layout]), [7, 4, 9]
+    decoder, lengths = decoder_of(config, LAYOUTS[layout]), [7, 4, 9]
     prefix_C, rows = tiny.random_tokens(8, seed=9), [tiny.random_tokens(length, seed=length) for length in lengths]
     whole = tiny.forward(decoder, *tiny.pad_rows([np.concatenate([prefix_C, row]) for row in rows])).final_BPD
     expected = [whole[number, 8 : 8 + length] for number, length in enumerate(lengths)]
@@ -164,13 +201,14 @@ def model_of(config: DecoderConfig, sizes=(1, 1, 1), layout=dict):
     return types.SimpleNamespace(config=config, graph=graph, base=base, mesh=mesh, eos_ids=(1,))
 
 
+@models
 @pytest.mark.parametrize("shared", [0, 24])
 @pytest.mark.parametrize(
     ("sizes", "layout"), [((1, 1, 1), "stacked"), ((1, 1, 1), "unstacked"), ((2, 2, 2), "stacked")]
 )
-def test_generation_takes_the_textbooks_tokens(sizes, layout, shared):
+def test_generation_takes_the_textbooks_tokens(sizes, layout, shared, config):
     """Greedy tokens far past the window, of prompts of different lengths, with a rule and without."""
-    head, config = tiny.random_tokens(shared, seed=7).tolist(), MIXED
+    head = tiny.random_tokens(shared, seed=7).tolist()
     prompts = [head + tiny.random_tokens(length, seed=length).tolist() for length in (3, 11, 6)]
     model = model_of(config, sizes, LAYOUTS[layout])
     made = generate(model, None, 1.0, prompts, Decoding(10, ignore_eos=True), batch_size=2)
@@ -179,17 +217,19 @@ def test_generation_takes_the_textbooks_tokens(sizes, layout, shared):
         assert logits_TV[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == ids
 
 
-def test_layers_of_several_kinds_are_scanned_for_several_members():
+@models
+def test_layers_of_several_kinds_are_scanned_for_several_members(config):
     """The gradients of adapters that are vmapped over a scan with a switch, against each alone and unstacked."""
-    spec, tokens_BT = LoraSpec(4, 4.0, 0.0, ("q_proj", "v_proj", "down_proj")), tiny.random_tokens(2, 9)
+    targets = ("q_proj", "v_proj", "down_proj", "in_proj_qkv", "in_proj_a", "out_proj")
+    spec, tokens_BT = LoraSpec(4, 4.0, 0.0, targets), tiny.random_tokens(2, 9)
     positions_BT = jnp.broadcast_to(jnp.arange(9), (2, 9))
 
     def loss(adapter, base):
-        decoder = nnx.merge(abstract_params(MIXED, jnp.float32)[0], base)
+        decoder = nnx.merge(abstract_params(config, jnp.float32)[0], base)
         return jnp.sum(jnp.sin(decoder(tokens_BT, positions_BT, adapter=adapter, remat="full").final_BPD))
 
-    adapters = [jax.tree.map(lambda leaf: leaf + 0.05, init_adapter(MIXED, spec, seed)) for seed in range(2)]
-    params = textbook.random_params(MIXED)
+    adapters = [jax.tree.map(lambda leaf: leaf + 0.05, init_adapter(config, spec, seed)) for seed in range(2)]
+    params = textbook.random_params(config)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
     together = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)))(stacked, params)
     for member, adapter in enumerate(adapters):

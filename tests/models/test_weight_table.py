@@ -26,7 +26,7 @@ def test_a_placeholder_stands_for_every_projection():
     template = Row("block.{layer}.{projection}.weight", ("layers.{projection}.kernel",), "transpose")
     norm = Row("norm.weight", ("norm.weight",))
     rows = rows_of([norm, template], ["layers.mlp.up_proj.kernel", "norm.weight", "layers.self_attn.q_proj.kernel"])
-    assert [row.names(2) for row in rows] == [
+    assert [row.names(range(2)) for row in rows] == [
         ["block.0.mlp.up_proj.weight", "block.1.mlp.up_proj.weight"],
         ["norm.weight"],
         ["block.0.self_attn.q_proj.weight", "block.1.self_attn.q_proj.weight"],

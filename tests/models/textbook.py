@@ -39,14 +39,21 @@ def forward(config: DecoderConfig, params: dict[str, Any], tokens_T: np.ndarray)
     x_TD, inputs = config.embedding_scale * params["embed_tokens"][tokens_T], []
     for layer in range(config.layers):
         inputs.append(x_TD)
-        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"])
-        attended_TD = attention(config, block["self_attn"], normed(config, block, "attention_norm", x_TD), layer)
+        block = {name: of_layer(config, name, part, layer) for name, part in params["layers"].items()}
+        mixer = {"self_attn": attention, "linear_attn": delta_net}[config.kind_of(layer).mixer]
+        attended_TD = mixer(config, block, normed(config, block, "attention_norm", x_TD), layer)
         x_TD = x_TD + config.residual_scale * normed(config, block, "attention_out_norm", attended_TD)
         fed_TD = mlp(config, block["mlp"], normed(config, block, "mlp_norm", x_TD))
         x_TD = x_TD + config.residual_scale * normed(config, block, "mlp_out_norm", fed_TD)
     final_TD = normed(config, params, "norm", x_TD)
     head_DV = params["embed_tokens"].T if config.tied_embeddings else params["lm_head"]["kernel"]
     return States(np.stack(inputs), final_TD, cap(config.logit_scale * (final_TD @ head_DV), config.logit_softcap))
+
+
+def of_layer(config: DecoderConfig, name: str, part: Any, layer: int) -> Any:
+    """A part of a block in one layer; None where the layer does not have it."""
+    layers = config.layers_of(name)
+    return jax.tree.map(lambda leaf: leaf[layers.index(layer)], part) if layer in layers else None
 
 
 def normed(config: DecoderConfig, holder: dict[str, Any], name: str, x: np.ndarray) -> np.ndarray:
@@ -70,10 +77,17 @@ def mlp(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray) -> np.n
     return linear(holder, "down_proj", gate_TF * linear(holder, "up_proj", x_TD))
 
 
-def attention(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray, layer: int) -> np.ndarray:
+def attention(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, layer: int) -> np.ndarray:
     """Head by head and query by query."""
-    kind, (T, _), group = config.pattern[layer % len(config.pattern)], x_TD.shape, config.heads // config.kv_heads
+    holder, kind, (T, _), group = (
+        block["self_attn"],
+        config.pattern[layer % len(config.pattern)],
+        x_TD.shape,
+        config.heads // config.kv_heads,
+    )
     q_TNH, k_TKH, v_TKH = (heads(config, holder, name, x_TD) for name in "qkv")
+    if config.attention_gate:
+        gate_TNH = linear(holder, "q_proj", x_TD).reshape(T, config.heads, -1)[..., config.head_width :]
     if kind.rope is not None:
         q_TNH, k_TKH = rotated(kind.rope, q_TNH), rotated(kind.rope, k_TKH)
         periods_T = np.arange(len(q_TNH)) // kind.rope.query_period
@@ -86,12 +100,51 @@ def attention(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray, l
             keys, values = (x[first : token + 1, head // group] for x in (k_TKH, v_TKH))
             weights = np.exp(cap(scale * keys @ q_TNH[token, head], config.score_softcap))
             mixed_TNH[token, head] = weights / weights.sum() @ values
+    if config.attention_gate:
+        mixed_TNH = mixed_TNH * sigmoid(gate_TNH)
     return linear(holder, "o_proj", mixed_TNH.reshape(T, -1))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def delta_net(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, layer: int) -> np.ndarray:
+    """Value head by value head and token by token."""
+    holder, sizes, (T, _) = block["linear_attn"], config.delta_net, x_TD.shape
+    taps_OS, raw_TO = holder["conv_taps"][:, 0], linear(holder, "in_proj_qkv", x_TD)
+    read_TO = np.zeros_like(raw_TO)
+    for token in range(T):
+        for back in range(min(sizes.taps, token + 1)):
+            read_TO[token] += taps_OS[:, -1 - back] * raw_TO[token - back]
+    read_TO = read_TO * sigmoid(read_TO)
+    q_TKH, k_TKH = (part.reshape(T, sizes.key_heads, -1) for part in np.split(read_TO[:, : 2 * sizes.keys], 2, axis=1))
+    q_TKH, k_TKH = (x / np.sqrt((x**2).sum(axis=-1, keepdims=True) + 1e-6) for x in (q_TKH, k_TKH))
+    v_TIJ = read_TO[:, 2 * sizes.keys :].reshape(T, sizes.value_heads, -1)
+    step_TI = np.log1p(np.exp(linear(holder, "in_proj_a", x_TD) + holder["dt_bias"]))
+    kept_TI, strength_TI = np.exp(-np.exp(holder["a_log"]) * step_TI), sigmoid(linear(holder, "in_proj_b", x_TD))
+    mixed_TIJ = np.zeros_like(v_TIJ)
+    for head in range(sizes.value_heads):
+        memory_HJ, key_head = (
+            np.zeros((sizes.key_width, sizes.value_width)),
+            head * sizes.key_heads // sizes.value_heads,
+        )
+        for token in range(T):
+            key, value = k_TKH[token, key_head], v_TIJ[token, head]
+            memory_HJ = kept_TI[token, head] * memory_HJ
+            memory_HJ = memory_HJ + strength_TI[token, head] * np.outer(key, value - key @ memory_HJ)
+            mixed_TIJ[token, head] = q_TKH[token, key_head] / np.sqrt(sizes.key_width) @ memory_HJ
+    mixed_TIJ = mixed_TIJ / np.sqrt((mixed_TIJ**2).mean(axis=-1, keepdims=True) + config.norm_epsilon)
+    gate_TX = linear(holder, "in_proj_z", x_TD)
+    mixed_TX = (mixed_TIJ * holder["norm"]["weight"]).reshape(T, -1)
+    return linear(holder, "out_proj", mixed_TX * gate_TX * sigmoid(gate_TX))
 
 
 def heads(config: DecoderConfig, holder: dict[str, Any], name: str, x_TD: np.ndarray) -> np.ndarray:
     """Queries, keys or values, normed as the config says."""
     y = linear(holder, f"{name}_proj", x_TD)
+    if name == "q" and config.attention_gate:
+        y = y.reshape(len(x_TD), config.heads, -1)[..., : config.head_width].reshape(len(x_TD), -1)
     if config.qk_norm == "whole":
         y = normed(config, holder, f"{name}_norm", y)
     y = y.reshape(len(x_TD), -1, config.head_width)

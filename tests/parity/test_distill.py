@@ -87,7 +87,7 @@ def adapter_gradient(model, config, adapter):
                 continue
             ranks = slice(begin, begin + adapter[path]["a"].shape[-1])  # of the projections that are fused
             begin = ranks.stop
-            names = [f"base_model.model.{module.name.format(layer=layer)}" for layer in range(config.layers)]
+            names = [f"base_model.model.{module.name.format(layer=layer)}" for layer in module.layers]
             a = [named[f"{name}.lora_A.weight"].T[:, ranks] for name in names]
             b = [named[f"{name}.lora_B.weight"].T[ranks, columns] for name in names]
             tree[path] = {"a": np.stack(a), "b": np.stack(b)}

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from rdjax.config import TARGETS  # noqa: E402
 from rdjax.models.lora import LoraSpec, merge_adapter, scaled_adapter  # noqa: E402
-from rdjax.models.peft_files import load_adapter, save_adapter  # noqa: E402
+from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.distillation.case import random_adapter  # noqa: E402
@@ -37,7 +37,8 @@ def folder(request, tmp_path_factory):
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     for name, weight in model.named_parameters():
         noise = torch.randn_like(weight)
-        one = 0.0 if request.param == "gemma3" else 1.0
+        centred = request.param == "gemma3" or (request.param == "qwen3_5" and "linear_attn" not in name)
+        one = 0.0 if centred else 1.0
         weight.data = (
             one + 0.3 * noise if "norm" in name else noise * (1 if "embed" in name else weight.shape[-1] ** -0.5)
         )
@@ -85,7 +86,8 @@ def test_an_adapter_in_peft_and_a_merged_folder(folder, tmp_path):
     ours = decoder.logits(tiny.forward(decoder, tokens, adapter=scaled_adapter(adapter, SPEC.scale)).final_BPD)
     model = peft.PeftModel.from_pretrained(load(folder), tmp_path / "adapter")
     lora = [name for name, _ in model.named_parameters() if "lora_" in name]
-    assert len(lora) == 2 * len(TARGETS) * decoder.config.layers, "and none in the tower of images"
+    modules = sum(len(module.layers) for module in adapter_modules(decoder.config))
+    assert len(lora) == 2 * modules, "and none in the tower of images"
     close(ours, logits_of(model, tokens))
     model.save_pretrained(tmp_path / "again")
     again, spec = load_adapter(tmp_path / "again", decoder.config, params)

@@ -79,6 +79,12 @@ class Sizes(msgspec.Struct):
     max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
     rms_norm_eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
     rope_theta: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    linear_num_key_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    linear_num_value_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    linear_key_head_dim: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    linear_value_head_dim: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    linear_conv_kernel_dim: Annotated[int, msgspec.Meta(ge=2, le=2**8)] | None = None
+    full_attention_interval: Annotated[int, msgspec.Meta(ge=1, le=2**12)] | None = None
     sliding_window: Annotated[int, msgspec.Meta(ge=0, le=2**31)] | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None

@@ -4,7 +4,7 @@ import pathlib
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, phi3, qwen, smollm3
+from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, phi3, qwen, qwen3_5, smollm3
 from rdjax.models.families.common import Family, Fields, check_sizes
 from rdjax.models.families.wrapped import wrap
 from rdjax.models.fp8 import read_block
@@ -15,6 +15,8 @@ FAMILIES: dict[str, Family] = {
     "llama": llama.FAMILY,
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
+    "qwen3_5_text": qwen3_5.FAMILY,
+    "qwen3_5": wrap("qwen3_5", {"qwen3_5_text": qwen3_5.FAMILY}, qwen3_5.OTHER_PARTS, tied=False),
     "mistral": mistral.FAMILY,
     "ministral3": mistral.MINISTRAL3,
     "mistral3": wrap("mistral3", {"mistral": mistral.FAMILY, "ministral3": mistral.MINISTRAL3}),

@@ -15,12 +15,16 @@ PREFIXES = (
 OTHER_PARTS = (r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*")
 
 
-def wrap(name: str, families: dict[str, Family]) -> Family:
+def wrap(
+    name: str, families: dict[str, Family], other_parts: tuple[str, ...] = OTHER_PARTS, tied: bool = True
+) -> Family:
     """Returns the family of a model that wraps a decoder.
 
     Args:
       name: the wrapper's `model_type`.
       families: the decoders that it can hold, by their `model_type`, with equal tables; the first is the default.
+      other_parts: patterns of the tensors of its other parts.
+      tied: whether a config that does not say so means tied embeddings.
     """
 
     def read_config(fields: Fields, where: str) -> DecoderConfig:
@@ -30,9 +34,9 @@ def wrap(name: str, families: dict[str, Family]) -> Family:
         if model_type not in families:
             accepted = ", ".join(families)
             raise UserError(f"{where}: text_config.model_type {model_type!r} is not supported; accepted: {accepted}")
-        text["tie_word_embeddings"] = fields.get("tie_word_embeddings", True)
+        text["tie_word_embeddings"] = fields.get("tie_word_embeddings", tied)
         config = families[model_type].read_config(text, f"{where}: text_config")
         return dataclasses.replace(config, family=name)
 
     table = next(iter(families.values())).table
-    return Family(read_config, table, OTHER_PARTS, PREFIXES, "model.language_model.")
+    return Family(read_config, table, other_parts, PREFIXES, "model.language_model.")
