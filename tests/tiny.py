@@ -13,8 +13,10 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rdjax.models.decoder import Decoder, Output
+from rdjax.models.config import DecoderConfig
+from rdjax.models.decoder import Decoder, Output, projection_shapes
 from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
+from rdjax.models.lora import LoraSpec
 from rdjax.models.weights import abstract_params, checkpoint_shapes, load_params
 
 BOS, EOS = "<s>", "</s>"
@@ -173,6 +175,11 @@ CONFIGS = LLAMAS | {
     "granite4_nope": GRANITE4_NOPE,
 }
 WRAPPERS = {"gemma3": GEMMA3_WRAPPED, "mistral3": MISTRAL3, "qwen3_5": QWEN3_5_WRAPPED}
+
+
+def whole_spec(config: DecoderConfig, rank: int, alpha: float, dropout: float = 0.0) -> LoraSpec:
+    """An adapter on every projection that a decoder has."""
+    return LoraSpec(rank, alpha, dropout, tuple(path.split(".")[-1] for path in projection_shapes(config)))
 
 
 def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -395,7 +395,7 @@ def _stack(trees):
 def map_states(change: Callable[[jax.Array, int], jax.Array], states: DeltaState | None) -> DeltaState | None:
     """Applies `change` (array, axis of rows) to the states of all delta nets; None where there are none.
 
-    The axis is that of rows in [.., B, Z, O] and [.., B, I, H, J], or where it belongs in arrays without it.
+    The axis is that of rows in [.., B, Z, X] and [.., B, I, H, J], or where it belongs in arrays without it.
     """
     if states is None:
         return None

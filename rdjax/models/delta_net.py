@@ -31,18 +31,18 @@ class DeltaState(NamedTuple):
     """Holds what a delta net keeps of the tokens before.
 
     Attributes:
-      conv_BZO: inputs of the convolution at the last Z tokens; zeros where there were none.
+      conv_BZX: inputs of the convolution at the last Z tokens; zeros where there were none.
       memory_BIHJ: of each value head, float32.
     """
 
-    conv_BZO: jax.Array
+    conv_BZX: jax.Array
     memory_BIHJ: jax.Array
 
 
 class Inputs(NamedTuple):
     """Holds what a delta net reads of each token: inputs of the convolution, and of the memory's two gates."""
 
-    qkv_BTO: jax.Array
+    qkv_BTX: jax.Array
     decay_BTI: jax.Array
     strength_BTI: jax.Array
 
@@ -118,20 +118,20 @@ class GatedDeltaNet(nnx.Module):
 
     def _mix(self, inputs: Inputs, before: DeltaState, padding_B: jax.Array | None) -> tuple[jax.Array, DeltaState]:
         """Mixes rows that are one sequence each; returns [B, T, I, J] in float32, and the state."""
-        (B, T, _), sizes = inputs.qkv_BTO.shape, self.sizes
+        (B, T, _), sizes = inputs.qkv_BTX.shape, self.sizes
         decay_BTI, strength_BTI = inputs.decay_BTI, inputs.strength_BTI
         if padding_B is not None:
             real_BT1 = (jnp.arange(T) >= padding_B[:, None])[..., None]
             decay_BTI, strength_BTI = decay_BTI * real_BT1, strength_BTI * real_BT1
-        qkv_BSO = prepend_inputs(before.conv_BZO, inputs.qkv_BTO, padding_B)
-        qkv_BTO = convolve(qkv_BSO, self.conv_taps[...])
-        q_BTX, k_BTX, v_BTX = jnp.split(qkv_BTO, [sizes.keys, 2 * sizes.keys], axis=-1)
+        qkv_BSX = prepend_inputs(before.conv_BZX, inputs.qkv_BTX, padding_B)
+        qkv_BTX = convolve(qkv_BSX, self.conv_taps[...])
+        q_BTX, k_BTX, v_BTX = jnp.split(qkv_BTX, [sizes.keys, 2 * sizes.keys], axis=-1)
         keys, values = (B, T, sizes.key_heads, sizes.key_width), (B, T, sizes.value_heads, sizes.value_width)
         q_BTKH, k_BTKH = (normalise(x.reshape(keys)) for x in (q_BTX, k_BTX))
         mixed_BTIJ, memory_BIHJ = delta_rule(
             q_BTKH * sizes.key_width**-0.5, k_BTKH, v_BTX.reshape(values), decay_BTI, strength_BTI, before.memory_BIHJ
         )
-        return mixed_BTIJ, DeltaState(qkv_BSO[:, T:], memory_BIHJ)
+        return mixed_BTIJ, DeltaState(qkv_BSX[:, T:], memory_BIHJ)
 
     def _mix_packed(self, inputs: Inputs, before: DeltaState, packing: Packing) -> tuple[jax.Array, DeltaState]:
         """Mixes rows that hold several sequences, all behind the row's shared prefix if it has one."""
@@ -142,8 +142,8 @@ class GatedDeltaNet(nnx.Module):
             inputs = Inputs(*(x[:, C:] for x in inputs))
         B, E, _ = packing.unpack_BEU.shape
 
-        def apart(x_BTO: jax.Array) -> jax.Array:
-            return unpack(x_BTO[None, :, :, None], packing.pack_BT, packing.unpack_BEU)[0, :, :, 0]
+        def apart(x_BTX: jax.Array) -> jax.Array:
+            return unpack(x_BTX[None, :, :, None], packing.pack_BT, packing.unpack_BEU)[0, :, :, 0]
 
         states = jax.tree.map(lambda x: jnp.repeat(x, E, axis=0), before)
         mixed_XUIJ, _ = self._mix(Inputs(*map(apart, inputs)), states, None)
@@ -153,23 +153,23 @@ class GatedDeltaNet(nnx.Module):
         return jnp.concatenate(mixed, axis=1), before
 
 
-def prepend_inputs(before_BZO: jax.Array, x_BTO: jax.Array, padding_B: jax.Array | None) -> jax.Array:
+def prepend_inputs(before_BZX: jax.Array, x_BTX: jax.Array, padding_B: jax.Array | None) -> jax.Array:
     """Puts the inputs of the tokens before directly in front of each row's first real token, [B, Z + T, O]."""
-    both_BSO = jnp.concatenate([before_BZO, x_BTO], axis=1)
+    both_BSX = jnp.concatenate([before_BZX, x_BTX], axis=1)
     if padding_B is None:
-        return both_BSO
-    Z = before_BZO.shape[1]
-    at_BS = jnp.arange(both_BSO.shape[1]) - padding_B[:, None]
-    moved_BSO = jnp.take_along_axis(before_BZO, jnp.clip(at_BS, 0, Z - 1)[..., None], axis=1)
-    moved_BSO = jnp.where((at_BS >= 0)[..., None], moved_BSO, 0)
-    return jnp.where((at_BS >= Z)[..., None], both_BSO, moved_BSO)
+        return both_BSX
+    Z = before_BZX.shape[1]
+    at_BS = jnp.arange(both_BSX.shape[1]) - padding_B[:, None]
+    moved_BSX = jnp.take_along_axis(before_BZX, jnp.clip(at_BS, 0, Z - 1)[..., None], axis=1)
+    moved_BSX = jnp.where((at_BS >= 0)[..., None], moved_BSX, 0)
+    return jnp.where((at_BS >= Z)[..., None], both_BSX, moved_BSX)
 
 
-def convolve(x_BSO: jax.Array, kernel_O1S: jax.Array) -> jax.Array:
+def convolve(x_BSX: jax.Array, kernel_X1S: jax.Array) -> jax.Array:
     """Weights each channel of a token and of the Z tokens before, and applies SiLU; of Z + T tokens it returns T."""
-    taps = kernel_O1S.shape[-1]
-    T = x_BSO.shape[1] - taps + 1
-    return jax.nn.silu(sum(x_BSO[:, tap : tap + T] * kernel_O1S[:, 0, tap] for tap in range(taps)))
+    taps = kernel_X1S.shape[-1]
+    T = x_BSX.shape[1] - taps + 1
+    return jax.nn.silu(sum(x_BSX[:, tap : tap + T] * kernel_X1S[:, 0, tap] for tap in range(taps)))
 
 
 def normalise(x_BTKH: jax.Array) -> jax.Array:

@@ -110,7 +110,7 @@ def _abstract_prefix(prefix_M: Prefix, mesh: Mesh) -> Prefix:
     """
 
     def describe(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        by_heads = mesh.shape["tensor"] > 1 and "conv_BZO" not in jax.tree_util.keystr(path)
+        by_heads = mesh.shape["tensor"] > 1 and "conv_BZX" not in jax.tree_util.keystr(path)
         return abstract_like(leaf, NamedSharding(mesh, P(*(None,) * (leaf.ndim - 3), "tensor") if by_heads else P()))
 
     return jax.tree_util.tree_map_with_path(describe, prefix_M)

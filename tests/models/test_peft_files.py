@@ -8,14 +8,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from rdjax.config import TARGETS
 from rdjax.errors import UserError
 from rdjax.models.lora import LoraSpec, scaled_adapter
 from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter
 from tests import tiny
 from tests.distillation.case import random_adapter
 
-ALL = LoraSpec(4, 8.0, 0.1, TARGETS)
+ALL = LoraSpec(4, 8.0, 0.1, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 LAYER = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 
 
@@ -145,7 +144,8 @@ def test_fused_projections_are_packed_and_read_back(tmp_path, name, targets):
 def test_written_names_are_those_of_the_families_modules(tmp_path, name):
     """PEFT and vLLM find a module by its name in the model class: all are named after tensors of the checkpoint."""
     decoder = tiny.random_decoder(tiny.CONFIGS[name])
-    save_adapter(tmp_path, random_adapter(decoder.config, spec=ALL), decoder.config, ALL, "owner/model")
+    spec = tiny.whole_spec(decoder.config, 4, 8.0)
+    save_adapter(tmp_path, random_adapter(decoder.config, spec=spec), decoder.config, spec, "owner/model")
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     modules = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors}

@@ -12,8 +12,7 @@ peft = pytest.importorskip("peft")
 import transformers  # noqa: E402 (needs torch)
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from rdjax.config import TARGETS  # noqa: E402
-from rdjax.models.lora import LoraSpec, merge_adapter, scaled_adapter  # noqa: E402
+from rdjax.models.lora import merge_adapter, scaled_adapter  # noqa: E402
 from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter  # noqa: E402
 from rdjax.models.weights import save_params  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -21,7 +20,6 @@ from tests.distillation.case import random_adapter  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-SPEC = LoraSpec(4, 8.0, 0.0, TARGETS)
 # As published files of earlier versions of transformers name their tensors.
 OLDER_NAMES = (("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
 OLDER_NAMES += (("model.vision_tower.", "vision_tower."), ("model.multi_modal_projector.", "multi_modal_projector."))
@@ -81,21 +79,22 @@ def test_logits_are_those_of_transformers(folder, names, tmp_path):
 def test_an_adapter_in_peft_and_a_merged_folder(folder, tmp_path):
     decoder, tokens = tiny.load_decoder(folder), tiny.random_tokens(2, 24)
     params = nnx.to_pure_dict(nnx.state(decoder))
-    adapter = random_adapter(decoder.config, spec=SPEC)
-    save_adapter(tmp_path / "adapter", adapter, decoder.config, SPEC, str(folder))
-    ours = decoder.logits(tiny.forward(decoder, tokens, adapter=scaled_adapter(adapter, SPEC.scale)).final_BPD)
+    spec = tiny.whole_spec(decoder.config, 4, 8.0)
+    adapter = random_adapter(decoder.config, spec=spec)
+    save_adapter(tmp_path / "adapter", adapter, decoder.config, spec, str(folder))
+    ours = decoder.logits(tiny.forward(decoder, tokens, adapter=scaled_adapter(adapter, spec.scale)).final_BPD)
     model = peft.PeftModel.from_pretrained(load(folder), tmp_path / "adapter")
     lora = [name for name, _ in model.named_parameters() if "lora_" in name]
     modules = sum(len(module.layers) for module in adapter_modules(decoder.config))
     assert len(lora) == 2 * modules, "and none in the tower of images"
     close(ours, logits_of(model, tokens))
     model.save_pretrained(tmp_path / "again")
-    again, spec = load_adapter(tmp_path / "again", decoder.config, params)
-    assert (spec.scale, spec.targets) == (SPEC.scale, SPEC.targets)
-    close(decoder.logits(tiny.forward(decoder, tokens, adapter=scaled_adapter(again, spec.scale)).final_BPD), ours)
+    again, found = load_adapter(tmp_path / "again", decoder.config, params)
+    assert (found.scale, found.targets) == (spec.scale, spec.targets)
+    close(decoder.logits(tiny.forward(decoder, tokens, adapter=scaled_adapter(again, found.scale)).final_BPD), ours)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "config.json").write_text((folder / "config.json").read_text())
-    merged = merge_adapter(params, adapter, SPEC.scale)
+    merged = merge_adapter(params, adapter, spec.scale)
     save_params(tmp_path / "merged", decoder.config, merged, np.float32, folder)
     close(ours, logits_of(load(tmp_path / "merged"), tokens))
 
@@ -103,7 +102,8 @@ def test_an_adapter_in_peft_and_a_merged_folder(folder, tmp_path):
 def test_names_in_the_adapter_are_those_that_vllm_loads(folder, tmp_path):
     """vLLM maps the names of the whole model; those of a decoder alone load and do nothing (vllm#48019, #48149)."""
     decoder = tiny.load_decoder(folder)
-    save_adapter(tmp_path, random_adapter(decoder.config, spec=SPEC), decoder.config, SPEC, str(folder))
+    spec = tiny.whole_spec(decoder.config, 4, 8.0)
+    save_adapter(tmp_path, random_adapter(decoder.config, spec=spec), decoder.config, spec, str(folder))
     names = load_file(tmp_path / "adapter_model.safetensors")
     assert all(name.startswith("base_model.model.model.language_model.layers.") for name in names)
     pattern = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
