@@ -154,7 +154,7 @@ class GatedDeltaNet(nnx.Module):
 
 
 def prepend_inputs(before_BZX: jax.Array, x_BTX: jax.Array, padding_B: jax.Array | None) -> jax.Array:
-    """Puts the inputs of the tokens before directly in front of each row's first real token, [B, Z + T, O]."""
+    """Puts the inputs of the tokens before directly in front of each row's first real token, [B, Z + T, X]."""
     both_BSX = jnp.concatenate([before_BZX, x_BTX], axis=1)
     if padding_B is None:
         return both_BSX

@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -59,9 +60,16 @@ def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.
     Returns:
       An SVG.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # Text stays text, and the reader's browser has the letters that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         figure = matplotlib.figure.Figure(figsize=(max(4.6, 3.6 * panels), height), layout="constrained")
-        paint(figure.subplots(1, panels, squeeze=False)[0])
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        paint(axes)
+        for axis in axes:
+            legend = axis.get_legend()
+            for text in (axis.title, *(legend.get_texts() if legend else ())):
+                text.set_parse_math(False)  # a dollar sign in a name is no formula
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
@@ -77,8 +85,8 @@ def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.
 
 
 def label(name: str) -> str:
-    """Returns a name as text: underscores become spaces."""
-    return name.replace("_", " ")
+    """Returns a name as text: underscores become spaces, and what cannot be printed a mark."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name.replace("_", " "))
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
