@@ -10,18 +10,18 @@ the wording is the rule, and the user's turns of all rows are the inputs, divide
 * retain: turns with their own system message, which the student must answer as the base does. Half of them are trained
   on, the others tested: the student's divergence from the base is what it forgot.
 
-Runs that are finished are not repeated. docs/study.md shows the output. Needs the extra [judges].
+Runs that are finished are not repeated. Needs the extra [judges].
 """
 
 import json
 import pathlib
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks.rule_runs import summarise, train_rule
+from benchmarks.rule_runs import Case, confirmed_by, summarise, train_rule, write_rule
 
 _ROWS = flags.DEFINE_string("rows", None, "sys_ifeval.jsonl, or a part of it.", required=True)
 _MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
@@ -34,45 +34,38 @@ TEST, RETAIN = 64, 32  # rows; the others train
 MOST_CHARACTERS = 140  # of a user's turn
 
 
-class Instruction(NamedTuple):
-    """Holds the wording that is the rule, and the checker with its arguments."""
-
-    rule: str
-    checker: str
-
-
 INSTRUCTIONS = {
-    "title": Instruction(
+    "title": Case(
         "Your answer must contain a title wrapped in double angular brackets, such as <<poem of joy>>.",
-        "detectable_format:title",
+        "ifeval:detectable_format:title",
     ),
-    "spanish": Instruction(
+    "spanish": Case(
         "Your entire response should be in Spanish, no other language is allowed.",
-        'language:response_language:{"language": "es"}',
+        'ifeval:language:response_language:{"language": "es"}',
     ),
-    "highlight": Instruction(
+    "highlight": Case(
         "Highlight at least 1 section of your answer with markdown, for example *highlighted section*.",
-        'detectable_format:number_highlighted_sections:{"num_highlights": 1}',
+        'ifeval:detectable_format:number_highlighted_sections:{"num_highlights": 1}',
     ),
-    "sections": Instruction(
+    "sections": Case(
         "Your response must have at least 2 sections. Mark the beginning of each section with SECTION X, such as:\n"
         "SECTION 1\n[content of section 1]\nSECTION 2\n[content of section 2]",
-        'detectable_format:multiple_sections:{"section_spliter": "SECTION", "num_sections": 2}',
+        'ifeval:detectable_format:multiple_sections:{"section_spliter": "SECTION", "num_sections": 2}',
     ),
-    "bullets": Instruction(
+    "bullets": Case(
         "Your answer must contain exactly 3 bullet points. Use the markdown bullet points such as:\n* This is a point.",
-        'detectable_format:number_bullet_lists:{"num_bullets": 3}',
+        'ifeval:detectable_format:number_bullet_lists:{"num_bullets": 3}',
     ),
-    "words": Instruction(
+    "words": Case(
         "Answer with less than 40 words.",
-        'length_constraints:number_words:{"relation": "less than", "num_words": 40}',
+        'ifeval:length_constraints:number_words:{"relation": "less than", "num_words": 40}',
     ),
-    "keyword": Instruction(
-        "Include the keyword 'river' in the response.", 'keywords:existence:{"keywords": ["river"]}'
+    "keyword": Case(
+        "Include the keyword 'river' in the response.", 'ifeval:keywords:existence:{"keywords": ["river"]}'
     ),
-    "placeholders": Instruction(
+    "placeholders": Case(
         "The response must contain at least 2 placeholders represented by square brackets, such as [address].",
-        'detectable_content:number_placeholders:{"num_placeholders": 2}',
+        'ifeval:detectable_content:number_placeholders:{"num_placeholders": 2}',
     ),
 }
 
@@ -94,15 +87,12 @@ def divide_turns() -> dict[str, list[dict[str, Any]]]:
 def run_instruction(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     """Trains a student on an instruction and returns its eval.json, with the minutes that it took."""
     instruction, folder = INSTRUCTIONS[name], out / "rules" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rule.md").write_text(instruction.rule + "\n", encoding="utf-8")
+    write_rule(folder, instruction.rule)
     for split, rows in divide_turns().items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = [
         *(f"model.path={_MODEL.value}", f"task.root={folder}", f"seed={seed}", "task.rule_place=user"),
-        *("task.responses=teacher", "task.draws=4", "task.temperature=0.8", "task.only_confirmed=true"),
-        # The teacher's predictions follow the rule no more often than its answers; what is confirmed always does.
-        *(f"eval.judges=('ifeval:{instruction.checker}',)", "loss.terms=('cross_entropy=1',)"),
+        *("task.responses=teacher", *confirmed_by(instruction.judge, draws=4)),
         *(f"train.updates={_UPDATES.value}", "eval.systems=('base','base_with_rule','student')"),
     ]
     return train_rule(out / f"{name}_{seed}", settings)

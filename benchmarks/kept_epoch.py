@@ -4,8 +4,7 @@ The enhanced teacher and its student train on the published sentiment files with
 configs/sweeps/smollm2_sentiment.py. At each of `--points` epochs, evenly spaced, the validation rows give the
 cross-entropy with their gold outputs, the distillation loss (of the student), and the share of answers that the judge
 accepts; the test rows give the score that counts. The table has the test score of the epoch that each of these would
-keep. The student learns from the last teacher. Epochs that are scored are not scored again. docs/study.md shows the
-output.
+keep. The student learns from the last teacher. What is done of a k is not done again.
 """
 
 import dataclasses
@@ -91,17 +90,8 @@ def watch_epochs(on_epoch: Callable[[stages.Job, Progress, int], None]) -> Itera
 def gold_job(job: stages.Job) -> stages.Job:
     """Returns a job whose validation is the cross-entropy with gold outputs, without the rule."""
     stage = dataclasses.replace(job.stage, valid_objective=TUNE_WITHOUT_RULE, valid_positions=GOLD_POSITIONS)
-    schedule = job.config.optimizer
-    return stages.make_job(
-        stage,
-        job.model,
-        job.members,
-        job.config,
-        job.updates,
-        job.per_epoch,
-        stages.make_optimizer(schedule, len(job.updates)),
-        job.folder,
-    )
+    optimizer = stages.make_optimizer(job.config.optimizer, len(job.updates))
+    return stages.make_job(stage, job.model, job.members, job.config, job.updates, job.per_epoch, optimizer, job.folder)
 
 
 def train_and_score(
@@ -115,6 +105,7 @@ def train_and_score(
     stage, members = stage_of(runs, name, method, teachers)
     epochs = runs[0].config.train.epochs
     chosen = {round(epochs * point / _POINTS.value) for point in range(1, _POINTS.value + 1)}
+    rows = [(valid_rows(run), test_rows(run)) for run in runs]
     points: list[list[Point]] = [[] for _ in runs]
     last: list[Adapter] = []
     golds: list[stages.Job] = []
@@ -127,10 +118,10 @@ def train_and_score(
             golds[:] = golds or [gold_job(job)]
             gold_M = stages.validate(golds[0], reached.state.adapter)
         last[:] = [take_member(reached.state.adapter, number) for number in range(len(runs))]
-        for number, (run, adapter) in enumerate(zip(runs, last, strict=True)):
+        for number, (run, adapter, (valid, test)) in enumerate(zip(runs, last, rows, strict=True)):
             system = System(adapter, with_rule=method == "inst_tune_with_rule")
-            valid, test = score(run, system, valid_rows(run)), score(run, system, test_rows(run))
-            point = {"epoch": epoch, "loss": loss_M[number], "gold": gold_M[number], "valid": valid, "test": test}
+            scores = {"valid": score(run, system, valid), "test": score(run, system, test)}
+            point = {"epoch": epoch, "loss": loss_M[number], "gold": gold_M[number], **scores}
             points[number].append(point)
             print(name, run.config.task.k, run.config.seed, json.dumps(point), flush=True)
 

@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from configs import llama2_7b, llama3_70b
 from rdjax.errors import UserError
 from rdjax.models.families.registry import decoder_config_from_hf
-from rdjax.models.lora import LoraSpec
+from rdjax.models.lora import lora_spec
 from rdjax.parallel.mesh import mesh_shape
 from rdjax.plan.chips import CHIPS
 from rdjax.plan.flops import Work, step_floor, step_flops
@@ -59,8 +59,8 @@ class Reckoned:
 def reckon(config: config_dict.ConfigDict, chip_name: str, mesh: tuple[int, ...], pairs: int) -> Reckoned:
     """Computes the floor of an update of `pairs` pairs; rows without a pair are padding and are computed too."""
     decoder = decoder_config_from_hf(config.model.architecture.to_dict(), "config.model.architecture")
-    lora, plan, chip = config.lora, config.plan, CHIPS[chip_name]
-    spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
+    plan, chip = config.plan, CHIPS[chip_name]
+    spec = lora_spec(config.lora, decoder)
     data, fsdp, tensor = mesh
 
     def work(count: int) -> Work:

@@ -6,9 +6,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Case(NamedTuple):
+    """Describes a rule, and the judge of those who follow it, if there is one."""
+
+    rule: str
+    judge: str = ""
+
+
+def write_rule(folder: pathlib.Path, rule: str) -> None:
+    """Writes the task folder of a rule, without rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rule.md").write_text(rule + "\n", encoding="utf-8")
+
+
+def confirmed_by(judge: str, draws: int) -> list[str]:
+    """Returns the settings of a run that learns the first of several drawn responses that its judge accepts.
+
+    The teacher's predictions follow the rule no more often than its answers do; what is confirmed always does.
+    """
+    return [
+        *(f"eval.judges=({judge!r},)", "task.only_confirmed=true", f"task.draws={draws}", "task.temperature=0.8"),
+        "loss.terms=('cross_entropy=1',)",
+    ]
 
 
 def train_rule(workdir: pathlib.Path, settings: Sequence[str]) -> dict[str, Any]:

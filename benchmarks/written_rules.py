@@ -7,12 +7,12 @@ repeated. docs/study.md shows the output on SmolLM2-135M-Instruct.
 
 import concurrent.futures
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks.rule_runs import summarise, train_rule
+from benchmarks.rule_runs import Case, confirmed_by, summarise, train_rule, write_rule
 
 _MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
 _OUT = flags.DEFINE_string("out", "runs/written_rules", "Folder of the rules and their runs.")
@@ -20,13 +20,6 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every case.", lower_bound=1)
 _CASES = flags.DEFINE_list("cases", None, "Names of cases; default: all.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
 _SETTINGS = flags.DEFINE_multi_string("setting", [], "Further settings of all runs: train.updates=100.")
-
-
-class Case(NamedTuple):
-    """Describes a rule, and the judge of those who follow it, if there is one."""
-
-    rule: str
-    judge: str = ""
 
 
 NAME = "You are a helpful AI assistant named SmolLM, trained by Hugging Face."  # as the model's template has it
@@ -57,18 +50,10 @@ CASES = {
 def run_case(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     """Trains a case and returns its eval.json, with the minutes that it took."""
     case, folder = CASES[name], out / "rules" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rule.md").write_text(case.rule + "\n")
+    write_rule(folder, case.rule)
     settings = [f"model.path={_MODEL.value}", f"task.root={folder}", f"seed={seed}", *_SETTINGS.value]
     if case.judge:
-        settings += [
-            f"eval.judges=({case.judge!r},)",
-            "task.only_confirmed=true",
-            "task.draws=8",
-            "task.temperature=0.8",
-        ]
-        # The teacher's predictions follow the rule as seldom as the base does; what is confirmed always does.
-        settings += ["loss.terms=('cross_entropy=1',)"]
+        settings += confirmed_by(case.judge, draws=8)
     return train_rule(out / f"{name}_{seed}", settings)
 
 

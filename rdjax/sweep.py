@@ -123,8 +123,11 @@ def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: p
     return runs
 
 
-def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
+def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathlib.Path]) -> dict[int, str]:
     """Trains and evaluates the runs of a cell; those with equally many pairs train side by side.
+
+    Args:
+      finished: folders of runs of other cells whose predictions may be shared; so may be those of this cell.
 
     Returns:
       The errors, by seed.
@@ -133,13 +136,13 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path) -> dict[int, str]:
     for run in runs:
         groups[len(run.train), len(run.valid), len(run.retained)].append(run)
     failures: dict[int, str] = {}
-    finished: list[pathlib.Path] = []
+    finished = [*finished]
     for (train, valid, retained), group in groups.items():
         name = f"{train}_{valid}" + (f"_{retained}" if retained else "")
         for run, adapters in train_runs(group, folder / "checkpoints", name, failures):
             try:
                 if not exists_on_first(run.workdir / FINISHED):
-                    share_predictions(run, finished)  # published rows are the same for all seeds
+                    share_predictions(run, finished)
                     write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
                 finished.append(run.workdir)
             except Exception as error:  # a judge fails or memory runs out: the other seeds continue
@@ -281,9 +284,7 @@ def attempt_cell(
         for note in dict.fromkeys(note for run in runs for note in run.task.notes if note not in printed_notes):
             print(f"note: {note}")
             printed_notes.add(note)
-        for run in runs:
-            share_predictions(run, finished)
-        return run_cell(runs, cell_folder(workdir, method, k))
+        return run_cell(runs, cell_folder(workdir, method, k), finished)
     except Exception as error:  # anything: the other cells continue
         raise_if_others_wait(error)
         traceback.print_exc()

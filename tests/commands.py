@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,10 +12,12 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections import config_dict
 
+import rdjax
 from configs.sweeps import arithmetic
 from rdjax import sweep
 from rdjax.run import cli
 
+ROOT = pathlib.Path(rdjax.__file__).parent.parent
 SMALL_SWEEP = {
     "sweep.methods": ("rule_distill_base", "tune"),
     "sweep.ks": (2, 5),
@@ -35,6 +38,13 @@ SMALL_SWEEP = {
 # A task of a few rows, for runs of a tiny model.
 RULE = "Answer every question with the word yes."
 ROWS = [{"input": f"{word}?", "output": "yes"} for word in ("one", "two", "six", "ten", "red")]
+
+
+def checkout(folder: pathlib.Path) -> pathlib.Path:
+    """Returns a folder that looks like a clone, and may be written to."""
+    for name in ("configs", "examples"):
+        shutil.copytree(ROOT / name, folder / name)
+    return folder
 
 
 class Failure(NamedTuple):

@@ -6,15 +6,13 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-import rdjax
+from tests.commands import ROOT, checkout
 
-ROOT = pathlib.Path(rdjax.__file__).parent.parent
 EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/rule.md"))
 QUICK = ("--config.train.updates=4", "--config.eval.max_new_tokens=4", "--config.lora.rank=2")
 
@@ -36,13 +34,6 @@ def run(arguments: list[str], cwd: pathlib.Path) -> str:
     done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
-
-
-def checkout(folder: pathlib.Path) -> pathlib.Path:
-    """Returns a folder that looks like a clone, and may be written to."""
-    for name in ("configs", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
-    return folder
 
 
 @pytest.mark.slow

@@ -3,20 +3,18 @@
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-import rdjax
 from configs.sweeps import smollm2_arithmetic, smollm2_rates, smollm2_safety, smollm2_sentiment
 from rdjax import sweep
 from rdjax.data.tasks import load_task
 from tests import tiny
+from tests.commands import ROOT, checkout
 from tests.data.test_chat import CHATML
 
-ROOT = pathlib.Path(rdjax.__file__).parent.parent
 FOLDER = ROOT / "examples" / "smollm2"
 RULE = "Bob is a president. Speak {} of his environmental policies."
 QUICK = ("--config.sweep.updates=2", "--config.eval.max_new_tokens=4", "--config.lora.rank=2", "--config.eval.limit=3")
@@ -116,9 +114,7 @@ def test_data_that_are_not_there_are_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("brings_data", [True, False])
 def test_the_short_study_ends_with_its_page(brings_data, data, chat_model, tmp_path):
-    clone = tmp_path / "clone"
-    for name in ("configs", "examples"):
-        shutil.copytree(ROOT / name, clone / name)
+    clone = checkout(tmp_path / "clone")
     variables = {"MODEL": str(chat_model), "OUT": "out"} | ({"DATA": str(data)} if brings_data else {})
     done = run(["sh", "examples/smollm2/run.sh", *QUICK], clone, **variables)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

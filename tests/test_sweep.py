@@ -129,10 +129,10 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
     config = small_sweep(model, **{"sweep.ks": (2,)})
     run_cell = sweep.run_cell
 
-    def fail_once(runs, folder):
+    def fail_once(runs, folder, finished):
         if "tune" in folder.name:
             raise RuntimeError("out of memory")
-        run_cell(runs, folder)
+        run_cell(runs, folder, finished)
 
     monkeypatch.setattr(sweep, "run_cell", fail_once)
     assert run_sweep(config, tmp_path / "run", tmp_path) == 1

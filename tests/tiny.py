@@ -177,9 +177,9 @@ CONFIGS = LLAMAS | {
 WRAPPERS = {"gemma3": GEMMA3_WRAPPED, "mistral3": MISTRAL3, "qwen3_5": QWEN3_5_WRAPPED}
 
 
-def whole_spec(config: DecoderConfig, rank: int, alpha: float, dropout: float = 0.0) -> LoraSpec:
+def whole_spec(config: DecoderConfig, rank: int, alpha: float) -> LoraSpec:
     """An adapter on every projection that a decoder has."""
-    return LoraSpec(rank, alpha, dropout, tuple(path.split(".")[-1] for path in projection_shapes(config)))
+    return LoraSpec(rank, alpha, 0.0, tuple(path.split(".")[-1] for path in projection_shapes(config)))
 
 
 def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,7 @@ Message = dict[str, str]
 # Bounds of rendering one conversation.
 MOST_SECONDS = 8.0
 MOST_BYTES = 2**30  # of memory, beside what the process has
+PROCESS_MEMORY = pathlib.Path("/proc/self/statm")  # of Linux; its first number is the address space in pages
 MOST_CHARACTERS, MOST_TIMES = 2**20, 8  # beside the messages, and of these
 
 EXAMPLE = 'accepted: such as {"enable_thinking": true}'
@@ -31,9 +32,6 @@ QUESTION, ANSWER, RULE = "Question", "Answer", "Rule"  # texts to try a template
 # the date that Llama 3.2's template writes where it can read no clock.
 TODAY = datetime.date(2024, 7, 26)
 CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
-
-
-PROCESS_MEMORY = pathlib.Path("/proc/self/statm")  # of Linux; its first number is the address space in pages
 
 
 class TemplateTimeoutError(UserError):

@@ -235,16 +235,14 @@ class Block(nnx.Module):
         normed_BTD = self._norm("attention_norm", x_BTD)
         if hasattr(self, "self_attn"):
             mixed_BTD, past = self.self_attn(normed_BTD, loras, shared, layer, kind)
+            out, name = self.self_attn.o_proj, "o_proj"
         else:
             before = layer.cache if layer.cache is not None else _one_row(layer.prefix)
             mixed_BTD, past = self.linear_attn(normed_BTD, loras, before, shared.packing, shared.padding_B)
+            out, name = self.linear_attn.out_proj, "out_proj"
         if at_BP is not None:  # no later layer reads the other tokens
             x_BTD, mixed_BTD, loras = self._take(at_BP, x_BTD, mixed_BTD, loras)
-        if hasattr(self, "self_attn"):
-            attended_BTD = self.self_attn.o_proj(mixed_BTD, loras.get("o_proj"))
-        else:
-            attended_BTD = self.linear_attn.out_proj(mixed_BTD, loras.get("out_proj"))
-        x_BTD = self._add(x_BTD, self._norm("attention_out_norm", attended_BTD))
+        x_BTD = self._add(x_BTD, self._norm("attention_out_norm", out(mixed_BTD, loras.get(name))))
         fed_BTD = self.mlp(self._norm("mlp_norm", x_BTD), loras)
         return self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD)), past
 

@@ -142,6 +142,11 @@ class DecoderConfig:
         """Returns the different kinds of layers, in order of appearance."""
         return tuple(dict.fromkeys(self.kind_of(layer) for layer in range(self.layers)))
 
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """Returns those of `MIXERS` that layers have."""
+        return tuple(mixer for mixer in MIXERS if any(kind.mixer == mixer for kind in self.kinds))
+
     def kind_of(self, layer: int) -> LayerKind:
         """Returns the kind of a layer."""
         return self.pattern[layer % len(self.pattern)]

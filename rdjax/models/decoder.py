@@ -4,7 +4,6 @@ Modules hold parameters only. `nnx.split` turns a decoder into (graph definition
 transformations are JAX's own on the tree; `nnx.merge` joins the two inside a trace, where it costs nothing.
 """
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -21,23 +20,19 @@ from rdjax.models.block import (
     KindInputs,
     LayerInputs,
     PassInputs,
+    Past,
     gather_positions,
     on_mesh,
 )
 from rdjax.models.config import MIXERS, DecoderConfig
 from rdjax.models.delta_net import DeltaState, empty_state
-from rdjax.models.layers import is_unstacked, loop, split_layers
+from rdjax.models.layers import is_unstacked
 from rdjax.models.linear import Dropout, Linear
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing
 from rdjax.models.rotary import rope_angles
+from rdjax.models.run_layers import parts_of, run_layers
 from rdjax.parallel.mesh import cache_sharding, rows_spec
-
-REMAT = {
-    "none": lambda layer: layer,
-    "full": jax.checkpoint,
-    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-}
 
 
 class Cache(NamedTuple):
@@ -67,13 +62,6 @@ class Prefix(NamedTuple):
     k_LKCH: jax.Array | list[jax.Array]
     v_LKCH: jax.Array | list[jax.Array]
     states: DeltaState | None = None
-
-
-class Parts(NamedTuple):
-    """Holds what all layers read, stacked or as lists: what every layer has, and by mixer what some layers have."""
-
-    common: LayerInputs
-    own: dict[str, LayerInputs]
 
 
 class Output(NamedTuple):
@@ -169,7 +157,7 @@ class Decoder(nnx.Module):
             except the products of its projections.
           keep_cache: return keys and values even if no cache is given.
         """
-        mixers = self._mixers
+        mixers = self.config.mixers
         graphs = {mixer: nnx.split(self.layers.only(mixer) if len(mixers) > 1 else self.layers)[0] for mixer in mixers}
         params = nnx.to_pure_dict(nnx.split(self.layers)[1])
         if padding_B is not None and cache is not None:
@@ -190,50 +178,13 @@ class Decoder(nnx.Module):
             return on_mesh(x_BTD, self.mesh), (inputs_BQD, past if keeps_cache else None)
 
         keys = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
-        parts = self._parts(params, adapter, keys, prefix, cache)
+        parts = parts_of(self.config, params, adapter, keys, _pasts(prefix), _pasts(cache))
         x_BTD = on_mesh(self._embed(tokens_BT), self.mesh)
-        if is_unstacked(params):
-            x_BPD, inputs_LBQD, pasts = self._loop(run_block, x_BTD, parts, final_at_BP, remat)
-        else:
-            scan = self._scan if len(mixers) == 1 else self._scan_periods
-            x_BPD, inputs_LBQD, pasts = scan(run_block, x_BTD, parts, final_at_BP, remat)
+        ran = run_layers(self.config, run_block, x_BTD, parts, final_at_BP, remat)
         if keeps_cache:
             index = (0 if cache is None else cache.index) + tokens_BT.shape[1]
-            cache = Cache(*pasts["self_attn"], index, pasts.get("linear_attn"))
-        return Output(self.norm(x_BPD), inputs_LBQD, cache)
-
-    @property
-    def _mixers(self) -> tuple[str, ...]:
-        """Returns the different mixers of the layers."""
-        used = {kind.mixer for kind in self.config.kinds}
-        return tuple(mixer for mixer in MIXERS if mixer in used)
-
-    def _parts(
-        self, params: dict, adapter: dict | None, keys: jax.Array | None, prefix: Prefix | None, cache: Cache | None
-    ) -> Parts:
-        """Returns what all layers read, by their mixers."""
-        pasts = {"self_attn": [None if past is None else past[:2] for past in (prefix, cache)]}
-        pasts["linear_attn"] = [None if past is None else past.states for past in (prefix, cache)]
-
-        def adapted(wanted: str) -> dict | None:
-            if adapter is None:
-                return None
-            part_of = {path: part if (part := path.split(".")[0]) in MIXERS else "" for path in adapter}
-            return {path: ab for path, ab in adapter.items() if part_of[path] == wanted}
-
-        common = {name: part for name, part in params.items() if name not in MIXERS}
-        return Parts(
-            LayerInputs(common, None, adapted(""), keys, None, None),
-            {
-                mixer: LayerInputs({mixer: params[mixer]}, None, adapted(mixer), None, *pasts[mixer])
-                for mixer in self._mixers
-            },
-        )
-
-    @property
-    def _kind_numbers(self) -> list[int]:
-        """Returns the index of each layer's kind."""
-        return [self.config.kinds.index(self.config.kind_of(layer)) for layer in range(self.config.layers)]
+            cache = Cache(*ran.pasts["self_attn"], index, ran.pasts.get("linear_attn"))
+        return Output(self.norm(ran.x_BPD), ran.inputs_LBQD, cache)
 
     def _kind_inputs(
         self, positions_BT: jax.Array, mask_BTS: jax.Array | None, prefix: Prefix | None, cache: Cache | None
@@ -252,59 +203,6 @@ class Decoder(nnx.Module):
                     inputs = inputs._replace(prefix_mask_BTC=_in_window(positions_BT, jnp.arange(C)[None], kind.window))
             all_kinds.append(inputs)
         return tuple(all_kinds)
-
-    def _loop(self, run_block, x_BTD: jax.Array, parts: Parts, at_BP: jax.Array | None, remat: str):
-        """Runs unstacked layers; returns the last one's output, the inputs of all, and by mixer what they keep."""
-        c, kinds, parts = self.config, self._kind_numbers, split_layers(parts)
-        runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
-        functions = [runs[kind] for kind in kinds]
-        if at_BP is not None:
-            functions[-1] = REMAT[remat](functools.partial(run_block, kind=kinds[-1], at_BP=at_BP))
-        x_BPD, results = loop(functions, x_BTD, [_inputs_of(c, parts, layer) for layer in range(c.layers)])
-        inputs_L, pasts_L = zip(*results, strict=True)
-        pasts = {
-            mixer: jax.tree.map(lambda *layers: [*layers], *(pasts_L[layer] for layer in c.layers_of(mixer)))
-            for mixer in self._mixers
-        }
-        return x_BPD, None if inputs_L[0] is None else jnp.stack(inputs_L), pasts
-
-    def _scan(self, run_block, x_BTD: jax.Array, parts: Parts, at_BP: jax.Array | None, remat: str):
-        """Runs stacked layers that mix tokens in one way; returns what `_loop` returns."""
-        kinds, (mixer,) = self._kind_numbers, self._mixers
-        layers = _join(parts.common, parts.own[mixer])
-        if len(set(kinds)) == 1:
-            body = functools.partial(run_block, kind=0)
-        else:
-            layers = layers._replace(kind=jnp.array(kinds, jnp.int32))
-
-            def body(x_BTD, layer: LayerInputs):
-                return run_block(x_BTD, layer, layer.kind)
-
-        x_BTD, (inputs_LBQD, pasts) = jax.lax.scan(REMAT[remat](body), x_BTD, layers)
-        # A last layer for some positions alone would have to be compiled beside the scan, and saves little.
-        return x_BTD if at_BP is None else gather_positions(x_BTD, at_BP), inputs_LBQD, {mixer: pasts}
-
-    def _scan_periods(self, run_block, x_BTD: jax.Array, parts: Parts, at_BP: jax.Array | None, remat: str):
-        """Runs stacked layers of several mixers, a period of the pattern at a time; returns what `_loop` returns."""
-        c, kinds = self.config, self._kind_numbers
-        period = next(p for p in range(1, c.layers + 1) if c.layers % p == 0 and kinds == kinds[:p] * (c.layers // p))
-        one = dataclasses.replace(c, layers=period)
-        runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
-
-        def body(x_BTD, parts: Parts):
-            results = []
-            for layer in range(period):
-                x_BTD, result = runs[kinds[layer]](x_BTD, _inputs_of(one, parts, layer))
-                results.append(result)
-            inputs, pasts = zip(*results, strict=True)
-            return x_BTD, (_stack(inputs), {m: _stack([pasts[layer] for layer in one.layers_of(m)]) for m in parts.own})
-
-        def fold(x: jax.Array) -> jax.Array:
-            return x.reshape(c.layers // period, -1, *x.shape[1:])
-
-        x_BTD, results = jax.lax.scan(body, x_BTD, jax.tree.map(fold, parts))
-        inputs_LBQD, pasts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
-        return x_BTD if at_BP is None else gather_positions(x_BTD, at_BP), inputs_LBQD, pasts
 
     def read_prefix(self, prefix_C: jax.Array, adapter: dict | None) -> Prefix:
         """Returns the keys and values of tokens that many sequences begin with."""
@@ -369,27 +267,11 @@ def logits(final_BPD: jax.Array, head: Head) -> jax.Array:
     return logits_BPV if head.softcap is None else head.softcap * jnp.tanh(logits_BPV / head.softcap)
 
 
-def _inputs_of(config: DecoderConfig, parts: Parts, layer: int) -> LayerInputs:
-    """Returns what one layer reads."""
-    mixer = config.kind_of(layer).mixer
-    common, own = _take(parts.common, layer), _take(parts.own[mixer], config.layers_of(mixer).index(layer))
-    return _join(common, own)
-
-
-def _take(tree, number: int):
-    """Returns one entry of all stacked arrays or lists of a tree."""
-    return jax.tree.map(operator.itemgetter(number), tree, is_leaf=lambda node: isinstance(node, list))
-
-
-def _join(common: LayerInputs, own: LayerInputs) -> LayerInputs:
-    """Joins what a layer has as every layer with what it has by its mixer."""
-    adapter = None if common.adapter is None else common.adapter | own.adapter
-    return own._replace(params=common.params | own.params, adapter=adapter, dropout_key=common.dropout_key)
-
-
-def _stack(trees):
-    """Stacks the arrays of equal trees."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _pasts(past: Prefix | Cache | None) -> dict[str, Past | None]:
+    """Returns by mixer what a prefix or a cache holds."""
+    if past is None:
+        return dict.fromkeys(MIXERS)
+    return {"self_attn": (past[0], past[1]), "linear_attn": past.states}
 
 
 def map_states(change: Callable[[jax.Array, int], jax.Array], states: DeltaState | None) -> DeltaState | None:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import config_dict
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
@@ -56,18 +57,20 @@ def adapted_projections(config: DecoderConfig, spec: LoraSpec) -> dict[str, tupl
     return {path: shape for path, shape in projection_shapes(config).items() if path.split(".")[-1] in spec.targets}
 
 
-def check_targets(config: DecoderConfig, spec: LoraSpec) -> None:
-    """Checks that the decoder has every projection that the adapter is to have.
+def lora_spec(section: config_dict.ConfigDict, config: DecoderConfig) -> LoraSpec:
+    """Returns the adapter that a run's `lora` section describes.
 
     Raises:
-      UserError: names those that it does not have.
+      UserError: names the projections that the decoder does not have.
     """
+    spec = LoraSpec(section.rank, section.alpha, section.dropout, tuple(section.targets))
     known = [path.split(".")[-1] for path in projection_shapes(config)]
     unknown = [target for target in spec.targets if target not in known]
     if unknown:
         raise UserError(
             f"config.lora.targets: the model has no {', '.join(unknown)}; accepted: any of {', '.join(known)}"
         )
+    return spec
 
 
 def count_adapted_layers(config: DecoderConfig, spec: LoraSpec) -> int:

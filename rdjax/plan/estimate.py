@@ -12,7 +12,7 @@ from rdjax.data.positions import position_offsets
 from rdjax.distillation.signals import signal_bytes
 from rdjax.distillation.updates import GroupLoader
 from rdjax.models.load import LanguageModel
-from rdjax.models.lora import LoraSpec, check_targets
+from rdjax.models.lora import LoraSpec, lora_spec
 from rdjax.parallel.mesh import AXES
 from rdjax.plan.chips import Chip
 from rdjax.plan.flops import Floor, Work, adapter_parameters, parameters, step_floor, step_flops, teacher_flops
@@ -84,9 +84,7 @@ def make_plan(
       UserError: the mesh does not suit the devices or the model.
     """
     model = abstract_model(config, devices)
-    lora = config.lora
-    spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
-    check_targets(model.config, spec)
+    spec = lora_spec(config.lora, model.config)
     loader, programs = lower(config, model, spec)
     distils = config.method.startswith("rule_distill")
     compiled = {"step": compile_program(programs.step, quick)}

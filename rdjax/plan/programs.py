@@ -18,6 +18,7 @@ from rdjax.distillation.step import StepSettings, TrainState, init_state, train_
 from rdjax.distillation.teacher import teacher_prefixes, teacher_signals
 from rdjax.distillation.updates import GroupLoader, abstract_updates, make_loader, sequential_batches
 from rdjax.models.decoder import Prefix
+from rdjax.models.delta_net import DeltaState
 from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
 from rdjax.models.layers import training_layout
 from rdjax.models.load import LanguageModel, resolve_dtype, resolve_folder
@@ -109,11 +110,15 @@ def _abstract_prefix(prefix_M: Prefix, mesh: Mesh) -> Prefix:
     Keys and values [.., K, C, H] and the memories of delta nets [.., I, H, J] have their heads over the tensor axis.
     """
 
-    def describe(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        by_heads = mesh.shape["tensor"] > 1 and "conv_BZX" not in jax.tree_util.keystr(path)
-        return abstract_like(leaf, NamedSharding(mesh, P(*(None,) * (leaf.ndim - 3), "tensor") if by_heads else P()))
+    def by_heads(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = P(*(None,) * (leaf.ndim - 3), "tensor") if mesh.shape["tensor"] > 1 else P()
+        return abstract_like(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(describe, prefix_M)
+    described = jax.tree.map(by_heads, prefix_M._replace(states=None))
+    if prefix_M.states is None:
+        return described
+    conv, memory = prefix_M.states
+    return described._replace(states=DeltaState(abstract_like(conv, replicated(mesh)), jax.tree.map(by_heads, memory)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rdjax.evaluation.judges import TRAIN, Judge, judge_files, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
-from rdjax.models.lora import Adapter, LoraSpec, check_targets, count_adapted_layers, init_adapter
+from rdjax.models.lora import Adapter, LoraSpec, count_adapted_layers, init_adapter, lora_spec
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.parallel.processes import check_same_everywhere
@@ -289,9 +289,7 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
     Raises:
       UserError: the existing one has another form than the config says.
     """
-    lora = config.lora
-    spec = LoraSpec(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets))
-    check_targets(model.config, spec)
+    spec = lora_spec(config.lora, model.config)
     if (adapted := count_adapted_layers(model.config, spec)) < model.config.layers:
         print(
             f"note: config.lora.targets are in {adapted} of {model.config.layers} layers; the others stay as they are"
@@ -309,7 +307,7 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
         raise UserError(
             f"config.lora.targets = {spec.targets} but the adapter {config.model.adapter} has {found.targets}"
         )
-    return dataclasses.replace(found, dropout=lora.dropout), put(adapter, replicated(model.mesh))
+    return dataclasses.replace(found, dropout=spec.dropout), put(adapter, replicated(model.mesh))
 
 
 def eval_options(config: config_dict.ConfigDict, spec: LoraSpec, template: Template) -> EvalOptions:

@@ -146,7 +146,7 @@ def test_norms_differ_in_the_dtype_of_the_weights_product():
 @models
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_does_what_the_textbook_says(layout, config):
-    """In one call, and in two with what the first leaves behind."""
+    """Reads a sequence in one call, and in two, the second of which goes on from what the first leaves behind."""
     tokens_T, decoder = tiny.random_tokens(12), decoder_of(config, LAYOUTS[layout])
     expected = textbook.forward(config, textbook.random_params(config), tokens_T)
 

@@ -64,6 +64,7 @@ QK_NORMS = (
 
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+PerHead = Annotated[int, msgspec.Meta(ge=1, le=2**14)]  # a number of heads, or the width of one
 
 
 class Sizes(msgspec.Struct):
@@ -73,16 +74,16 @@ class Sizes(msgspec.Struct):
     hidden_size: Count | None = None
     intermediate_size: Annotated[int, msgspec.Meta(ge=1, le=2**22)] | None = None
     num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=2**12)] | None = None
-    num_attention_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
-    num_key_value_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
-    head_dim: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    num_attention_heads: PerHead | None = None
+    num_key_value_heads: PerHead | None = None
+    head_dim: PerHead | None = None
     max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
     rms_norm_eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
     rope_theta: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    linear_num_key_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
-    linear_num_value_heads: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
-    linear_key_head_dim: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
-    linear_value_head_dim: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    linear_num_key_heads: PerHead | None = None
+    linear_num_value_heads: PerHead | None = None
+    linear_key_head_dim: PerHead | None = None
+    linear_value_head_dim: PerHead | None = None
     linear_conv_kernel_dim: Annotated[int, msgspec.Meta(ge=2, le=2**8)] | None = None
     full_attention_interval: Annotated[int, msgspec.Meta(ge=1, le=2**12)] | None = None
     sliding_window: Annotated[int, msgspec.Meta(ge=0, le=2**31)] | None = None
