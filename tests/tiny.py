@@ -109,6 +109,31 @@ GEMMA3 = _family(
     rope_scaling={"rope_type": "linear", "factor": 8.0},
     tie_word_embeddings=True,
 )
+_GEMMA4 = {"head_dim": 16, "global_head_dim": 32, "sliding_window": 9, "hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA4 |= {"tie_word_embeddings": True, "pad_token_id": 0}
+_ALTERNATING = ["sliding_attention", "full_attention"]
+# The last two of six layers share keys and values, and have wider MLPs.
+GEMMA4 = _family(
+    "gemma4_text",
+    **_GEMMA4,
+    num_hidden_layers=6,
+    layer_types=_ALTERNATING * 3,
+    num_kv_shared_layers=2,
+    use_double_wide_mlp=True,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=VOCAB,
+    final_logit_softcapping=4.0,
+)
+# Keys are values in layers without a window, which have fewer of them.
+GEMMA4_UNIFIED = _family(
+    "gemma4_unified_text",
+    **_GEMMA4,
+    num_hidden_layers=4,
+    layer_types=_ALTERNATING * 2,
+    attention_k_eq_v=True,
+    num_global_key_value_heads=1,
+    attention_bias=True,
+)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0}
 OLMO3 = _family(
     "olmo3", num_hidden_layers=4, head_dim=16, sliding_window=9, rope_theta=5e5, rope_scaling=YARN, attention_bias=True
@@ -156,6 +181,9 @@ MISTRAL3 = _wrapper("mistral3", MINISTRAL3, "pixtral", image_token_index=10, tie
 QWEN3_5_WRAPPED = {"model_type": "qwen3_5", "text_config": QWEN3_5}
 QWEN3_5_WRAPPED["vision_config"] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
 QWEN3_5_WRAPPED["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
+_AUDIO = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+GEMMA4_WRAPPED = _wrapper("gemma4", GEMMA4, "gemma4_vision", audio_config=None)
+GEMMA4_UNIFIED_WRAPPED = {"model_type": "gemma4_unified", "text_config": GEMMA4_UNIFIED}
 CONFIGS = LLAMAS | {
     "qwen2": QWEN2,
     "qwen2_window": QWEN2_WINDOW,
@@ -167,6 +195,8 @@ CONFIGS = LLAMAS | {
     "olmo2": OLMO2,
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,
+    "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4_UNIFIED,
     "olmo3": OLMO3,
     "ministral3": MINISTRAL3,
     "phi3": PHI3,
@@ -174,12 +204,18 @@ CONFIGS = LLAMAS | {
     "granite4": GRANITE4,
     "granite4_nope": GRANITE4_NOPE,
 }
-WRAPPERS = {"gemma3": GEMMA3_WRAPPED, "mistral3": MISTRAL3, "qwen3_5": QWEN3_5_WRAPPED}
+WRAPPERS = {
+    "gemma4": GEMMA4_WRAPPED,
+    "gemma4_unified": GEMMA4_UNIFIED_WRAPPED,
+    "gemma3": GEMMA3_WRAPPED,
+    "mistral3": MISTRAL3,
+    "qwen3_5": QWEN3_5_WRAPPED,
+}
 
 
 def whole_spec(config: DecoderConfig, rank: int, alpha: float) -> LoraSpec:
     """An adapter on every projection that a decoder has."""
-    return LoraSpec(rank, alpha, 0.0, tuple(path.split(".")[-1] for path in projection_shapes(config)))
+    return LoraSpec(rank, alpha, 0.0, tuple(dict.fromkeys(path.split(".")[-1] for path in projection_shapes(config))))
 
 
 def tensor_shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -224,8 +260,8 @@ def random_tensors(fields: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         noise = random.standard_normal(shape)
         if name.endswith(".bias"):
             return 0.3 * noise
-        if "norm" in name:
-            centred = fields["model_type"].startswith(("gemma", "qwen3_5")) and "linear_attn" not in name
+        if "norm" in name or "layer_scalar" in name:
+            centred = fields["model_type"].startswith(("gemma2", "gemma3", "qwen3_5")) and "linear_attn" not in name
             return 0.3 * noise if centred else 1 + 0.3 * noise
         return noise if "embed_tokens" in name else noise * shape[-1] ** -0.5
 

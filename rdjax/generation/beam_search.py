@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rdjax.generation.options import Decoding, is_end
-from rdjax.models.decoder import Cache, map_states
+from rdjax.models.decoder import Cache, map_pasts
 
 NEVER = -1e9  # the score of an unused beam; finite, as in transformers, so that differences of scores stay numbers
 
@@ -113,6 +113,5 @@ def _reorder(cache: Cache, parents_BW: jax.Array) -> Cache:
 
 
 def _on_rows(change: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
-    """Applies `change` (array, axis of rows) to all keys and values [.., K, B, S, H], and to all states."""
-    keys_values = jax.tree.map(lambda x: change(x, -3), (cache.k_LKBSH, cache.v_LKBSH))
-    return Cache(*keys_values, cache.index, map_states(change, cache.states))
+    """Applies `change` (array, axis of rows) to all that the cache holds of tokens."""
+    return cache._replace(pasts=map_pasts(change, cache.pasts))

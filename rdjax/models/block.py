@@ -1,4 +1,4 @@
-"""Defines a block of the decoder: attention and MLP, each with its norms and its residual sum."""
+"""Defines a block of the decoder: attention and MLP, each with its norms and its residual sum, and what some add."""
 
 import functools
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rdjax.models.attention import RowPrefix, Scoring, attention, heads_first, rows_first
-from rdjax.models.config import MIXERS, DecoderConfig
+from rdjax.models.config import MIXERS, MLPS, PARTS, SHARING, DecoderConfig, LayerKind
 from rdjax.models.delta_net import DeltaState, GatedDeltaNet
 from rdjax.models.linear import Dropout, Linear, Lora, layer_loras
-from rdjax.models.norm import RMSNorm
+from rdjax.models.norm import RMSNorm, normalise
 from rdjax.models.packing import Packing, causal_attention
 from rdjax.models.rotary import Angles, rotate, rotate_queries
 from rdjax.models.rows import multiply
@@ -63,6 +63,7 @@ class LayerInputs(NamedTuple):
     Attributes:
       params: of the parts of the block that the layer has.
       kind: index into `DecoderConfig.kinds`; None where there is only one, or where the caller knows it.
+      embedding_BTO: what the layer's embeddings have for the tokens; None: there are none.
       adapter: {projection: {"a": [in, R], "b": [R, out]}}.
       dropout_key: of the layer.
       prefix: of tokens before all rows: keys and values [K, C, H], or a state without an axis of rows.
@@ -71,49 +72,80 @@ class LayerInputs(NamedTuple):
 
     params: Any
     kind: jax.Array | None
+    embedding_BTO: jax.Array | None
     adapter: dict[str, dict[str, jax.Array]] | None
     dropout_key: jax.Array | None
     prefix: Past | None
     cache: Past | None
 
 
+class Shared(NamedTuple):
+    """Holds the keys and values of one layer that later layers attend to.
+
+    Attributes:
+      keys_values: [K, B, S, H], all that its tokens can attend to but the prefix.
+      prefix: keys and values [K, C, H]; None: there is no prefix.
+    """
+
+    keys_values: KeysValues
+    prefix: KeysValues | None
+
+
 class Attention(nnx.Module):
     """Computes attention; its kernels, like those of all parts of a block, are stacked over layers."""
 
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
-        layers = len(c.layers_of("self_attn"))
+    def __init__(self, c: DecoderConfig, mixer: str, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
+        """
+        Args:
+          mixer: one of `config.MIXERS`. One of `config.SHARING` has no keys and values of its own.
+        """
+        layers, sizes = len(c.layers_of(mixer)), c.attention_sizes(mixer)
 
         def linear(rows: int, columns: int, bias: bool) -> Linear:
             return Linear((layers, rows, columns), dtype, bias=bias, int8=int8, rngs=rngs)
 
         def norm(heads: int) -> RMSNorm:
-            width = c.head_width * (heads if c.qk_norm == "whole" else 1)
+            width = sizes.head_width * (heads if c.qk_norm == "whole" else 1)
             return RMSNorm((layers, width), dtype, c.norm_epsilon, c.norm)
 
-        self.q_proj = linear(c.width, c.heads * c.head_width * (2 if c.attention_gate else 1), c.qkv_bias)
-        self.k_proj = linear(c.width, c.kv_heads * c.head_width, c.qkv_bias)
-        self.v_proj = linear(c.width, c.kv_heads * c.head_width, c.qkv_bias)
-        self.o_proj = linear(c.heads * c.head_width, c.width, c.o_bias)
+        shares = mixer in SHARING
+        self.q_proj = linear(c.width, c.heads * sizes.head_width * (2 if c.attention_gate else 1), c.qkv_bias)
+        if not shares:
+            self.k_proj = linear(c.width, sizes.kv_heads * sizes.head_width, c.qkv_bias)
+        if not shares and not sizes.keys_as_values:
+            self.v_proj = linear(c.width, sizes.kv_heads * sizes.head_width, c.qkv_bias)
+        self.o_proj = linear(c.heads * sizes.head_width, c.width, c.o_bias)
         if c.qk_norm:
-            self.q_norm, self.k_norm = norm(c.heads), norm(c.kv_heads)
-        self.config, self.mesh = c, mesh
+            self.q_norm = norm(c.heads)
+        if c.qk_norm and not shares:
+            self.k_norm = norm(sizes.kv_heads)
+        self.config, self.sizes, self.mesh = c, sizes, mesh
 
     def __call__(
-        self, x_BTD: jax.Array, loras: dict[str, Lora], shared: PassInputs, layer: LayerInputs, kind: int | jax.Array
+        self,
+        x_BTD: jax.Array,
+        loras: dict[str, Lora],
+        shared: PassInputs,
+        layer: LayerInputs,
+        kind: int | jax.Array,
+        source: Shared | None = None,
     ) -> tuple[jax.Array, KeysValues]:
-        """Returns the mixed values [B, T, N * H], and the layer's keys and values [K, B, S, H] with the new ones."""
-        q_BTNH, gate_BTNH = self._queries(x_BTD, loras)
-        k_BTKH = self._heads("k", x_BTD, loras)
-        v_BTKH = self._heads("v", x_BTD, loras)
+        """Returns the mixed values [B, T, N * H], and the layer's keys and values [K, B, S, H] with the new ones.
 
-        def attend(kind: int, q_BTNH: jax.Array, k_BTKH: jax.Array) -> tuple[jax.Array, KeysValues]:
-            return self._attend(kind, q_BTNH, k_BTKH, v_BTKH, shared, layer)
+        Args:
+          source: the keys and values of another layer, if this one has none of its own.
+        """
+        q_BTNH, gate_BTNH = self._queries(x_BTD, loras)
+        new = None if source is not None else self._keys_values(x_BTD, loras)
+
+        def attend(kind: int, q_BTNH: jax.Array, new: KeysValues | None) -> tuple[jax.Array, KeysValues]:
+            return self._attend(kind, q_BTNH, new, shared, layer, source)
 
         if isinstance(kind, int):
-            mixed_BTNH, keys_values = attend(kind, q_BTNH, k_BTKH)
+            mixed_BTNH, keys_values = attend(kind, q_BTNH, new)
         else:
             branches = [functools.partial(attend, number) for number in range(len(shared.kinds))]
-            mixed_BTNH, keys_values = jax.lax.switch(kind, branches, q_BTNH, k_BTKH)
+            mixed_BTNH, keys_values = jax.lax.switch(kind, branches, q_BTNH, new)
         if gate_BTNH is not None:
             mixed_BTNH = mixed_BTNH * jax.nn.sigmoid(gate_BTNH)
         return mixed_BTNH.reshape(*x_BTD.shape[:2], -1), keys_values
@@ -121,10 +153,19 @@ class Attention(nnx.Module):
     def _queries(self, x_BTD: jax.Array, loras: dict[str, Lora]) -> tuple[jax.Array, jax.Array | None]:
         """Returns the queries, and the gates where the config has them: each head's behind its query."""
         if not self.config.attention_gate:
-            return self._heads("q", x_BTD, loras), None
+            return self._normed_heads("q", self._project("q", x_BTD, loras)), None
         both_BTX = self._project("q", x_BTD, loras)
         q_BTNH, gate_BTNH = jnp.split(both_BTX.reshape(*x_BTD.shape[:2], self.config.heads, -1), 2, axis=-1)
         return self.q_norm(q_BTNH) if self.config.qk_norm == "head" else q_BTNH, gate_BTNH
+
+    def _keys_values(self, x_BTD: jax.Array, loras: dict[str, Lora]) -> KeysValues:
+        """Returns keys, not yet rotated, and values, [B, T, K, H]."""
+        k_BTD = self._project("k", x_BTD, loras)
+        v_BTD = k_BTD if self.sizes.keys_as_values else self._project("v", x_BTD, loras)
+        v_BTKH = self._by_heads(v_BTD)
+        if self.config.value_norm:
+            v_BTKH = normalise(v_BTKH, self.config.norm_epsilon).astype(x_BTD.dtype)
+        return self._normed_heads("k", k_BTD), v_BTKH
 
     def _project(self, name: str, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
         """Returns queries, keys or values of all heads."""
@@ -134,58 +175,80 @@ class Attention(nnx.Module):
             y_BTD = jax.lax.optimization_barrier(y_BTD)
         return y_BTD
 
-    def _heads(self, name: str, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
-        """Returns queries, keys or values by heads, normed where the config says so."""
-        y_BTD = self._project(name, x_BTD, loras)
-        norm = getattr(self, f"{name}_norm", None)
-        if norm is not None and self.config.qk_norm == "whole":
+    def _by_heads(self, y_BTD: jax.Array) -> jax.Array:
+        """Splits queries, keys or values into heads."""
+        return y_BTD.reshape(*y_BTD.shape[:2], -1, self.sizes.head_width)
+
+    def _normed_heads(self, name: str, y_BTD: jax.Array) -> jax.Array:
+        """Returns queries or keys by heads, normed where the config says so."""
+        kind, norm = self.config.qk_norm, getattr(self, f"{name}_norm", None)
+        if kind == "whole":
             y_BTD = norm(y_BTD)
-        y_BTNH = y_BTD.reshape(*x_BTD.shape[:2], -1, self.config.head_width)
-        return norm(y_BTNH) if norm is not None and self.config.qk_norm == "head" else y_BTNH
+        y_BTNH = self._by_heads(y_BTD)
+        return norm(y_BTNH) if kind == "head" else y_BTNH
 
     def _attend(
         self,
         kind: int,
         q_BTNH: jax.Array,
-        k_BTKH: jax.Array,
-        v_BTKH: jax.Array,
+        new: KeysValues | None,
         shared: PassInputs,
         layer: LayerInputs,
+        source: Shared | None,
     ) -> tuple[jax.Array, KeysValues]:
         """Computes attention as one kind of layer does; returns [B, T, N, H] and all keys and values."""
-        c, inputs = self.config, shared.kinds[kind]
-        scale = c.head_width**-0.5 if c.score_scale is None else c.score_scale
+        c, sizes, inputs = self.config, self.sizes, shared.kinds[kind]
+        scale = sizes.head_width**-0.5 if c.score_scale is None else c.score_scale
         scoring = Scoring(scale, c.score_softcap, c.kinds[kind].window)
         if inputs.angles is not None:
-            interleaved = c.kinds[kind].rope.interleaved
-            q_BTNH = rotate_queries(q_BTNH, inputs.angles, interleaved)
-            k_BTKH = rotate(k_BTKH, inputs.angles, interleaved)
+            q_BTNH = rotate_queries(q_BTNH, inputs.angles, c.kinds[kind].rope.interleaved)
+        if source is None:
+            new, keys_values = self._remember(kind, new, shared, layer)
+            prefix = layer.prefix
+        else:
+            keys_values, prefix = source
+            new = tuple(x_KBSH.transpose(1, 2, 0, 3) for x_KBSH in keys_values)
+        prefix = None if prefix is None else RowPrefix(*(x_KCH[:, None] for x_KCH in prefix))
+        if inputs.mask_BTS is None:
+            mixed_BTNH = causal_attention(q_BTNH, *new, prefix, shared.packing, scoring, self.mesh)
+        else:
+            q_KBTGH = heads_first(q_BTNH, sizes.kv_heads)
+            mixed_KBTGH = attention(q_KBTGH, *keys_values, inputs.mask_BTS, scoring, prefix, inputs.prefix_mask_BTC)
+            mixed_BTNH = rows_first(mixed_KBTGH)
+        return mixed_BTNH, keys_values
+
+    def _remember(
+        self, kind: int, new: KeysValues, shared: PassInputs, layer: LayerInputs
+    ) -> tuple[KeysValues, KeysValues]:
+        """Rotates new keys; returns them and their values, and both behind what the cache has, [K, B, S, H]."""
+        (k_BTKH, v_BTKH), inputs = new, shared.kinds[kind]
+        if inputs.angles is not None:
+            k_BTKH = rotate(k_BTKH, inputs.angles, self.config.kinds[kind].rope.interleaved)
         keys_values = heads_first(k_BTKH)[:, :, :, 0], heads_first(v_BTKH)[:, :, :, 0]
         if layer.cache is not None:
             keys_values = tuple(
                 jax.lax.dynamic_update_slice_in_dim(x_KBSH, new_KBTH.astype(x_KBSH.dtype), shared.cache_index, axis=2)
                 for x_KBSH, new_KBTH in zip(layer.cache, keys_values, strict=True)
             )
-        prefix = None if layer.prefix is None else RowPrefix(*(x_KCH[:, None] for x_KCH in layer.prefix))
-        if inputs.mask_BTS is None:
-            mixed_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, prefix, shared.packing, scoring, self.mesh)
-        else:
-            q_KBTGH = heads_first(q_BTNH, c.kv_heads)
-            mixed_KBTGH = attention(q_KBTGH, *keys_values, inputs.mask_BTS, scoring, prefix, inputs.prefix_mask_BTC)
-            mixed_BTNH = rows_first(mixed_KBTGH)
-        return mixed_BTNH, keys_values
+        return (k_BTKH, v_BTKH), keys_values
 
 
 class MLP(nnx.Module):
     """Computes a gated feed-forward layer (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
-        def linear(rows: int, columns: int) -> Linear:
-            return Linear((c.layers, rows, columns), dtype, bias=c.mlp_bias, int8=int8, rngs=rngs)
+    def __init__(self, c: DecoderConfig, part: str, dtype, int8: bool, rngs: nnx.Rngs):
+        """
+        Args:
+          part: one of `config.MLPS`.
+        """
+        width = c.shared_feed_forward if part == "shared_mlp" and c.shared_feed_forward else c.feed_forward
 
-        self.gate_proj = linear(c.width, c.feed_forward)
-        self.up_proj = linear(c.width, c.feed_forward)
-        self.down_proj = linear(c.feed_forward, c.width)
+        def linear(rows: int, columns: int) -> Linear:
+            return Linear((len(c.layers_of(part)), rows, columns), dtype, bias=c.mlp_bias, int8=int8, rngs=rngs)
+
+        self.gate_proj = linear(c.width, width)
+        self.up_proj = linear(c.width, width)
+        self.down_proj = linear(width, c.width)
         self.activation = c.activation
 
     def __call__(self, x_BTD: jax.Array, loras: dict[str, Lora]) -> jax.Array:
@@ -193,29 +256,52 @@ class MLP(nnx.Module):
         return self.down_proj(gate_BTF * self.up_proj(x_BTD, loras.get("up_proj")), loras.get("down_proj"))
 
 
+class LayerEmbedding(nnx.Module):
+    """Adds what a layer's embeddings have for the tokens, through a gate that reads the hidden states (Gemma 4)."""
+
+    def __init__(self, c: DecoderConfig, dtype, int8: bool, rngs: nnx.Rngs):
+        width = c.layer_embeddings.width
+        self.gate = Linear((c.layers, c.width, width), dtype, int8=int8, rngs=rngs)
+        self.projection = Linear((c.layers, width, c.width), dtype, int8=int8, rngs=rngs)
+        self.norm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon, c.norm)
+        self.activation = c.activation
+
+    def __call__(self, x_BTD: jax.Array, embedding_BTO: jax.Array) -> jax.Array:
+        gate_BTO = ACTIVATIONS[self.activation](self.gate(x_BTD))
+        return x_BTD + self.norm(self.projection(gate_BTO * embedding_BTO))
+
+
 class Block(nnx.Module):
     """Computes one layer. Holds the parameters of all, stacked; they are sliced before a call.
 
-    Where layers mix tokens in different ways, a part's parameters are stacked over the layers that have it, and a call
-    needs a block with the parts of one layer alone (`only`).
+    Where layers differ in their parts, a part's parameters are stacked over the layers that have it, and a call needs a
+    block with the parts of one layer alone (`only`).
     """
 
     def __init__(self, c: DecoderConfig, dtype, int8: bool, mesh: Mesh | None, rngs: nnx.Rngs):
         def norm() -> RMSNorm:
             return RMSNorm((c.layers, c.width), dtype, c.norm_epsilon, c.norm)
 
-        self.self_attn = Attention(c, dtype, int8, mesh, rngs)
-        if c.delta_net is not None:
-            self.linear_attn = GatedDeltaNet(c, dtype, int8, rngs)
-        self.mlp = MLP(c, dtype, int8, rngs)
+        for part in c.parts:
+            if part in MLPS:
+                module = MLP(c, part, dtype, int8, rngs)
+            elif part == "linear_attn":
+                module = GatedDeltaNet(c, dtype, int8, rngs)
+            else:
+                module = Attention(c, part, dtype, int8, mesh, rngs)
+            setattr(self, part, module)
         if c.norms in ("before", "both"):
             self.attention_norm, self.mlp_norm = norm(), norm()
         if c.norms in ("after", "both"):
             self.attention_out_norm, self.mlp_out_norm = norm(), norm()
+        if c.layer_embeddings is not None:
+            self.layer_embedding = LayerEmbedding(c, dtype, int8, rngs)
+        if c.layer_scale:
+            self.scale = nnx.Param(jnp.ones((c.layers, 1), dtype))
         # In the order of definition, on which random numbers depend; `nnx.merge` sorts attributes by name.
         self.projections = tuple(
             f"{part}.{name}"
-            for part in (*(mixer for mixer in MIXERS if hasattr(self, mixer)), "mlp")
+            for part in c.parts
             for name, module in vars(getattr(self, part)).items()
             if isinstance(module, Linear)
         )
@@ -228,30 +314,41 @@ class Block(nnx.Module):
         layer: LayerInputs,
         kind: int | jax.Array,
         at_BP: jax.Array | None = None,
+        source: Shared | None = None,
     ) -> tuple[jax.Array, Past]:
-        """Returns the output, of all tokens or of those at `at_BP`, and what the layer keeps of the tokens."""
+        """Returns the output, of all tokens or of those at `at_BP`, and what the layer keeps of the tokens.
+
+        Args:
+          source: the keys and values of another layer, if this one has none of its own.
+        """
         dropout = None if shared.dropout is None else shared.dropout._replace(key=layer.dropout_key)
         loras = layer_loras(layer.adapter, dropout, self.projections)
         normed_BTD = self._norm("attention_norm", x_BTD)
-        if hasattr(self, "self_attn"):
-            mixed_BTD, past = self.self_attn(normed_BTD, loras, shared, layer, kind)
-            out, name = self.self_attn.o_proj, "o_proj"
+        mixer, mlp = (next(getattr(self, part) for part in parts if hasattr(self, part)) for parts in (MIXERS, MLPS))
+        if isinstance(mixer, Attention):
+            mixed_BTD, past = mixer(normed_BTD, loras, shared, layer, kind, source)
+            out, name = mixer.o_proj, "o_proj"
         else:
             before = layer.cache if layer.cache is not None else _one_row(layer.prefix)
-            mixed_BTD, past = self.linear_attn(normed_BTD, loras, before, shared.packing, shared.padding_B)
-            out, name = self.linear_attn.out_proj, "out_proj"
+            mixed_BTD, past = mixer(normed_BTD, loras, before, shared.packing, shared.padding_B)
+            out, name = mixer.out_proj, "out_proj"
+        embedding_BTO = layer.embedding_BTO
         if at_BP is not None:  # no later layer reads the other tokens
             x_BTD, mixed_BTD, loras = self._take(at_BP, x_BTD, mixed_BTD, loras)
+            embedding_BTO = None if embedding_BTO is None else gather_positions(embedding_BTO, at_BP)
         x_BTD = self._add(x_BTD, self._norm("attention_out_norm", out(mixed_BTD, loras.get(name))))
-        fed_BTD = self.mlp(self._norm("mlp_norm", x_BTD), loras)
-        return self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD)), past
+        fed_BTD = mlp(self._norm("mlp_norm", x_BTD), loras)
+        x_BTD = self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD))
+        if embedding_BTO is not None:
+            x_BTD = self.layer_embedding(x_BTD, embedding_BTO)
+        return x_BTD * self.scale[...] if self.config.layer_scale else x_BTD, past
 
-    def only(self, mixer: str) -> "Block":
-        """Returns a block whose tokens are mixed by this one of `MIXERS` alone."""
+    def only(self, kind: LayerKind) -> "Block":
+        """Returns a block with the parts of this kind of layer alone."""
         block = nnx.clone(self)
-        for other in MIXERS:
-            if other != mixer and hasattr(block, other):
-                delattr(block, other)
+        for part in PARTS:
+            if part not in kind.parts and hasattr(block, part):
+                delattr(block, part)
         return block
 
     def _norm(self, name: str, x_BTD: jax.Array) -> jax.Array:

@@ -23,7 +23,27 @@ class RopeConfig:
     query_period: int = 1
 
 
-MIXERS = ("self_attn", "linear_attn")  # parts of a block that mix tokens; a layer has one of them
+# Parts of a block that mix tokens, of which a layer has one: attention, attention of other sizes (`global_attention`),
+# and a gated delta net (`models.delta_net`). Those that share compute no keys and values: they attend to those of the
+# last layer before them that has the part named here.
+SHARING = {"shared_self_attn": "self_attn", "shared_global_attn": "global_attn"}
+MIXERS = ("self_attn", "global_attn", *SHARING, "linear_attn")
+MLPS = ("mlp", "shared_mlp")  # of which a layer has one; the second in layers that share keys and values
+PARTS = (*MIXERS, *MLPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSizes:
+    """Describes what the attentions of a decoder differ in.
+
+    Attributes:
+      kv_heads, head_width: sizes.
+      keys_as_values: values are the projected keys, before they are normed and rotated.
+    """
+
+    kv_heads: int
+    head_width: int
+    keys_as_values: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +53,17 @@ class LayerKind:
     Attributes:
       rope: rotary positions; None: queries and keys are not rotated.
       window: number of tokens that a token attends to, the last of which is itself; None: all up to itself.
-      mixer: one of `MIXERS`: attention, or a gated delta net (`models.delta_net`).
+      mixer: one of `MIXERS`.
     """
 
     rope: RopeConfig | None = None
     window: int | None = None
     mixer: str = "self_attn"
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Returns those of `PARTS` that the layer has: what mixes its tokens, and its MLP."""
+        return self.mixer, MLPS[self.mixer in SHARING]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +99,18 @@ class DeltaNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerEmbeddings:
+    """Describes embeddings of tokens that each layer adds: per-layer embeddings (Gemma 4).
+
+    Attributes:
+      vocab, width: of the table, which has this width for each layer.
+    """
+
+    vocab: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Describes a decoder (shape letters in `rdjax/__init__.py`). The defaults are Llama's.
 
@@ -92,6 +129,11 @@ class DecoderConfig:
       qk_norm: norms of queries and keys before they are rotated: "", of each "head", or of the "whole" projection.
       attention_gate: the query projection has a gate behind each head's query; what the head mixes is multiplied by
         the sigmoid of its gate.
+      value_norm: values are normed, without a weight.
+      global_attention: sizes of the mixer "global_attn"; None: no layer has it.
+      shared_feed_forward: the MLP's size in layers that share keys and values; None: feed_forward.
+      layer_embeddings: embeddings that each layer adds; None: there are none.
+      layer_scale: a layer's output is multiplied by a number of its own.
       score_scale: multiplies attention scores; None: head_width ** -0.5.
       score_softcap, logit_softcap: c in c * tanh(x / c), of attention scores and of logits; None: no cap.
       embedding_scale, residual_scale, logit_scale: multiply embeddings, the output of attention and MLP, and logits.
@@ -119,6 +161,11 @@ class DecoderConfig:
     norms: str = "before"
     qk_norm: str = ""
     attention_gate: bool = False
+    value_norm: bool = False
+    global_attention: AttentionSizes | None = None
+    shared_feed_forward: int | None = None
+    layer_embeddings: LayerEmbeddings | None = None
+    layer_scale: bool = False
     score_scale: float | None = None
     score_softcap: float | None = None
     logit_softcap: float | None = None
@@ -145,7 +192,22 @@ class DecoderConfig:
     @property
     def mixers(self) -> tuple[str, ...]:
         """Returns those of `MIXERS` that layers have."""
-        return tuple(mixer for mixer in MIXERS if any(kind.mixer == mixer for kind in self.kinds))
+        return tuple(part for part in self.parts if part in MIXERS)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Returns those of `PARTS` that layers have."""
+        return tuple(part for part in PARTS if any(part in kind.parts for kind in self.kinds))
+
+    @property
+    def shares(self) -> bool:
+        """Tells whether layers share keys and values."""
+        return any(mixer in SHARING for mixer in self.mixers)
+
+    def between(self, begin: int, end: int) -> "DecoderConfig":
+        """Returns the config of the layers from `begin` to before `end` alone."""
+        pattern = tuple(self.kind_of(layer) for layer in range(begin, end))
+        return dataclasses.replace(self, layers=end - begin, pattern=pattern)
 
     def kind_of(self, layer: int) -> LayerKind:
         """Returns the kind of a layer."""
@@ -154,4 +216,10 @@ class DecoderConfig:
     def layers_of(self, path: str) -> tuple[int, ...]:
         """Returns the layers that have a parameter, a projection or a part of a block ("self_attn.q_proj")."""
         part = path.removeprefix("layers.").split(".")[0]
-        return tuple(layer for layer in range(self.layers) if part not in MIXERS or self.kind_of(layer).mixer == part)
+        return tuple(layer for layer in range(self.layers) if part not in PARTS or part in self.kind_of(layer).parts)
+
+    def attention_sizes(self, mixer: str) -> AttentionSizes:
+        """Returns the sizes of an attention; one that shares has those of the other."""
+        if SHARING.get(mixer, mixer) == "global_attn":
+            return self.global_attention
+        return AttentionSizes(self.kv_heads, self.head_width)

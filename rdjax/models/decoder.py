@@ -21,47 +21,37 @@ from rdjax.models.block import (
     LayerInputs,
     PassInputs,
     Past,
+    Shared,
     gather_positions,
     on_mesh,
 )
-from rdjax.models.config import MIXERS, DecoderConfig
+from rdjax.models.config import SHARING, AttentionSizes, DecoderConfig
 from rdjax.models.delta_net import DeltaState, empty_state
 from rdjax.models.layers import is_unstacked
 from rdjax.models.linear import Dropout, Linear
 from rdjax.models.norm import RMSNorm
 from rdjax.models.packing import Packing
 from rdjax.models.rotary import rope_angles
+from rdjax.models.rows import multiply
 from rdjax.models.run_layers import parts_of, run_layers
 from rdjax.parallel.mesh import cache_sharding, rows_spec
 
 
 class Cache(NamedTuple):
-    """Holds keys and values of all layers with attention. New tokens are written from slot `index` on in every row.
-
-    Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
+    """Holds what layers keep of the tokens so far. New tokens are written from slot `index` on in every row.
 
     Attributes:
-      states: of all layers with a delta net, stacked likewise; None: there are none.
+      pasts: by mixer, of all layers that have it: of attention keys and values [L, K, B, S, H], of delta nets their
+        states. Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
     """
 
-    k_LKBSH: jax.Array | list[jax.Array]
-    v_LKBSH: jax.Array | list[jax.Array]
+    pasts: dict[str, Past]
     index: jax.Array
-    states: DeltaState | None = None
 
 
-class Prefix(NamedTuple):
-    """Holds keys and values of tokens that all sequences begin with, from `Decoder.read_prefix`.
-
-    Where layers are unstacked (`models.layers`), lists of L arrays take the place of stacked ones.
-
-    Attributes:
-      states: as in `Cache`, without an axis of rows.
-    """
-
-    k_LKCH: jax.Array | list[jax.Array]
-    v_LKCH: jax.Array | list[jax.Array]
-    states: DeltaState | None = None
+# What layers keep of tokens that all sequences begin with, from `Decoder.read_prefix`: as `Cache.pasts`, without an axis
+# of rows.
+Prefix = dict[str, Past]
 
 
 class Output(NamedTuple):
@@ -92,6 +82,29 @@ class Head(NamedTuple):
     softcap: float | None = None
 
 
+class LayerEmbeddingTable(nnx.Module):
+    """Computes the embeddings that each layer adds: of the token, and of its embedding (Gemma 4)."""
+
+    def __init__(self, c: DecoderConfig, dtype, rngs: nnx.Rngs):
+        sizes = c.layer_embeddings
+        width = c.layers * sizes.width
+        self.table = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (sizes.vocab, width), dtype))
+        self.projection = Linear((c.width, width), dtype, rngs=rngs)
+        self.norm = RMSNorm((sizes.width,), dtype, c.norm_epsilon, c.norm)
+        self.width = sizes.width
+
+    def __call__(self, tokens_BT: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        """Returns the embeddings of all layers, [L, B, T, O]."""
+
+        def by_layer(y: jax.Array) -> jax.Array:
+            return jnp.moveaxis(y.reshape(*tokens_BT.shape, -1, self.width), 2, 0)
+
+        rows = jnp.take(self.table[...], tokens_BT, axis=0)
+        own_LBTO = by_layer(rows * jnp.asarray(self.width**0.5, rows.dtype))
+        projected_LBTO = by_layer(multiply(self.projection(x_BTD), x_BTD.shape[-1] ** -0.5))
+        return multiply(self.norm(projected_LBTO) + own_LBTO, 2**-0.5)
+
+
 class Decoder(nnx.Module):
     """Maps tokens to hidden states, as its config says.
 
@@ -115,6 +128,8 @@ class Decoder(nnx.Module):
         self.config, self.mesh = config, mesh
         self.embed_tokens = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.vocab, config.width), dtype))
         self.layers = Block(config, dtype, int8, mesh, rngs)
+        if config.layer_embeddings is not None:
+            self.layer_embeddings = LayerEmbeddingTable(config, dtype, rngs)
         self.norm = RMSNorm((config.width,), dtype, config.norm_epsilon, config.norm)
         if not config.tied_embeddings:
             self.lm_head = Linear((config.width, config.vocab), dtype, rngs=rngs)
@@ -157,8 +172,8 @@ class Decoder(nnx.Module):
             except the products of its projections.
           keep_cache: return keys and values even if no cache is given.
         """
-        mixers = self.config.mixers
-        graphs = {mixer: nnx.split(self.layers.only(mixer) if len(mixers) > 1 else self.layers)[0] for mixer in mixers}
+        c, alike = self.config, len({kind.parts for kind in self.config.kinds}) == 1
+        graphs = [nnx.split(self.layers if alike else self.layers.only(kind))[0] for kind in c.kinds]
         params = nnx.to_pure_dict(nnx.split(self.layers)[1])
         if padding_B is not None and cache is not None:
             padding_B = jnp.clip(padding_B - cache.index, 0, tokens_BT.shape[1])
@@ -171,19 +186,21 @@ class Decoder(nnx.Module):
         )
         keeps_cache = keep_cache or cache is not None
 
-        def run_block(x_BTD, layer: LayerInputs, kind: int | jax.Array, at_BP=None):
+        def run_block(x_BTD, layer: LayerInputs, kind: int | jax.Array, at_BP=None, source: Shared | None = None):
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
-            graph = graphs[self.config.kinds[kind].mixer if len(mixers) > 1 else mixers[0]]
-            x_BTD, past = nnx.merge(graph, layer.params)(x_BTD, shared, layer, kind, at_BP)
-            return on_mesh(x_BTD, self.mesh), (inputs_BQD, past if keeps_cache else None)
+            block = nnx.merge(graphs[0 if alike else kind], layer.params)
+            x_BTD, past = block(x_BTD, shared, layer, kind, at_BP, source)
+            keeps = source is None and (keeps_cache or c.shares)
+            return on_mesh(x_BTD, self.mesh), (inputs_BQD, past if keeps else None)
 
-        keys = None if dropout is None else jax.random.split(dropout.key, self.config.layers)
-        parts = parts_of(self.config, params, adapter, keys, _pasts(prefix), _pasts(cache))
+        keys = None if dropout is None else jax.random.split(dropout.key, c.layers)
         x_BTD = on_mesh(self._embed(tokens_BT), self.mesh)
-        ran = run_layers(self.config, run_block, x_BTD, parts, final_at_BP, remat)
+        embeddings = self.layer_embeddings(tokens_BT, x_BTD) if c.layer_embeddings is not None else None
+        pasts = None if cache is None else cache.pasts
+        parts = parts_of(c, params, LayerInputs(None, None, embeddings, adapter, keys, prefix, pasts))
+        ran = run_layers(c, run_block, x_BTD, parts, final_at_BP, remat)
         if keeps_cache:
-            index = (0 if cache is None else cache.index) + tokens_BT.shape[1]
-            cache = Cache(*ran.pasts["self_attn"], index, ran.pasts.get("linear_attn"))
+            cache = Cache(ran.pasts, (0 if cache is None else cache.index) + tokens_BT.shape[1])
         return Output(self.norm(ran.x_BPD), ran.inputs_LBQD, cache)
 
     def _kind_inputs(
@@ -199,7 +216,7 @@ class Decoder(nnx.Module):
                 keys_BS = _key_positions(positions_BT, mask_BTS.shape[-1], cache)
                 inputs = inputs._replace(mask_BTS=mask_BTS & _in_window(positions_BT, keys_BS, kind.window))
                 if prefix is not None:
-                    C = jax.tree.leaves(prefix)[0].shape[-2]
+                    C = jax.tree.leaves(prefix[SHARING.get(kind.mixer, kind.mixer)])[0].shape[-2]
                     inputs = inputs._replace(prefix_mask_BTC=_in_window(positions_BT, jnp.arange(C)[None], kind.window))
             all_kinds.append(inputs)
         return tuple(all_kinds)
@@ -207,35 +224,32 @@ class Decoder(nnx.Module):
     def read_prefix(self, prefix_C: jax.Array, adapter: dict | None) -> Prefix:
         """Returns the keys and values of tokens that many sequences begin with."""
         cache = self(prefix_C[None], jnp.arange(prefix_C.shape[0])[None], adapter=adapter, keep_cache=True).cache
-        keys_values = jax.tree.map(lambda x: jnp.squeeze(x, -3), (cache.k_LKBSH, cache.v_LKBSH))  # [.., K, 1, C, H]
-        return Prefix(*keys_values, map_states(lambda x, axis: jnp.squeeze(x, axis), cache.states))
+        return map_pasts(lambda x, axis: jnp.squeeze(x, axis), cache.pasts)
 
     def empty_cache(self, rows: int, slots: int, prefix: Prefix | None = None) -> Cache:
         """Returns a cache of zeros for `slots` tokens in each row; delta nets begin with the states of the prefix."""
         c, dtype = self.config, self.embed_tokens[...].dtype
         unstacked = is_unstacked(nnx.to_pure_dict(nnx.split(self.layers)[1]))
 
-        def zeros(*layers: int) -> jax.Array:
-            x = jnp.zeros((*layers, c.kv_heads, rows, slots, c.head_width), dtype)
+        def zeros(sizes: AttentionSizes, *layers: int) -> jax.Array:
+            x = jnp.zeros((*layers, sizes.kv_heads, rows, slots, sizes.head_width), dtype)
             if self.mesh is None:
                 return x
             return jax.lax.with_sharding_constraint(x, cache_sharding(rows, self.mesh, len(layers)))
 
-        def buffer() -> jax.Array | list[jax.Array]:
-            layers = len(c.layers_of("self_attn"))
-            return [zeros() for _ in range(layers)] if unstacked else zeros(layers)
+        def first(mixer: str) -> Past:
+            layers = len(c.layers_of(mixer))
+            if mixer != "linear_attn":
+                sizes = c.attention_sizes(mixer)
+                return tuple([zeros(sizes) for _ in range(layers)] if unstacked else zeros(sizes, layers) for _ in "kv")
+            if prefix is not None:
+                before = {mixer: prefix[mixer]}
+                return map_pasts(lambda x, axis: jnp.repeat(jnp.expand_dims(x, axis), rows, axis), before)[mixer]
+            state = empty_state(c.delta_net, rows, dtype)
+            return jax.tree.map(lambda x: [x] * layers if unstacked else jnp.stack([x] * layers), state)
 
-        return Cache(buffer(), buffer(), jnp.zeros((), jnp.int32), self._first_states(rows, prefix, unstacked))
-
-    def _first_states(self, rows: int, prefix: Prefix | None, unstacked: bool) -> DeltaState | None:
-        """Returns the states of all delta nets before the first token of each row; None: there are no delta nets."""
-        c = self.config
-        if c.delta_net is None:
-            return None
-        if prefix is not None:
-            return map_states(lambda x, axis: jnp.repeat(jnp.expand_dims(x, axis), rows, axis), prefix.states)
-        layers, one = len(c.layers_of("linear_attn")), empty_state(c.delta_net, rows, self.embed_tokens[...].dtype)
-        return jax.tree.map(lambda x: [x] * layers if unstacked else jnp.stack([x] * layers), one)
+        pasts = {mixer: first(mixer) for mixer in c.mixers if mixer not in SHARING}
+        return Cache(pasts, jnp.zeros((), jnp.int32))
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         """Returns the tokens' scaled embeddings, [B, T, D]."""
@@ -267,24 +281,21 @@ def logits(final_BPD: jax.Array, head: Head) -> jax.Array:
     return logits_BPV if head.softcap is None else head.softcap * jnp.tanh(logits_BPV / head.softcap)
 
 
-def _pasts(past: Prefix | Cache | None) -> dict[str, Past | None]:
-    """Returns by mixer what a prefix or a cache holds."""
-    if past is None:
-        return dict.fromkeys(MIXERS)
-    return {"self_attn": (past[0], past[1]), "linear_attn": past.states}
+def map_pasts(change: Callable[[jax.Array, int], jax.Array], pasts: dict[str, Past]) -> dict[str, Past]:
+    """Applies `change` (array, axis of rows) to all that layers keep of tokens.
 
-
-def map_states(change: Callable[[jax.Array, int], jax.Array], states: DeltaState | None) -> DeltaState | None:
-    """Applies `change` (array, axis of rows) to the states of all delta nets; None where there are none.
-
-    The axis is that of rows in [.., B, Z, X] and [.., B, I, H, J], or where it belongs in arrays without it.
+    The axis is that of rows in keys and values [.., K, B, S, H], and in states [.., B, Z, X] and [.., B, I, H, J]; or
+    where it belongs in arrays without it.
     """
-    if states is None:
-        return None
-    axes = DeltaState(-3, -4)
-    return DeltaState(
-        *(jax.tree.map(lambda x, axis=axis: change(x, axis), part) for part, axis in zip(states, axes, strict=True))
-    )
+
+    def mapped(past: Past) -> Past:
+        axes = DeltaState(-3, -4) if isinstance(past, DeltaState) else (-3, -3)
+        parts = [
+            jax.tree.map(lambda x, axis=axis: change(x, axis), part) for part, axis in zip(past, axes, strict=True)
+        ]
+        return DeltaState(*parts) if isinstance(past, DeltaState) else tuple(parts)
+
+    return {mixer: mapped(past) for mixer, past in pasts.items()}
 
 
 def _key_positions(positions_BT: jax.Array, S: int, cache: Cache | None) -> jax.Array:

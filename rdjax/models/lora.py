@@ -64,7 +64,7 @@ def lora_spec(section: config_dict.ConfigDict, config: DecoderConfig) -> LoraSpe
       UserError: names the projections that the decoder does not have.
     """
     spec = LoraSpec(section.rank, section.alpha, section.dropout, tuple(section.targets))
-    known = [path.split(".")[-1] for path in projection_shapes(config)]
+    known = dict.fromkeys(path.split(".")[-1] for path in projection_shapes(config))
     unknown = [target for target in spec.targets if target not in known]
     if unknown:
         raise UserError(

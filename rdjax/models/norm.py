@@ -11,6 +11,12 @@ from rdjax.models.rows import scale_rows
 NORMS = ("weight", "weight_in_float32", "one_plus_weight")
 
 
+def normalise(x: jax.Array, epsilon: float) -> jax.Array:
+    """Divides vectors along the last axis by their root mean square; returns float32."""
+    x32 = x.astype(jnp.float32)
+    return scale_rows(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon))
+
+
 class RMSNorm(nnx.Module):
     """Normalises along the last axis, in float32."""
 
@@ -20,8 +26,7 @@ class RMSNorm(nnx.Module):
         self.epsilon, self.kind = epsilon, kind
 
     def __call__(self, x):
-        x32 = x.astype(jnp.float32)
-        normed = scale_rows(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon))
+        normed = normalise(x, self.epsilon)
         if self.kind == "weight":
             return normed.astype(x.dtype) * self.weight[...]
         weight = self.weight[...].astype(jnp.float32) + (1.0 if self.kind == "one_plus_weight" else 0.0)

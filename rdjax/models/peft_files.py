@@ -121,6 +121,8 @@ def adapter_modules(config: DecoderConfig) -> list[Module]:
             continue
         ends = np.cumsum([columns for _, columns in shapes]).tolist()
         paths = [path.removeprefix("layers.").removesuffix(".kernel") for path in row.paths]
+        if paths[0] not in projection_shapes(config):
+            continue
         slices = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
         modules.append(
             Module(
@@ -234,7 +236,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
     adapter = {path: ab for path, ab in adapter.items() if path not in fillers}
     rank = max(ab["a"].shape[-1] for ab in adapter.values())
     spec = known if rank == known.rank else known.with_rank(rank)
-    targets = tuple(path.split(".")[-1] for path in adapter)
+    targets = tuple(dict.fromkeys(path.split(".")[-1] for path in adapter))
     return adapter, LoraSpec(spec.rank, spec.alpha, spec.dropout, targets, spec.rank_stabilised)
 
 

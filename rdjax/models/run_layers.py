@@ -1,4 +1,4 @@
-"""Runs the layers of a decoder one after the other, in either layout, whatever mixes their tokens."""
+"""Runs the layers of a decoder one after the other, in either layout, whatever their parts are."""
 
 import dataclasses
 import functools
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rdjax.models.block import LayerInputs, Past, gather_positions
-from rdjax.models.config import MIXERS, DecoderConfig
+from rdjax.models.block import LayerInputs, Past, Shared, gather_positions
+from rdjax.models.config import PARTS, SHARING, DecoderConfig
 from rdjax.models.layers import is_unstacked, loop, split_layers
 
 REMAT = {
@@ -20,12 +20,13 @@ REMAT = {
 }
 
 # (x [B, T, D], what the layer reads, kind=...) -> (x, (the block's inputs or None, what it keeps or None)); `kind` is
-# its index in `DecoderConfig.kinds`, and `at_BP` the positions of which the last layer returns x, if given.
+# its index in `DecoderConfig.kinds`; `at_BP`, if given, the positions of which the last layer returns x; and `source`
+# the keys and values of another layer, for one that has none of its own.
 RunBlock = Callable[..., tuple[jax.Array, tuple[jax.Array | None, Past | None]]]
 
 
 class Parts(NamedTuple):
-    """Holds what all layers read, stacked or as lists: what every layer has, and by mixer what some layers have."""
+    """Holds what all layers read, stacked or as lists: what every layer has, and by part what some layers have."""
 
     common: LayerInputs
     own: dict[str, LayerInputs]
@@ -45,32 +46,30 @@ class Ran(NamedTuple):
     pasts: dict[str, Past | None]
 
 
-def parts_of(
-    config: DecoderConfig,
-    params: dict[str, Any],
-    adapter: dict | None,
-    dropout_keys: jax.Array | None,
-    prefixes: dict[str, Past | None],
-    caches: dict[str, Past | None],
-) -> Parts:
-    """Returns what all layers read.
+def parts_of(config: DecoderConfig, params: dict[str, Any], inputs: LayerInputs) -> Parts:
+    """Divides what all layers read.
 
     Args:
-      prefixes, caches: by mixer.
+      params: of all parts.
+      inputs: of all layers, stacked; its prefix and cache by mixer, and its params are not read.
     """
 
     def adapted(wanted: str | None) -> dict | None:
-        if adapter is None:
+        if inputs.adapter is None:
             return None
-        parts = {path: path.split(".")[0] for path in adapter}
-        return {path: ab for path, ab in adapter.items() if (parts[path] if parts[path] in MIXERS else None) == wanted}
+        parts = {path: path.split(".")[0] for path in inputs.adapter}
+        own = {path: part if part in PARTS else None for path, part in parts.items()}
+        return {path: ab for path, ab in inputs.adapter.items() if own[path] == wanted}
 
-    common = {name: part for name, part in params.items() if name not in MIXERS}
+    common = {name: part for name, part in params.items() if name not in PARTS}
+    pasts = [past or {} for past in (inputs.prefix, inputs.cache)]
     return Parts(
-        LayerInputs(common, None, adapted(None), dropout_keys, None, None),
+        inputs._replace(params=common, adapter=adapted(None), prefix=None, cache=None),
         {
-            mixer: LayerInputs({mixer: params[mixer]}, None, adapted(mixer), None, prefixes[mixer], caches[mixer])
-            for mixer in config.mixers
+            part: LayerInputs(
+                {part: params[part]}, None, None, adapted(part), None, *(past.get(part) for past in pasts)
+            )
+            for part in config.parts
         },
     )
 
@@ -87,7 +86,7 @@ def run_layers(
     kinds = [config.kinds.index(config.kind_of(layer)) for layer in range(config.layers)]
     if is_unstacked(parts.common.params):
         return _loop(config, kinds, run_block, x_BTD, parts, at_BP, remat)
-    scan = _scan if len(config.mixers) == 1 else _scan_periods
+    scan = _scan if len({kind.parts for kind in config.kinds}) == 1 else _scan_segments
     ran = scan(config, kinds, run_block, x_BTD, parts, remat)
     # A last layer for some positions alone would have to be compiled beside the scan, and saves little.
     return ran if at_BP is None else ran._replace(x_BPD=gather_positions(ran.x_BPD, at_BP))
@@ -96,23 +95,24 @@ def run_layers(
 def _loop(config, kinds, run_block, x_BTD, parts, at_BP, remat) -> Ran:
     """Runs unstacked layers."""
     parts = split_layers(parts)
-    runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
-    functions = [runs[kind] for kind in kinds]
-    if at_BP is not None:
-        functions[-1] = REMAT[remat](functools.partial(run_block, kind=kinds[-1], at_BP=at_BP))
-    x_BPD, results = loop(functions, x_BTD, [_inputs_of(config, parts, layer) for layer in range(config.layers)])
-    inputs_L, pasts_L = zip(*results, strict=True)
-    pasts = {
-        mixer: jax.tree.map(lambda *layers: [*layers], *(pasts_L[layer] for layer in config.layers_of(mixer)))
-        for mixer in config.mixers
-    }
-    return Ran(x_BPD, None if inputs_L[0] is None else jnp.stack(inputs_L), pasts)
+    inputs_L, pasts, x_BTD = [], {}, x_BTD
+    for begin, end in _segments(config):
+        runs = _runs(config, run_block, kinds[begin:end], _sources(config, parts, pasts), remat)
+        functions = [runs[kind] for kind in kinds[begin:end]]
+        if at_BP is not None and end == config.layers:
+            functions[-1] = functools.partial(functions[-1], at_BP=at_BP)
+        x_BTD, results = loop(functions, x_BTD, [_inputs_of(config, parts, layer) for layer in range(begin, end)])
+        inputs, pasts_L = zip(*results, strict=True)
+        inputs_L += inputs
+        for mixer in config.mixers if any(past is not None for past in pasts_L) else ():
+            own = [pasts_L[layer - begin] for layer in config.layers_of(mixer) if begin <= layer < end]
+            pasts |= {mixer: jax.tree.map(lambda *layers: [*layers], *own)} if own else {}
+    return Ran(x_BTD, None if inputs_L[0] is None else jnp.stack(inputs_L), pasts)
 
 
 def _scan(config, kinds, run_block, x_BTD, parts, remat) -> Ran:
-    """Runs stacked layers that mix tokens in one way."""
-    (mixer,) = config.mixers
-    layers = _join(parts.common, parts.own[mixer])
+    """Runs stacked layers that all have the same parts."""
+    layers = _join(parts.common, *parts.own.values())
     if len(set(kinds)) == 1:
         body = functools.partial(run_block, kind=0)
     else:
@@ -122,15 +122,28 @@ def _scan(config, kinds, run_block, x_BTD, parts, remat) -> Ran:
             return run_block(x_BTD, layer, layer.kind)
 
     x_BTD, (inputs_LBQD, pasts) = jax.lax.scan(REMAT[remat](body), x_BTD, layers)
-    return Ran(x_BTD, inputs_LBQD, {mixer: pasts})
+    return Ran(x_BTD, inputs_LBQD, {config.mixers[0]: pasts})
 
 
-def _scan_periods(config, kinds, run_block, x_BTD, parts, remat) -> Ran:
-    """Runs stacked layers of several mixers, a period of the pattern at a time."""
+def _scan_segments(config, kinds, run_block, x_BTD, parts, remat) -> Ran:
+    """Runs stacked layers of several kinds: first those that have keys and values, then those that share them."""
+    segments, pasts = [], {}
+    for begin, end in _segments(config):
+        runs = _runs(config, run_block, kinds[begin:end], _sources(config, parts, pasts), remat)
+        own = config.between(begin, end)
+        x_BTD, inputs_LBQD, more = _scan_periods(
+            own, runs, kinds[begin:end], x_BTD, _between(config, parts, begin, end)
+        )
+        segments.append(inputs_LBQD)
+        pasts |= more
+    return Ran(x_BTD, None if segments[0] is None else jnp.concatenate(segments), pasts)
+
+
+def _scan_periods(config, runs, kinds, x_BTD, parts) -> Ran:
+    """Runs stacked layers, a period of the pattern at a time."""
     L = config.layers
     period = next(p for p in range(1, L + 1) if L % p == 0 and kinds == kinds[:p] * (L // p))
-    one = dataclasses.replace(config, layers=period)
-    runs = {kind: REMAT[remat](functools.partial(run_block, kind=kind)) for kind in set(kinds)}
+    one = config.between(0, period)
 
     def body(x_BTD, parts: Parts):
         results = []
@@ -138,7 +151,8 @@ def _scan_periods(config, kinds, run_block, x_BTD, parts, remat) -> Ran:
             x_BTD, result = runs[kinds[layer]](x_BTD, _inputs_of(one, parts, layer))
             results.append(result)
         inputs, pasts = zip(*results, strict=True)
-        return x_BTD, (_stack(inputs), {m: _stack([pasts[layer] for layer in one.layers_of(m)]) for m in parts.own})
+        mixers = [mixer for mixer in one.mixers if mixer not in SHARING]
+        return x_BTD, (_stack(inputs), {m: _stack([pasts[layer] for layer in one.layers_of(m)]) for m in mixers})
 
     def fold(x: jax.Array) -> jax.Array:
         return x.reshape(L // period, -1, *x.shape[1:])
@@ -147,11 +161,43 @@ def _scan_periods(config, kinds, run_block, x_BTD, parts, remat) -> Ran:
     return Ran(x_BTD, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results))
 
 
+def _segments(config: DecoderConfig) -> list[tuple[int, int]]:
+    """Returns the first layer and the layer behind the last: of those with keys and values, and of those that share."""
+    sharing = [layer for layer in range(config.layers) if config.kind_of(layer).mixer in SHARING]
+    first = sharing[0] if sharing else config.layers
+    return [(begin, end) for begin, end in ((0, first), (first, config.layers)) if begin < end]
+
+
+def _runs(config, run_block, kinds, sources: dict[str, Shared], remat) -> dict[int, Callable]:
+    """Returns a function for every kind of layer."""
+    return {
+        kind: REMAT[remat](
+            functools.partial(run_block, kind=kind, source=sources.get(SHARING.get(config.kinds[kind].mixer)))
+        )
+        for kind in set(kinds)
+    }
+
+
+def _sources(config: DecoderConfig, parts: Parts, pasts: dict[str, Past]) -> dict[str, Shared]:
+    """Returns by mixer the keys and values that later layers share: those of the last layer that has it."""
+    shared = {SHARING[mixer] for mixer in config.mixers if mixer in SHARING} & pasts.keys()
+    return {mixer: Shared(*(_take(past, -1) for past in (pasts[mixer], parts.own[mixer].prefix))) for mixer in shared}
+
+
+def _between(config: DecoderConfig, parts: Parts, begin: int, end: int) -> Parts:
+    """Returns what some of the layers read."""
+    own = {}
+    for part, inputs in parts.own.items():
+        numbers = [number for number, layer in enumerate(config.layers_of(part)) if begin <= layer < end]
+        if numbers:
+            own[part] = jax.tree.map(operator.itemgetter(slice(numbers[0], numbers[-1] + 1)), inputs)
+    return Parts(jax.tree.map(operator.itemgetter(slice(begin, end)), parts.common), own)
+
+
 def _inputs_of(config: DecoderConfig, parts: Parts, layer: int) -> LayerInputs:
     """Returns what one layer reads."""
-    mixer = config.kind_of(layer).mixer
-    common, own = _take(parts.common, layer), _take(parts.own[mixer], config.layers_of(mixer).index(layer))
-    return _join(common, own)
+    own = [_take(parts.own[part], config.layers_of(part).index(layer)) for part in config.kind_of(layer).parts]
+    return _join(_take(parts.common, layer), *own)
 
 
 def _take(tree: Any, number: int) -> Any:
@@ -159,10 +205,12 @@ def _take(tree: Any, number: int) -> Any:
     return jax.tree.map(operator.itemgetter(number), tree, is_leaf=lambda node: isinstance(node, list))
 
 
-def _join(common: LayerInputs, own: LayerInputs) -> LayerInputs:
-    """Joins what a layer has as every layer with what it has by its mixer."""
-    adapter = None if common.adapter is None else common.adapter | own.adapter
-    return own._replace(params=common.params | own.params, adapter=adapter, dropout_key=common.dropout_key)
+def _join(common: LayerInputs, mixer: LayerInputs, mlp: LayerInputs) -> LayerInputs:
+    """Joins what a layer has as every layer with what it has of its two parts."""
+    parts = common, mixer, mlp
+    adapter = None if common.adapter is None else {path: ab for part in parts for path, ab in part.adapter.items()}
+    params = {name: value for part in parts for name, value in part.params.items()}
+    return common._replace(params=params, adapter=adapter, prefix=mixer.prefix, cache=mixer.cache)
 
 
 def _stack(trees: Any) -> Any:

@@ -23,6 +23,13 @@ PARAM_RULES = (
     (r"layers\.linear_attn\.out_proj\.kernel", P(None, "tensor", "fsdp")),
     (r"layers\.linear_attn\.out_proj\.scale", P(None, None)),
     (r"layers\.linear_attn\.(conv_taps|dt_bias|a_log)", P()),
+    (r"layer_embeddings\.table", P("tensor", "fsdp")),
+    (r"layer_embeddings\.projection\.kernel", P("fsdp", "tensor")),
+    (r"layers\.layer_embedding\.gate\.kernel", P(None, "fsdp", "tensor")),
+    (r"layers\.layer_embedding\.gate\.scale", P(None, "tensor")),
+    (r"layers\.layer_embedding\.projection\.kernel", P(None, "tensor", "fsdp")),
+    (r"layers\.layer_embedding\.projection\.scale", P(None, None)),
+    (r"layers\.scale", P()),
     (r"(.*[._])?norm\.weight", P()),
 )
 
@@ -42,6 +49,10 @@ def check_mesh(mesh: Mesh, config: DecoderConfig) -> None:
         },
         ("fsdp", fsdp): {"width": config.width},
     }
+    if config.global_attention is not None:
+        splits["tensor", tensor]["key-value heads of layers without a window"] = config.global_attention.kv_heads
+    if config.layer_embeddings is not None:
+        splits["tensor", tensor]["numbers in the embeddings of a layer"] = config.layer_embeddings.width
     if config.delta_net is not None:
         splits["tensor", tensor] |= {
             "key heads of delta nets": config.delta_net.key_heads,

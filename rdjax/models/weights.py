@@ -17,7 +17,7 @@ from jax.sharding import Mesh, Sharding
 from safetensors.numpy import save_file
 
 from rdjax.errors import UserError, needing
-from rdjax.models.config import DecoderConfig
+from rdjax.models.config import SHARING, DecoderConfig
 from rdjax.models.decoder import Decoder
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.fp8 import is_scale, read_weight
@@ -99,7 +99,9 @@ def check_tensors(config: DecoderConfig, tensors: dict[str, TensorFile], where: 
             faults.append(f"{name} is missing")
         elif tensors[name].shape != shape:
             faults.append(f"{name} has shape {list(tensors[name].shape)}, config.json says {list(shape)}")
-    ignored = [*FAMILIES[config.family].ignored, *(["lm_head.weight"] if config.tied_embeddings else [])]
+    sharing = "|".join(str(layer) for layer in range(config.layers) if config.kind_of(layer).mixer in SHARING)
+    patterns = [pattern.replace("{sharing}", sharing or "-") for pattern in FAMILIES[config.family].ignored]
+    ignored = [*patterns, *(["lm_head.weight"] if config.tied_embeddings else [])]
     for name in sorted(set(tensors) - set(expected)):
         if not is_scale(name, tensors) and not any(re.fullmatch(pattern, name) for pattern in ignored):
             faults.append(f"{name} is not a tensor of this architecture")

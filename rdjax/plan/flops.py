@@ -29,8 +29,12 @@ class Work:
 
 
 def block_parameters(config: DecoderConfig) -> int:
-    """Counts the parameters of all blocks' projections, which multiply every token."""
-    return sum(len(config.layers_of(path)) * math.prod(shape) for path, shape in projection_shapes(config).items())
+    """Counts the parameters of all blocks' kernels, which multiply every token."""
+    projections = sum(
+        len(config.layers_of(path)) * math.prod(shape) for path, shape in projection_shapes(config).items()
+    )
+    added = config.layer_embeddings.width if config.layer_embeddings else 0
+    return projections + config.layers * 2 * config.width * added
 
 
 def recomputed_parameters(config: DecoderConfig, remat: str) -> int:
@@ -40,8 +44,8 @@ def recomputed_parameters(config: DecoderConfig, remat: str) -> int:
     """
     if remat != "full":
         return 0
-    path, last = [*projection_shapes(config).items()][-1]
-    return block_parameters(config) - len(config.layers_of(path)) * math.prod(last)
+    last = [(path, shape) for path, shape in projection_shapes(config).items() if path.endswith("down_proj")]
+    return block_parameters(config) - sum(len(config.layers_of(path)) * math.prod(shape) for path, shape in last)
 
 
 def parameters(config: DecoderConfig) -> int:
@@ -49,6 +53,9 @@ def parameters(config: DecoderConfig) -> int:
     tables = 1 if config.tied_embeddings else 2
     net, nets = config.delta_net, len(config.layers_of("linear_attn"))
     others = nets * (net.channels * net.taps + net.value_heads) if net else 0  # the convolution, and rates of decay
+    if config.layer_embeddings is not None:
+        others += config.layers * config.layer_embeddings.width * (config.layer_embeddings.vocab + config.width)
+    others += config.layers if config.layer_scale else 0
     return block_parameters(config) + tables * config.vocab * config.width + others
 
 
@@ -61,9 +68,13 @@ def adapter_parameters(config: DecoderConfig, spec: LoraSpec) -> int:
 
 def attention_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:
     """Counts the FLOPs that mix tokens in one forward pass: two products for every query and the keys it attends to."""
-    windows = [config.kind_of(layer).window for layer in config.layers_of("self_attn")]
-    pairs = sum(_attended_pairs(length, window) for window in windows for length in lengths)
-    return 4.0 * config.heads * config.head_width * pairs + _delta_net_flops(config, lengths)
+    attentions = [kind for kind in map(config.kind_of, range(config.layers)) if kind.mixer != "linear_attn"]
+    products = sum(
+        config.attention_sizes(kind.mixer).head_width * _attended_pairs(length, kind.window)
+        for kind in attentions
+        for length in lengths
+    )
+    return 4.0 * config.heads * products + _delta_net_flops(config, lengths)
 
 
 def _delta_net_flops(config: DecoderConfig, lengths: Sequence[int]) -> float:

@@ -114,11 +114,11 @@ def _abstract_prefix(prefix_M: Prefix, mesh: Mesh) -> Prefix:
         spec = P(*(None,) * (leaf.ndim - 3), "tensor") if mesh.shape["tensor"] > 1 else P()
         return abstract_like(leaf, NamedSharding(mesh, spec))
 
-    described = jax.tree.map(by_heads, prefix_M._replace(states=None))
-    if prefix_M.states is None:
-        return described
-    conv, memory = prefix_M.states
-    return described._replace(states=DeltaState(abstract_like(conv, replicated(mesh)), jax.tree.map(by_heads, memory)))
+    described = jax.tree.map(by_heads, prefix_M)
+    for mixer, past in prefix_M.items():
+        if isinstance(past, DeltaState):
+            described[mixer] = described[mixer]._replace(conv_BZX=abstract_like(past.conv_BZX, replicated(mesh)))
+    return described
 
 
 @dataclasses.dataclass(frozen=True)

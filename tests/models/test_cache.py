@@ -21,7 +21,8 @@ def decoder(request):
 def empty_cache(config, rows: int) -> Cache:
     """Filled with nonsense, so that a look at an unwritten slot shows."""
     shape = (config.layers, config.kv_heads, rows, SLOTS, config.head_width)
-    return Cache(np.full(shape, 1e3, np.float32), np.full(shape, 1e3, np.float32), np.zeros((), np.int32))
+    keys_values = np.full(shape, 1e3, np.float32), np.full(shape, 1e3, np.float32)
+    return Cache({"self_attn": keys_values}, np.zeros((), np.int32))
 
 
 def run_in_chunks(decoder, tokens_BT, real_BT, chunks: list[int]):
@@ -55,7 +56,7 @@ def test_chunks_equal_one_pass(decoder):
     np.testing.assert_allclose(final_BTD, whole.final_BPD, atol=TOLERANCE)
     np.testing.assert_allclose(inputs_LBTD, whole.inputs_LBQD, atol=TOLERANCE)
     assert cache.index == 12
-    assert (np.stack(cache.k_LKBSH)[:, :, :, 12:] == 1e3).all()
+    assert (np.stack(cache.pasts["self_attn"][0])[:, :, :, 12:] == 1e3).all()
 
 
 def test_left_padded_rows_equal_each_row_alone():

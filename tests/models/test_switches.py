@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
-from rdjax.models.config import DecoderConfig, DeltaNetConfig, LayerKind
+from rdjax.models.config import AttentionSizes, DecoderConfig, DeltaNetConfig, LayerEmbeddings, LayerKind
 from rdjax.models.decoder import Decoder
 from rdjax.models.layers import unstack_layers
 from rdjax.models.lora import LoraSpec, adapted_projections, init_adapter
@@ -67,6 +67,9 @@ SWITCHES = {
     "window": {"pattern": (WINDOW,)},
     "window then global": {"pattern": (WINDOW, WINDOW, GLOBAL)},
     "no positions every fourth": {"pattern": (LayerKind(ROPE),) * 3 + (NOPE,)},
+    "value norm": {"value_norm": True},
+    "numbers of layers": {"layer_scale": True},
+    "embeddings of layers": {"layer_embeddings": LayerEmbeddings(tiny.VOCAB, 8)},
     "gates of attention": {"attention_gate": True, "qk_norm": "head"},
     "untied": {"tied_embeddings": False, "logit_scale": 0.5},
 }
@@ -97,6 +100,26 @@ GATED = dataclasses.replace(
 )
 MODELS = {"attention of several kinds": MIXED, "delta nets": GATED}
 MODELS["delta nets in no order"] = dataclasses.replace(GATED, layers=4, pattern=(NET, LayerKind(ROPE), WINDOW, NET))
+_GLOBAL = LayerKind(make_rope({"rope_theta": 1e4, "rope_type": "proportional", "partial_rotary_factor": 0.5}, 24, 512))
+_GLOBAL = dataclasses.replace(_GLOBAL, mixer="global_attn")
+_SHARED = tuple(dataclasses.replace(kind, mixer=f"shared_{kind.mixer}") for kind in (WINDOW, _GLOBAL))
+SHARED = dataclasses.replace(
+    PLAIN,
+    layers=8,
+    pattern=(WINDOW, _GLOBAL) * 2 + _SHARED * 2,
+    norms="both",
+    qk_norm="head",
+    value_norm=True,
+    score_scale=0.3,
+    global_attention=AttentionSizes(kv_heads=4, head_width=24, keys_as_values=True),
+    shared_feed_forward=64,
+    layer_embeddings=LayerEmbeddings(tiny.VOCAB, 8),
+    layer_scale=True,
+)
+MODELS["shared keys and values"] = SHARED
+MODELS["shared in no order"] = dataclasses.replace(
+    SHARED, layers=5, pattern=(_GLOBAL, WINDOW, WINDOW, *reversed(_SHARED)), layer_embeddings=None
+)
 models = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 LAYOUTS = {"stacked": dict, "unstacked": unstack_layers}
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rdjax.models.config import DecoderConfig, RopeConfig
+from rdjax.models.config import MLPS, SHARING, DecoderConfig, RopeConfig
 from rdjax.models.weights import abstract_params
 
 
@@ -26,7 +26,9 @@ def random_params(config: DecoderConfig, seed: int = 0) -> dict[str, Any]:
             noise = 0.3 * noise + (config.norm != "one_plus_weight")
         elif "bias" in name:
             noise = 0.3 * noise
-        elif "embed" not in name:
+        elif "scale" in name:
+            noise = 1 + 0.3 * noise
+        elif "embed_tokens" not in name and "table" not in name:
             noise = noise * leaf.shape[-2] ** -0.5
         return jnp.asarray(noise, jnp.float32)
 
@@ -36,15 +38,26 @@ def random_params(config: DecoderConfig, seed: int = 0) -> dict[str, Any]:
 def forward(config: DecoderConfig, params: dict[str, Any], tokens_T: np.ndarray) -> States:
     """The decoder on one sequence."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    x_TD, inputs = config.embedding_scale * params["embed_tokens"][tokens_T], []
+    x_TD, inputs, made = config.embedding_scale * params["embed_tokens"][tokens_T], [], {}
+    embedded_TD = x_TD
     for layer in range(config.layers):
         inputs.append(x_TD)
         block = {name: of_layer(config, name, part, layer) for name, part in params["layers"].items()}
-        mixer = {"self_attn": attention, "linear_attn": delta_net}[config.kind_of(layer).mixer]
-        attended_TD = mixer(config, block, normed(config, block, "attention_norm", x_TD), layer)
+        read_TD = normed(config, block, "attention_norm", x_TD)
+        if config.kind_of(layer).mixer == "linear_attn":
+            attended_TD = delta_net(config, block["linear_attn"], read_TD)
+        else:
+            attended_TD = attention(config, block, read_TD, layer, made)
         x_TD = x_TD + config.residual_scale * normed(config, block, "attention_out_norm", attended_TD)
-        fed_TD = mlp(config, block["mlp"], normed(config, block, "mlp_norm", x_TD))
+        fed_TD = mlp(
+            config, next(block[name] for name in MLPS if block.get(name)), normed(config, block, "mlp_norm", x_TD)
+        )
         x_TD = x_TD + config.residual_scale * normed(config, block, "mlp_out_norm", fed_TD)
+        if config.layer_embeddings is not None:
+            added_TO = layer_embedding(config, params["layer_embeddings"], tokens_T, embedded_TD, layer)
+            x_TD = x_TD + add_embedding(config, block["layer_embedding"], x_TD, added_TO)
+        if config.layer_scale:
+            x_TD = x_TD * block["scale"]
     final_TD = normed(config, params, "norm", x_TD)
     head_DV = params["embed_tokens"].T if config.tied_embeddings else params["lm_head"]["kernel"]
     return States(np.stack(inputs), final_TD, cap(config.logit_scale * (final_TD @ head_DV), config.logit_softcap))
@@ -68,31 +81,51 @@ def linear(holder: dict[str, Any], name: str, x: np.ndarray) -> np.ndarray:
     return x @ holder[name]["kernel"] + holder[name].get("bias", 0.0)
 
 
-def mlp(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray) -> np.ndarray:
-    gate_TF = linear(holder, "gate_proj", x_TD)
+def activated(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
     if config.activation == "silu":
-        gate_TF = gate_TF / (1 + np.exp(-gate_TF))
-    else:
-        gate_TF = 0.5 * gate_TF * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate_TF + 0.044715 * gate_TF**3)))
+        return x / (1 + np.exp(-x))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def mlp(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray) -> np.ndarray:
+    gate_TF = activated(config, linear(holder, "gate_proj", x_TD))
     return linear(holder, "down_proj", gate_TF * linear(holder, "up_proj", x_TD))
 
 
-def attention(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, layer: int) -> np.ndarray:
-    """Head by head and query by query."""
-    holder, kind, (T, _), group = (
-        block["self_attn"],
-        config.pattern[layer % len(config.pattern)],
-        x_TD.shape,
-        config.heads // config.kv_heads,
-    )
-    q_TNH, k_TKH, v_TKH = (heads(config, holder, name, x_TD) for name in "qkv")
+def layer_embedding(config: DecoderConfig, holder: dict[str, Any], tokens_T, x_TD: np.ndarray, layer: int):
+    """What a layer's embeddings have for the tokens: the mean of two, of length sqrt(2) and not 1."""
+    width = config.layer_embeddings.width
+    columns = slice(layer * width, (layer + 1) * width)
+    projected_TO = linear(holder, "projection", x_TD)[:, columns] / np.sqrt(config.width)
+    own_TO = holder["table"][tokens_T][:, columns] * np.sqrt(width)
+    return (normed(config, holder, "norm", projected_TO) + own_TO) / np.sqrt(2)
+
+
+def add_embedding(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray, added_TO: np.ndarray) -> np.ndarray:
+    gated_TO = activated(config, linear(holder, "gate", x_TD)) * added_TO
+    return normed(config, holder, "norm", linear(holder, "projection", gated_TO))
+
+
+def attention(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, layer: int, made: dict) -> np.ndarray:
+    """Head by head and query by query; `made` has the last keys and values of each mixer."""
+    kind, (T, _) = config.kind_of(layer), x_TD.shape
+    holder, sizes = block[kind.mixer], config.attention_sizes(kind.mixer)
+    group = config.heads // sizes.kv_heads
+    q_TNH = heads(config, holder, "q", x_TD, sizes.head_width)
     if config.attention_gate:
         gate_TNH = linear(holder, "q_proj", x_TD).reshape(T, config.heads, -1)[..., config.head_width :]
+    if kind.mixer not in SHARING:
+        k_TKH = heads(config, holder, "k", x_TD, sizes.head_width)
+        v_TKH = linear(holder, "k_proj" if sizes.keys_as_values else "v_proj", x_TD).reshape(T, -1, sizes.head_width)
+        if config.value_norm:
+            v_TKH = v_TKH / np.sqrt((v_TKH**2).mean(axis=-1, keepdims=True) + config.norm_epsilon)
+        made[kind.mixer] = k_TKH if kind.rope is None else rotated(kind.rope, k_TKH), v_TKH
+    k_TKH, v_TKH = made[SHARING.get(kind.mixer, kind.mixer)]
     if kind.rope is not None:
-        q_TNH, k_TKH = rotated(kind.rope, q_TNH), rotated(kind.rope, k_TKH)
+        q_TNH = rotated(kind.rope, q_TNH)
         periods_T = np.arange(len(q_TNH)) // kind.rope.query_period
         q_TNH = q_TNH * (1 + kind.rope.query_growth * np.log(1 + periods_T))[:, None, None]
-    scale = 1 / np.sqrt(config.head_width) if config.score_scale is None else config.score_scale
+    scale = 1 / np.sqrt(sizes.head_width) if config.score_scale is None else config.score_scale
     mixed_TNH = np.zeros_like(q_TNH)
     for token in range(T):
         first = 0 if kind.window is None else max(0, token + 1 - kind.window)
@@ -109,9 +142,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def delta_net(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, layer: int) -> np.ndarray:
+def delta_net(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray) -> np.ndarray:
     """Value head by value head and token by token."""
-    holder, sizes, (T, _) = block["linear_attn"], config.delta_net, x_TD.shape
+    sizes, (T, _) = config.delta_net, x_TD.shape
     taps_OS, raw_TO = holder["conv_taps"][:, 0], linear(holder, "in_proj_qkv", x_TD)
     read_TO = np.zeros_like(raw_TO)
     for token in range(T):
@@ -140,14 +173,14 @@ def delta_net(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, la
     return linear(holder, "out_proj", mixed_TX * gate_TX * sigmoid(gate_TX))
 
 
-def heads(config: DecoderConfig, holder: dict[str, Any], name: str, x_TD: np.ndarray) -> np.ndarray:
-    """Queries, keys or values, normed as the config says."""
+def heads(config: DecoderConfig, holder: dict[str, Any], name: str, x_TD: np.ndarray, width: int) -> np.ndarray:
+    """Queries or keys, normed as the config says."""
     y = linear(holder, f"{name}_proj", x_TD)
     if name == "q" and config.attention_gate:
-        y = y.reshape(len(x_TD), config.heads, -1)[..., : config.head_width].reshape(len(x_TD), -1)
+        y = y.reshape(len(x_TD), config.heads, -1)[..., :width].reshape(len(x_TD), -1)
     if config.qk_norm == "whole":
         y = normed(config, holder, f"{name}_norm", y)
-    y = y.reshape(len(x_TD), -1, config.head_width)
+    y = y.reshape(len(x_TD), -1, width)
     return normed(config, holder, f"{name}_norm", y) if config.qk_norm == "head" else y
 
 

@@ -24,7 +24,8 @@ class Family(NamedTuple):
       read_config: (fields of config.json, source for errors) -> the decoder's config. A missing field may raise
         KeyError, a wrong type TypeError.
       table: tensor names; the first row that holds a parameter counts.
-      ignored: patterns of tensors that follow from the config, or that belong to no decoder of text.
+      ignored: patterns of tensors that follow from the config, or that belong to no decoder of text; `{sharing}` stands
+        for the numbers of layers that share keys and values.
       prefixes: (of names in the files, of names in the table), where a model of several parts wraps the decoder.
       module_prefix: what "model." of the table is called in the model class of transformers.
     """
@@ -86,6 +87,11 @@ class Sizes(msgspec.Struct):
     linear_value_head_dim: PerHead | None = None
     linear_conv_kernel_dim: Annotated[int, msgspec.Meta(ge=2, le=2**8)] | None = None
     full_attention_interval: Annotated[int, msgspec.Meta(ge=1, le=2**12)] | None = None
+    global_head_dim: PerHead | None = None
+    num_global_key_value_heads: PerHead | None = None
+    num_kv_shared_layers: Annotated[int, msgspec.Meta(ge=0, le=2**12)] | None = None
+    hidden_size_per_layer_input: Annotated[int, msgspec.Meta(ge=0, le=2**14)] | None = None
+    vocab_size_per_layer_input: Annotated[int, msgspec.Meta(ge=1, le=2**24)] | None = None
     sliding_window: Annotated[int, msgspec.Meta(ge=0, le=2**31)] | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None

@@ -4,7 +4,7 @@ import pathlib
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families import gemma, glm4, granite, llama, mistral, olmo, phi3, qwen, qwen3_5, smollm3
+from rdjax.models.families import gemma, gemma4, glm4, granite, llama, mistral, olmo, phi3, qwen, qwen3_5, smollm3
 from rdjax.models.families.common import Family, Fields, check_sizes
 from rdjax.models.families.wrapped import wrap
 from rdjax.models.fp8 import read_block
@@ -28,6 +28,10 @@ FAMILIES: dict[str, Family] = {
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
     "gemma3": wrap("gemma3", {"gemma3_text": gemma.GEMMA3}),
+    "gemma4_text": gemma4.TEXT,
+    "gemma4": wrap("gemma4", {"gemma4_text": gemma4.TEXT}, gemma4.OTHER_PARTS),
+    "gemma4_unified_text": gemma4.UNIFIED_TEXT,
+    "gemma4_unified": wrap("gemma4_unified", {"gemma4_unified_text": gemma4.UNIFIED_TEXT}, gemma4.OTHER_PARTS),
     "phi3": phi3.FAMILY,
     "glm4": glm4.FAMILY,
 }
@@ -68,7 +72,8 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
     read_block(fields, where)
     try:
         config = FAMILIES[model_type].read_config(fields, where)
-        uneven = config.heads % config.kv_heads
+        sizes = [config.attention_sizes(mixer) for mixer in config.mixers if mixer != "linear_attn"]
+        uneven = [own.kv_heads for own in sizes if config.heads % own.kv_heads]
     except KeyError as error:
         raise UserError(f"{where}: the field {error.args[0]} is missing") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -76,6 +81,6 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
     if config.long_positions is None and any(kind.rope and kind.rope.long_frequencies for kind in config.kinds):
         raise UserError(f"{where}: rope type 'longrope' is not supported for model_type {model_type!r}")
     if uneven:
-        counts = f"num_attention_heads {config.heads} is not a multiple of num_key_value_heads {config.kv_heads}"
+        counts = f"num_attention_heads {config.heads} is not a multiple of {uneven[0]} key-value heads"
         raise UserError(f"{where}: {counts}")
     return config

@@ -29,7 +29,7 @@ def wrap(
 
     def read_config(fields: Fields, where: str) -> DecoderConfig:
         """Translates the fields of config.json; the wrapper's `tie_word_embeddings` counts."""
-        text = dict(fields["text_config"])
+        text = dict(fields.get("text_config") or {})
         model_type = text.get("model_type", next(iter(families)))
         if model_type not in families:
             accepted = ", ".join(families)
