@@ -9,8 +9,8 @@ Shape letters, used as suffixes of array names everywhere (`hidden_BTD`):
     N query heads               K key-value heads           G = N / K                   H head width
     R LoRA rank                 A micro-batches             M members trained side by side
     W beams                     Y candidates for beams      X axes of rows that were merged into one
-    O width of a layer's embeddings of tokens
-    I value heads of delta nets  J width of their values    Z tokens before a token that their convolutions read
+    I value heads of delta nets  J width of their values, or of a layer's embeddings of tokens
+    Z tokens before a token that their convolutions read
 
 A digit is an axis of that size, a small letter a part of that axis (`student_BpD`).
 """

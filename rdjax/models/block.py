@@ -63,7 +63,7 @@ class LayerInputs(NamedTuple):
     Attributes:
       params: of the parts of the block that the layer has.
       kind: index into `DecoderConfig.kinds`; None where there is only one, or where the caller knows it.
-      embedding_BTO: what the layer's embeddings have for the tokens; None: there are none.
+      embedding_BTJ: what the layer's embeddings have for the tokens; None: there are none.
       adapter: {projection: {"a": [in, R], "b": [R, out]}}.
       dropout_key: of the layer.
       prefix: of tokens before all rows: keys and values [K, C, H], or a state without an axis of rows.
@@ -72,7 +72,7 @@ class LayerInputs(NamedTuple):
 
     params: Any
     kind: jax.Array | None
-    embedding_BTO: jax.Array | None
+    embedding_BTJ: jax.Array | None
     adapter: dict[str, dict[str, jax.Array]] | None
     dropout_key: jax.Array | None
     prefix: Past | None
@@ -266,9 +266,9 @@ class LayerEmbedding(nnx.Module):
         self.norm = RMSNorm((c.layers, c.width), dtype, c.norm_epsilon, c.norm)
         self.activation = c.activation
 
-    def __call__(self, x_BTD: jax.Array, embedding_BTO: jax.Array) -> jax.Array:
-        gate_BTO = ACTIVATIONS[self.activation](self.gate(x_BTD))
-        return x_BTD + self.norm(self.projection(gate_BTO * embedding_BTO))
+    def __call__(self, x_BTD: jax.Array, embedding_BTJ: jax.Array) -> jax.Array:
+        gate_BTJ = ACTIVATIONS[self.activation](self.gate(x_BTD))
+        return x_BTD + self.norm(self.projection(gate_BTJ * embedding_BTJ))
 
 
 class Block(nnx.Module):
@@ -332,15 +332,15 @@ class Block(nnx.Module):
             before = layer.cache if layer.cache is not None else _one_row(layer.prefix)
             mixed_BTD, past = mixer(normed_BTD, loras, before, shared.packing, shared.padding_B)
             out, name = mixer.out_proj, "out_proj"
-        embedding_BTO = layer.embedding_BTO
+        embedding_BTJ = layer.embedding_BTJ
         if at_BP is not None:  # no later layer reads the other tokens
             x_BTD, mixed_BTD, loras = self._take(at_BP, x_BTD, mixed_BTD, loras)
-            embedding_BTO = None if embedding_BTO is None else gather_positions(embedding_BTO, at_BP)
+            embedding_BTJ = None if embedding_BTJ is None else gather_positions(embedding_BTJ, at_BP)
         x_BTD = self._add(x_BTD, self._norm("attention_out_norm", out(mixed_BTD, loras.get(name))))
         fed_BTD = mlp(self._norm("mlp_norm", x_BTD), loras)
         x_BTD = self._add(x_BTD, self._norm("mlp_out_norm", fed_BTD))
-        if embedding_BTO is not None:
-            x_BTD = self.layer_embedding(x_BTD, embedding_BTO)
+        if embedding_BTJ is not None:
+            x_BTD = self.layer_embedding(x_BTD, embedding_BTJ)
         return x_BTD * self.scale[...] if self.config.layer_scale else x_BTD, past
 
     def only(self, kind: LayerKind) -> "Block":

@@ -49,8 +49,7 @@ class Cache(NamedTuple):
     index: jax.Array
 
 
-# What layers keep of tokens that all sequences begin with, from `Decoder.read_prefix`: as `Cache.pasts`, without an axis
-# of rows.
+# What layers keep of tokens that all sequences begin with: as `Cache.pasts`, without an axis of rows.
 Prefix = dict[str, Past]
 
 
@@ -94,15 +93,15 @@ class LayerEmbeddingTable(nnx.Module):
         self.width = sizes.width
 
     def __call__(self, tokens_BT: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        """Returns the embeddings of all layers, [L, B, T, O]."""
+        """Returns the embeddings of all layers, [L, B, T, J]."""
 
         def by_layer(y: jax.Array) -> jax.Array:
             return jnp.moveaxis(y.reshape(*tokens_BT.shape, -1, self.width), 2, 0)
 
         rows = jnp.take(self.table[...], tokens_BT, axis=0)
-        own_LBTO = by_layer(rows * jnp.asarray(self.width**0.5, rows.dtype))
-        projected_LBTO = by_layer(multiply(self.projection(x_BTD), x_BTD.shape[-1] ** -0.5))
-        return multiply(self.norm(projected_LBTO) + own_LBTO, 2**-0.5)
+        own_LBTJ = by_layer(rows * jnp.asarray(self.width**0.5, rows.dtype))
+        projected_LBTJ = by_layer(multiply(self.projection(x_BTD), x_BTD.shape[-1] ** -0.5))
+        return multiply(self.norm(projected_LBTJ) + own_LBTJ, 2**-0.5)
 
 
 class Decoder(nnx.Module):

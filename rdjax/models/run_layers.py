@@ -1,6 +1,5 @@
 """Runs the layers of a decoder one after the other, in either layout, whatever their parts are."""
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable

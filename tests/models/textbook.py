@@ -54,8 +54,8 @@ def forward(config: DecoderConfig, params: dict[str, Any], tokens_T: np.ndarray)
         )
         x_TD = x_TD + config.residual_scale * normed(config, block, "mlp_out_norm", fed_TD)
         if config.layer_embeddings is not None:
-            added_TO = layer_embedding(config, params["layer_embeddings"], tokens_T, embedded_TD, layer)
-            x_TD = x_TD + add_embedding(config, block["layer_embedding"], x_TD, added_TO)
+            added_TJ = layer_embedding(config, params["layer_embeddings"], tokens_T, embedded_TD, layer)
+            x_TD = x_TD + add_embedding(config, block["layer_embedding"], x_TD, added_TJ)
         if config.layer_scale:
             x_TD = x_TD * block["scale"]
     final_TD = normed(config, params, "norm", x_TD)
@@ -96,14 +96,14 @@ def layer_embedding(config: DecoderConfig, holder: dict[str, Any], tokens_T, x_T
     """What a layer's embeddings have for the tokens: the mean of two, of length sqrt(2) and not 1."""
     width = config.layer_embeddings.width
     columns = slice(layer * width, (layer + 1) * width)
-    projected_TO = linear(holder, "projection", x_TD)[:, columns] / np.sqrt(config.width)
-    own_TO = holder["table"][tokens_T][:, columns] * np.sqrt(width)
-    return (normed(config, holder, "norm", projected_TO) + own_TO) / np.sqrt(2)
+    projected_TJ = linear(holder, "projection", x_TD)[:, columns] / np.sqrt(config.width)
+    own_TJ = holder["table"][tokens_T][:, columns] * np.sqrt(width)
+    return (normed(config, holder, "norm", projected_TJ) + own_TJ) / np.sqrt(2)
 
 
-def add_embedding(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray, added_TO: np.ndarray) -> np.ndarray:
-    gated_TO = activated(config, linear(holder, "gate", x_TD)) * added_TO
-    return normed(config, holder, "norm", linear(holder, "projection", gated_TO))
+def add_embedding(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray, added_TJ: np.ndarray) -> np.ndarray:
+    gated_TJ = activated(config, linear(holder, "gate", x_TD)) * added_TJ
+    return normed(config, holder, "norm", linear(holder, "projection", gated_TJ))
 
 
 def attention(config: DecoderConfig, block: dict[str, Any], x_TD: np.ndarray, layer: int, made: dict) -> np.ndarray:
