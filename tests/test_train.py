@@ -100,6 +100,21 @@ def test_a_model_with_delta_nets_is_distilled(own_folder, tmp_path, capsys):
     assert "config.lora.targets are in 2 of 4 layers; the others stay as they are" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_model_whose_last_layers_share_keys_and_values_is_distilled(own_folder, tmp_path):
+    """From its folder to the report, resumed from what is on disk, with adapters on all layers."""
+    folder = tmp_path / "model"
+    tiny.write_random_checkpoint(folder, tiny.GEMMA4 | {"max_position_embeddings": 4096})
+    tiny.write_tokenizer(folder)
+    scores = run(folder, own_folder, tmp_path / "run")
+    assert 0 < scores["test"]["student"]["kl"] < 1
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(np.abs(tensor).max() > 0 for tensor in tensors.values()), "all were trained"
+    adapted = {layer: {name.split(".")[6] for name in tensors if f".layers.{layer}." in name} for layer in (0, 5)}
+    assert adapted == {0: {"q_proj", "k_proj", "v_proj", "o_proj"}, 5: {"q_proj", "o_proj"}}
+    assert run(folder, own_folder, tmp_path / "run") == scores
+
+
 def test_targets_that_the_model_does_not_have_are_refused(model, own_folder, tmp_path, capfd):
     assert status_of(model, own_folder, tmp_path / "run", "--config.lora.targets=('q_proj','in_proj_qkv')") == 2
     assert "config.lora.targets: the model has no in_proj_qkv; accepted: any of q_proj," in capfd.readouterr().err

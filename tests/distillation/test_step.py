@@ -110,6 +110,15 @@ def test_rematerialised_step_equals_the_plain_one(case, policy):
     assert_close(remat, plain, 1e-5)
 
 
+@pytest.mark.parametrize("fields", [tiny.QWEN3_5, tiny.GEMMA4], ids=["qwen3_5", "gemma4"])
+def test_rematerialised_layers_of_several_kinds_equal_the_plain_ones(fields):
+    case = make_case(fields)
+    adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)
+    plain = loss_and_grad(case, adapter, batch)
+    for policy in ("full", "dots"):
+        assert_close(loss_and_grad(case, adapter, batch, remat=policy), plain, 1e-5)
+
+
 def test_unstacked_layers_give_the_loss_and_gradient_of_stacked_ones(case):
     """On CPUs a shallow model's layers are unstacked and looped over; elsewhere they are stacked and scanned."""
     adapter, batch = random_adapter(case.config), make_update(random_pairs(), SHARED)

@@ -12,6 +12,7 @@ from rdjax.errors import UserError
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
 from rdjax.models.families.registry import decoder_config_from_hf
+from rdjax.models.layers import stack_layers
 from rdjax.models.load import load_model
 from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params
@@ -41,13 +42,13 @@ def folder(tmp_path_factory):
     return tiny.write_tokenizer(path)
 
 
-def sharded_loss(folder, devices, objective):
+def sharded_loss(folder, devices, objective, layout=dict):
     model = load_model(str(folder), "float32", devices)
     adapter = jax.device_put(random_adapter(model.config), replicated(devices))
     batch = jax.device_put(
         make_update(random_pairs(8), SHARED, rows=row_multiple(devices)), rows_sharding(devices, leading=1)
     )
-    return loss_and_grad(Case(model.graph, model.base, model.config), adapter, batch, objective)
+    return loss_and_grad(Case(model.graph, layout(model.base), model.config), adapter, batch, objective)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,16 @@ def test_sharded_loss_and_gradients_equal_unsharded(folder, kind, meshes):
     alone = sharded_loss(folder, mesh(), objective)
     for sizes in meshes:
         assert_close(sharded_loss(folder, mesh(*sizes), objective), alone, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma4"])
+def test_layers_of_several_kinds_give_the_same_on_eight_devices(tmp_path, name):
+    """Loss and gradients, of layers that are looped over (as runs have shallow ones on CPUs) and scanned."""
+    tiny.write_random_checkpoint(tmp_path, tiny.CONFIGS[name], shards=2)
+    tiny.write_tokenizer(tmp_path)
+    alone = sharded_loss(tmp_path, mesh(), DISTILL)
+    for layout in (dict, stack_layers):
+        assert_close(sharded_loss(tmp_path, mesh(2, 2, 2), DISTILL, layout), alone, 2e-5)
 
 
 def test_no_array_is_copied_whole_to_be_sharded_anew(folder, capfd):

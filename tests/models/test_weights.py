@@ -160,11 +160,12 @@ def test_broken_index(tmp_path, content):
     assert f"{tmp_path / INDEX}: not a safetensors index" in refusal(tmp_path)
 
 
-@pytest.fixture
-def quantised(tmp_path):
+@pytest.fixture(params=["biased", "qwen3_5", "gemma4"])
+def quantised(tmp_path, request):
     """A decoder as it is in the files, and with its kernels in int8."""
-    config = decoder_config_from_hf(tiny.BIASED, "here")
-    folder = tiny.write_random_checkpoint(tmp_path, tiny.BIASED)
+    fields = tiny.CONFIGS[request.param]
+    config = decoder_config_from_hf(fields, "here")
+    folder = tiny.write_random_checkpoint(tmp_path, fields)
     graph, abstract = abstract_params(config, jnp.float32, int8=True)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(lambda _: sharding, abstract)
@@ -181,7 +182,9 @@ def flatten(decoder):
 def test_int8_kernels_are_off_by_half_a_step_at_most(quantised):
     exact, ours = (flatten(decoder) for decoder in quantised)
     kernels = [path for path in ours if ours[path].dtype == jnp.int8]
-    assert len(kernels) == 7
+    exempt = ("in_proj_a", "in_proj_b", "lm_head", "layer_embeddings.projection")
+    layers = {path for path in exact if path.startswith("layers.") and path.endswith("kernel")}
+    assert set(kernels) == {path for path in layers if not any(name in path for name in exempt)}
     for path in kernels:
         scale = ours[path.replace("kernel", "scale")][..., None, :]
         assert np.abs(ours[path] * scale - exact[path]).max() <= 0.5001 * np.max(scale)
@@ -199,7 +202,7 @@ def test_an_int8_decoder_computes_with_its_rounded_weights(quantised):
             rounded[path] = state[path] * state[path.replace("kernel", "scale")][..., None, :]
     tokens = tiny.random_tokens(2, 9)
     expected = tiny.forward(nnx.merge(graph, unflatten_dict(rounded, sep=".")), tokens).final_BPD
-    np.testing.assert_allclose(tiny.forward(ours, tokens).final_BPD, expected, atol=2e-4)
+    np.testing.assert_allclose(tiny.forward(ours, tokens).final_BPD, expected, atol=5e-4)
     assert 1e-4 < np.abs(expected - tiny.forward(exact, tokens).final_BPD).mean() < 0.1
 
 
