@@ -155,7 +155,7 @@ OBJECTIVE = Objective(
 
 def step_settings(problem: Problem, remat: str = "none") -> StepSettings:
     """Returns the settings of a distillation step without dropout."""
-    return StepSettings(problem.model.graph, OBJECTIVE, problem.spec.scale, remat=remat)
+    return StepSettings(problem.model.graph, (OBJECTIVE,), problem.spec.scale, remat=remat)
 
 
 def teachers_of(problem: Problem, members: int = 1) -> dict[str, dict[str, jax.Array]]:

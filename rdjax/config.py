@@ -175,9 +175,11 @@ def _check_loss(loss: config_dict.ConfigDict) -> None:
     """Checks that the loss has one weight for hidden states, and something to minimise."""
     if loss.hidden_weight is not None and loss.hidden_beta is not None:
         raise UserError("config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of the two")
-    for name in ("hidden_weight", "hidden_beta"):
+    for name in ("hidden_weight", "hidden_beta", "retain_hidden_weight"):
         if loss[name] is not None and not loss[name] >= 0:  # written so that NaN is refused too
             raise UserError(f"config.loss.{name} = {loss[name]!r} is too small; accepted: 0 or more")
+    if loss.retain_hidden_weight and not hidden_weight(loss, 1):
+        raise UserError("config.loss.retain_hidden_weight goes with config.loss.hidden_weight above 0")
     if loss.logit == "none" and not hidden_weight(loss, 1) and not loss.terms:
         raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
 

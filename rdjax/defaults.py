@@ -86,6 +86,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss.terms = ()  # further terms, "<name>=<weight>", of those that rdjax/distillation/losses.py registers
     # The weight of inputs that the rule is not about: their teacher is the base without the rule. 0: not trained on.
     config.loss.retain_weight = 1.0
+    config.loss.retain_hidden_weight = config_dict.placeholder(float)  # hidden_weight of these inputs, if another
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
     config.optimizer = config_dict.ConfigDict()
@@ -169,5 +170,6 @@ def rule_config() -> config_dict.ConfigDict:
     config.lora.rank = 8
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
+    config.loss.retain_hidden_weight = 10.0
     config.loss.hidden_positions = "shared"
     return config

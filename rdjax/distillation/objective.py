@@ -66,6 +66,18 @@ def distillation_objective(loss: config_dict.ConfigDict, width: int) -> Objectiv
     return Objective("student", (*terms, *extra_terms(loss)), loss.temperature)
 
 
+def retain_objective(loss: config_dict.ConfigDict, width: int) -> Objective:
+    """Translates the config's `loss` section for inputs that the rule is not about; as `distillation_objective`."""
+    objective = distillation_objective(loss, width)
+    if loss.retain_hidden_weight is None:
+        return objective
+    terms = (
+        dataclasses.replace(term, weight=loss.retain_hidden_weight) if term.name == "hidden_loss" else term
+        for term in objective.terms
+    )
+    return dataclasses.replace(objective, terms=tuple(terms))
+
+
 def extra_terms(loss: config_dict.ConfigDict) -> tuple[Term, ...]:
     """Reads the terms "<name>=<weight>" of `loss.terms`.
 

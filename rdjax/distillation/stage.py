@@ -62,7 +62,7 @@ class Stage:
 
     Attributes:
       name: of its checkpoints and metrics.
-      objective: what is minimised.
+      objectives: what is minimised: of the task's pairs, and of pairs that the rule is not about.
       positions: which positions enter it.
       valid_objective, valid_positions: likewise, of the loss that chooses the best epoch.
       scale, dropout: of the adapters.
@@ -70,13 +70,18 @@ class Stage:
     """
 
     name: str
-    objective: Objective
+    objectives: tuple[Objective, Objective]
     positions: LossPositions
     valid_objective: Objective
     valid_positions: LossPositions
     scale: float
     dropout: float
     remat: str
+
+    @property
+    def objective(self) -> Objective:
+        """Returns what is minimised of the task's pairs."""
+        return self.objectives[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,8 +230,8 @@ def make_job(
     folder: pathlib.Path,
 ) -> Job:
     """Makes the loaders of all groups and binds the programs' static arguments."""
-    settings = StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat)
-    valid_settings = dataclasses.replace(settings, objective=stage.valid_objective, dropout=0.0)
+    settings = StepSettings(model.graph, stage.objectives, stage.scale, stage.dropout, stage.remat)
+    valid_settings = dataclasses.replace(settings, objectives=(stage.valid_objective,), dropout=0.0)
     step = functools.partial(train_step, settings=settings, optimizer=optimizer)
     evaluate = functools.partial(evaluate_loss, settings=valid_settings)
 

@@ -23,14 +23,14 @@ class StepSettings:
 
     Attributes:
       graph: the decoder's graph definition.
-      objective: what is minimised.
+      objectives: what is minimised, of each group of pairs; all have terms of the same names.
       scale: of the adapter, alpha / rank.
       dropout: the rate of dropout on the adapter's inputs.
       remat: what the backward pass recomputes (`Decoder.__call__`).
     """
 
     graph: nnx.GraphDef
-    objective: Objective
+    objectives: tuple[Objective, ...]
     scale: float
     dropout: float = 0.0
     remat: str = "none"
@@ -77,15 +77,20 @@ def init_state(adapters_M: Adapter, optimizer: optax.GradientTransformation) -> 
 
 
 def batch_loss(
-    adapter: Adapter, base: dict[str, Any], group: GroupUpdate, key: jax.Array | None, settings: StepSettings
+    adapter: Adapter,
+    base: dict[str, Any],
+    group: GroupUpdate,
+    key: jax.Array | None,
+    settings: StepSettings,
+    objective: Objective,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss of one micro-batch and its terms; the weights hold the reduction, so micro-batches add up.
 
     Args:
       group: of one member and one micro-batch: the leading axes M and A are gone.
       key: of dropout; None switches it off.
+      objective: of the group.
     """
-    objective = settings.objective
     scaled = scaled_adapter(adapter, settings.scale)
     side = getattr(group.batch, objective.trained)
     dropout = None if key is None or not settings.dropout else (settings.dropout, key)
@@ -105,16 +110,17 @@ def loss_and_gradient(
       update: without the leading axis M.
     """
     gradient_of = jax.value_and_grad(batch_loss, has_aux=True)
-    zero_terms = {term.name: jnp.zeros(()) for term in settings.objective.terms}
+    zero_terms = {term.name: jnp.zeros(()) for term in settings.objectives[0].terms}
     total = (jnp.zeros(()), zero_terms), jax.tree.map(jnp.zeros_like, adapter)
     for number, group in enumerate(update):
+        objective = settings.objectives[number]
         # Every group draws dropout masks of its own.
         group_key = key if key is None or number == 0 else jax.random.fold_in(key, number)
 
-        def add_micro(total, micro, group=group, group_key=group_key):
+        def add_micro(total, micro, group=group, group_key=group_key, objective=objective):
             batch, signals = micro
             group = group._replace(batch=batch, signals=signals)
-            return jax.tree.map(jnp.add, total, gradient_of(adapter, base, group, group_key, settings)), None
+            return jax.tree.map(jnp.add, total, gradient_of(adapter, base, group, group_key, settings, objective)), None
 
         total, _ = jax.lax.scan(add_micro, total, (group.batch, group.signals))
     return total
@@ -168,12 +174,13 @@ def evaluate_loss(adapters_M: Adapter, base: dict[str, Any], update: Update, *, 
     """Computes the loss [M] of an update without dropout."""
 
     def one(adapter: Adapter, update: Update) -> jax.Array:
-        def micro_loss(group: GroupUpdate, micro: tuple[Batch, Signals | None]) -> jax.Array:
+        def micro_loss(group: GroupUpdate, objective: Objective, micro: tuple[Batch, Signals | None]) -> jax.Array:
             batch, signals = micro
-            return batch_loss(adapter, base, group._replace(batch=batch, signals=signals), None, settings)[0]
+            return batch_loss(adapter, base, group._replace(batch=batch, signals=signals), None, settings, objective)[0]
 
         losses = [
-            jnp.sum(jax.lax.map(functools.partial(micro_loss, group), (group.batch, group.signals))) for group in update
+            jnp.sum(jax.lax.map(functools.partial(micro_loss, group, objective), (group.batch, group.signals)))
+            for group, objective in zip(update, settings.objectives[: len(update)], strict=True)
         ]
         return sum(losses)
 

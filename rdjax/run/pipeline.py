@@ -10,7 +10,7 @@ from rdjax.config import METHODS
 from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.positions import LossPositions
 from rdjax.data.tasks import RuleTask
-from rdjax.distillation.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective
+from rdjax.distillation.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective, retain_objective
 from rdjax.distillation.search import train_stage
 from rdjax.distillation.stage import Member, Stage
 from rdjax.errors import UserError
@@ -44,13 +44,14 @@ def make_stage(
     loss = config.loss
     reduction = "sample" if loss.variant == "published" else loss.reduction
     objective = TUNING.get(method) or distillation_objective(loss, width)
+    off_rule = objective if method in TUNING else retain_objective(loss, width)
     positions = GOLD_POSITIONS
     if objective.has_teacher:
         positions = LossPositions(loss.variant, loss.hidden_positions, reduction)
     valid = objective, positions
     if objective.has_teacher and valid_is_gold:
         valid = TUNE_WITHOUT_RULE, GOLD_POSITIONS
-    return Stage(name, objective, positions, *valid, spec.scale, spec.dropout, config.model.remat)
+    return Stage(name, (objective, off_rule), positions, *valid, spec.scale, spec.dropout, config.model.remat)
 
 
 def train_adapters(

@@ -114,7 +114,7 @@ def make_update(
 
 
 def settings_of(case: Case, objective: Objective = DISTILL, **changes) -> StepSettings:
-    return StepSettings(case.graph, objective, SPEC.scale, **changes)
+    return StepSettings(**{"graph": case.graph, "objectives": (objective, objective), "scale": SPEC.scale, **changes})
 
 
 def add_members(tree):

@@ -30,6 +30,7 @@ from tests.distillation.case import (
     SPEC,
     TUNE_WITHOUT_RULE,
     assert_close,
+    distillation,
     make_case,
     random_adapter,
     random_pairs,
@@ -38,6 +39,7 @@ from tests.distillation.case import (
 )
 
 WEIGHTS = 1.0, 0.3
+OFF_RULE = distillation(hidden_weight=0.5)  # the second group's, where the first has DISTILL
 
 
 def plain_pairs(seed: int):
@@ -75,7 +77,8 @@ class Problem:
         self.model = types.SimpleNamespace(
             graph=graph, base=weights, config=case.config, mesh=self.mesh, eos_ids=(257,), fingerprint="tiny"
         )
-        self.settings = settings_of(case._replace(graph=graph), objective)
+        self.objectives = (objective, OFF_RULE if objective is DISTILL else objective)
+        self.settings = settings_of(case._replace(graph=graph), objective, objectives=self.objectives)
         self.members = members
         self.adapters_M = self.on_mesh([random_adapter(case.config, 1 + number) for number in range(members)])
         teachers_M = self.on_mesh([random_adapter(case.config, 5 + number) for number in range(members)])
@@ -90,11 +93,10 @@ class Problem:
     def on_mesh(self, adapters):
         return jax.device_put(jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters), replicated(self.mesh))
 
-    def compute(self, update):
-        """Loss, terms and gradient of every member."""
-        compute = jax.vmap(
-            lambda adapter, update: loss_and_gradient(adapter, self.model.base, update, None, self.settings)
-        )
+    def compute(self, update, first: int = 0):
+        """Loss, terms and gradient of every member, of groups from number `first` on."""
+        settings = dataclasses.replace(self.settings, objectives=self.objectives[first:])
+        compute = jax.vmap(lambda adapter, update: loss_and_gradient(adapter, self.model.base, update, None, settings))
         return jax.device_get(jax.jit(compute)(self.adapters_M, update))
 
 
@@ -114,7 +116,7 @@ def with_weight(problem: Problem, number: int, weight: float):
 def test_two_groups_give_the_weighted_sum_of_each_alone(place, members, mesh, tmp_path):
     problem = Problem(members, place, mesh, tmp_path)
     together = problem.compute(problem.update)
-    alone = [problem.compute(with_weight(problem, number, 1.0)) for number in range(2)]
+    alone = [problem.compute(with_weight(problem, number, 1.0), number) for number in range(2)]
     expected = jax.tree.map(lambda one, other: WEIGHTS[0] * one + WEIGHTS[1] * other, *alone)
     assert_close(together, expected, 1e-5)
     losses = [np.asarray(each[0][0]) for each in alone]
@@ -145,7 +147,7 @@ def test_a_step_on_two_groups_is_one_with_the_summed_gradient(tmp_path):
 def test_groups_draw_dropout_masks_of_their_own(tmp_path):
     """The same pairs twice, as two groups of half the weight, are not the same as one group under dropout."""
     problem = Problem(1, "host", {}, tmp_path)
-    settings = dataclasses.replace(problem.settings, dropout=0.5)
+    settings = dataclasses.replace(problem.settings, objectives=(DISTILL, DISTILL), dropout=0.5)
     adapter, update = jax.tree.map(lambda leaf: leaf[0], (problem.adapters_M, problem.update[:1]))
     half = update[0]._replace(batch=update[0].batch._replace(weight_BP=update[0].batch.weight_BP / 2))
     compute = jax.jit(
@@ -184,7 +186,7 @@ def run(folder, weights, groups=2, updates=3):
     adapter = random_adapter(problem.model.config)
     teachers = [random_adapter(problem.model.config, 7)] * groups
     member = Member(0, adapter, teachers, pairs[:groups], pairs[:groups], log)
-    stage = Stage("student", DISTILL, SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
+    stage = Stage("student", (DISTILL, DISTILL), SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
     (trained,) = run_stage(stage, problem.model, [member], config, folder / "stage")
     return jax.device_get(trained.adapter), log.lines
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from rdjax.distillation.losses import TERMS
-from rdjax.distillation.objective import Objective, Term, distillation_objective, extra_terms
+from rdjax.distillation.objective import Objective, Term, distillation_objective, extra_terms, retain_objective
 from rdjax.errors import UserError
 from tests.distillation.case import SHARED, loss_and_grad, make_case, make_update, random_adapter, random_pairs
 
@@ -34,6 +34,14 @@ def test_the_fields_of_a_config_become_terms():
     assert described(objective) == [("logit_loss", 1.0, "entropy"), ("hidden_loss", 100.0 / WIDTH, "hidden")]
     assert objective.temperature == 2.0 and objective.trained == "student" and objective.has_teacher
     assert described(distillation_objective(loss_config(hidden_weight=0.0), WIDTH)) == [("logit_loss", 1.0, "kl")]
+
+
+def test_inputs_off_the_rule_have_a_weight_of_their_own():
+    config = loss_config(hidden_weight=30.0, retain_hidden_weight=10.0)
+    assert described(retain_objective(config, WIDTH)) == [("logit_loss", 1.0, "kl"), ("hidden_loss", 10.0, "hidden")]
+    assert distillation_objective(config, WIDTH).terms[1].weight == 30.0
+    config.retain_hidden_weight = None
+    assert retain_objective(config, WIDTH) == distillation_objective(config, WIDTH)
 
 
 def test_further_terms_are_named_with_their_weight():

@@ -197,7 +197,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
         model.base,
         update,
         jax.device_put(np.zeros(1, np.uint32), whole),
-        settings=StepSettings(model.graph, stage.objective, stage.scale, stage.dropout, stage.remat),
+        settings=StepSettings(model.graph, stage.objectives, stage.scale, stage.dropout, stage.remat),
         optimizer=optimizer,
     )
     assert planned.shapes == loader.shapes and planned.prefixes_M == loader.prefixes_M
