@@ -170,6 +170,5 @@ def rule_config() -> config_dict.ConfigDict:
     config.lora.rank = 8
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
-    config.loss.retain_hidden_weight = 10.0
     config.loss.hidden_positions = "shared"
     return config
