@@ -212,7 +212,7 @@ def by_chunks(q_BITH, k_BITH, v_BITJ, decay_BIT, strength_BIT, memory_BIHJ) -> t
     memory of zeros and for what the memory holds is found at once. S and T are here tokens of one chunk.
     """
     T = q_BITH.shape[2]
-    chunk = min(CHUNK, T)
+    chunk = min(CHUNK, 1 << (T - 1).bit_length())  # a power of two, for `invert_triangular`
     tokens = -(-T // chunk) * chunk
 
     def cut(x: jax.Array) -> jax.Array:
@@ -231,8 +231,8 @@ def by_chunks(q_BITH, k_BITH, v_BITJ, decay_BIT, strength_BIT, memory_BIHJ) -> t
         known_BITJ = jnp.einsum(
             "bith,bihj->bitj", written_BITH * jnp.exp(faded_BIT)[..., None], memory_BIHJ, precision=EXACT
         )
-        new_BITJ = jax.scipy.linalg.solve_triangular(
-            system_BITS, v_BITJ * strength_BIT[..., None] - known_BITJ, lower=True, unit_diagonal=True
+        new_BITJ = jnp.matmul(
+            invert_triangular(system_BITS), v_BITJ * strength_BIT[..., None] - known_BITJ, precision=EXACT
         )
         scores_BITS = jnp.einsum("bith,bish->bits", q_BITH, k_BITH, precision=EXACT) * between_BITS
         mixed_BITJ = jnp.einsum("bits,bisj->bitj", scores_BITS, new_BITJ, precision=EXACT) + jnp.einsum(
@@ -248,3 +248,23 @@ def by_chunks(q_BITH, k_BITH, v_BITJ, decay_BIT, strength_BIT, memory_BIHJ) -> t
     memory_BIHJ, mixed = jax.lax.scan(read_chunk, memory_BIHJ, chunks)
     mixed_BITJ = jnp.moveaxis(mixed, 0, 2).reshape(*v_BITJ.shape[:2], tokens, v_BITJ.shape[3])
     return mixed_BITJ[:, :, :T], memory_BIHJ
+
+
+def invert_triangular(system_BITS: jax.Array) -> jax.Array:
+    """Inverts lower triangular matrices of T = S, a power of two, by blocks of twice the size at a time.
+
+    What stands on the diagonal and above it is not read; on it are ones. `jax.scipy.linalg.solve_triangular` does not
+    do: on a CPU, two that run at once wait for each other's threads for ever (jax 0.10.2, two cores).
+    """
+    T = system_BITS.shape[-1]
+    inverse = jnp.ones((*system_BITS.shape[:-1], 1, 1), system_BITS.dtype)  # of the T blocks on the diagonal
+    size = 1
+    while size < T:
+        pairs, count = inverse.reshape(*system_BITS.shape[:-2], -1, 2, size, size), T // (2 * size)
+        first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
+        blocks = system_BITS.reshape(*system_BITS.shape[:-2], count, 2 * size, count, 2 * size)
+        below = jnp.einsum("...nrnc->...nrc", blocks[..., size:, :, :size])
+        corner = -jnp.matmul(second, jnp.matmul(below, first, precision=EXACT), precision=EXACT)
+        upper, lower = jnp.concatenate([first, jnp.zeros_like(first)], -1), jnp.concatenate([corner, second], -1)
+        inverse, size = jnp.concatenate([upper, lower], -2), 2 * size
+    return inverse[..., 0, :, :]

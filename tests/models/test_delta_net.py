@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdjax.models.delta_net import by_chunks, convolve, delta_rule, one_token, prepend_inputs
+from rdjax.models.delta_net import by_chunks, convolve, delta_rule, invert_triangular, one_token, prepend_inputs
 
 ROWS, HEADS, KEY, VALUE = 2, 3, 8, 5
 LONG = 150  # three chunks, the last of which is not full
@@ -41,6 +41,24 @@ def test_chunks_are_the_recurrence(tokens):
     inputs = random_inputs(tokens)
     for ours, expected in zip(jax.jit(by_chunks)(*inputs), jax.jit(token_by_token)(*inputs), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 16, 64])
+def test_triangular_matrices_are_inverted(tokens):
+    """What stands on the diagonal and above it is not read; keys that are all alike are the worst case."""
+    random = np.random.RandomState(tokens)
+    for system in (random.standard_normal((2, 3, tokens, tokens)) * 0.3, np.ones((1, 1, tokens, tokens))):
+        expected = np.linalg.inv(np.tril(system, -1) + np.eye(tokens))
+        ours = jax.jit(invert_triangular)(jnp.asarray(system, jnp.float32))
+        np.testing.assert_allclose(ours, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_no_solver_that_waits_for_threads_is_called():
+    """XLA's triangular solver on CPUs: two at once can wait for each other for ever."""
+    text = jax.jit(by_chunks).lower(*random_inputs(LONG)).compile().as_text()
+    assert "trsm" not in text
+    solver = jax.jit(lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True))
+    assert "trsm" in solver.lower(jnp.eye(4), jnp.ones((4, 1))).compile().as_text(), "its name is still this one"
 
 
 def test_gradients_of_chunks_are_those_of_the_recurrence():
