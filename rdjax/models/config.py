@@ -25,7 +25,7 @@ class RopeConfig:
 
 # Parts of a block that mix tokens, of which a layer has one: attention, attention of other sizes (`global_attention`),
 # and a gated delta net (`models.delta_net`). Those that share compute no keys and values: they attend to those of the
-# last layer before them that has the part named here.
+# last layer before them that has the part named here. Layers that share come last.
 SHARING = {"shared_self_attn": "self_attn", "shared_global_attn": "global_attn"}
 MIXERS = ("self_attn", "global_attn", *SHARING, "linear_attn")
 MLPS = ("mlp", "shared_mlp")  # of which a layer has one; the second in layers that share keys and values

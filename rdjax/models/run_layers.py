@@ -94,7 +94,7 @@ def run_layers(
 def _loop(config, kinds, run_block, x_BTD, parts, at_BP, remat) -> Ran:
     """Runs unstacked layers."""
     parts = split_layers(parts)
-    inputs_L, pasts, x_BTD = [], {}, x_BTD
+    inputs_L, pasts = [], {}
     for begin, end in _segments(config):
         runs = _runs(config, run_block, kinds[begin:end], _sources(config, parts, pasts), remat)
         functions = [runs[kind] for kind in kinds[begin:end]]
@@ -103,9 +103,10 @@ def _loop(config, kinds, run_block, x_BTD, parts, at_BP, remat) -> Ran:
         x_BTD, results = loop(functions, x_BTD, [_inputs_of(config, parts, layer) for layer in range(begin, end)])
         inputs, pasts_L = zip(*results, strict=True)
         inputs_L += inputs
-        for mixer in config.mixers if any(past is not None for past in pasts_L) else ():
+        for mixer in config.between(begin, end).mixers:
             own = [pasts_L[layer - begin] for layer in config.layers_of(mixer) if begin <= layer < end]
-            pasts |= {mixer: jax.tree.map(lambda *layers: [*layers], *own)} if own else {}
+            if mixer not in SHARING:
+                pasts[mixer] = jax.tree.map(lambda *layers: [*layers], *own)
     return Ran(x_BTD, None if inputs_L[0] is None else jnp.stack(inputs_L), pasts)
 
 
