@@ -45,6 +45,8 @@ CASES = {
     "sum1_k128": Case("rulebook", "arithmetic", 128),
     "sentiment": Case(LANGUAGE, "sentiment", 16),
     "safety": Case(LANGUAGE, "safety", 16),
+    "sentiment_k32": Case(LANGUAGE, "sentiment", 32),
+    "safety_k32": Case(LANGUAGE, "safety", 32),
 }
 
 
