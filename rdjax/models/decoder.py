@@ -15,18 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rdjax.models.block import (
-    Block,
-    KindInputs,
-    LayerInputs,
-    PassInputs,
-    Past,
-    Shared,
-    gather_positions,
-    on_mesh,
-)
+from rdjax.models.block import Block, gather_positions, on_mesh
 from rdjax.models.config import SHARING, AttentionSizes, DecoderConfig
 from rdjax.models.delta_net import DeltaState, empty_state
+from rdjax.models.inputs import KindInputs, LayerInputs, PassInputs, Past, Shared
 from rdjax.models.layers import is_unstacked
 from rdjax.models.linear import Dropout, Linear
 from rdjax.models.norm import RMSNorm

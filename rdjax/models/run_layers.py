@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rdjax.models.block import LayerInputs, Past, Shared, gather_positions
+from rdjax.models.block import gather_positions
 from rdjax.models.config import PARTS, SHARING, DecoderConfig
+from rdjax.models.inputs import LayerInputs, Past, Shared
 from rdjax.models.layers import is_unstacked, loop, split_layers
 
 REMAT = {

@@ -68,7 +68,7 @@ def test_layers_of_several_kinds_give_the_same_on_eight_devices(tmp_path, name):
     tiny.write_tokenizer(tmp_path)
     alone = sharded_loss(tmp_path, mesh(), DISTILL)
     for layout in (dict, stack_layers):
-        assert_close(sharded_loss(tmp_path, mesh(2, 2, 2), DISTILL, layout), alone, 2e-5)
+        assert_close(sharded_loss(tmp_path, mesh(2, 2, 2), DISTILL, layout), alone, 5e-5)
 
 
 def test_no_array_is_copied_whole_to_be_sharded_anew(folder, capfd):

@@ -81,6 +81,7 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
     if config.long_positions is None and any(kind.rope and kind.rope.long_frequencies for kind in config.kinds):
         raise UserError(f"{where}: rope type 'longrope' is not supported for model_type {model_type!r}")
     if uneven:
-        counts = f"num_attention_heads {config.heads} is not a multiple of {uneven[0]} key-value heads"
+        field = "num_key_value_heads" if uneven[0] == config.kv_heads else "num_global_key_value_heads"
+        counts = f"num_attention_heads {config.heads} is not a multiple of {field} {uneven[0]}"
         raise UserError(f"{where}: {counts}")
     return config
