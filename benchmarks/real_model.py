@@ -53,7 +53,8 @@ _PROMPTS = flags.DEFINE_integer("prompts", 64, "Prompts to answer.")
 _ROWS = flags.DEFINE_integer("rows", 64, "Prompts that are answered at once.")
 _NEW = flags.DEFINE_integer("new", 64, "New tokens a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Times that each is measured.")
-_PARTS = flags.DEFINE_list("parts", ["generation", "teacher's pass", "update"], "What is measured.")
+PARTS = ("generation", "teacher's pass", "update")
+_PARTS = flags.DEFINE_multi_enum("parts", PARTS, PARTS, "What is measured.")
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 
 RATE = 1e-3

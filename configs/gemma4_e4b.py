@@ -9,37 +9,29 @@ devices (mesh.fsdp).
 
 from ml_collections import config_dict
 
-from configs import rule
+from rdjax.defaults import large_rule_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = rule.get_config()
-    config.model.path = "google/gemma-4-E4B-it"
-    config.model.remat = "full"
-    # rdjax.plan reads these fields of the checkpoint's config.json; a run reads the file.
-    with config.unlocked():
-        config.model.architecture = config_dict.ConfigDict(
-            {
-                "model_type": "gemma4_text",
-                "vocab_size": 262144,
-                "hidden_size": 2560,
-                "intermediate_size": 10240,
-                "num_hidden_layers": 42,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 2,
-                "num_kv_shared_layers": 18,
-                "head_dim": 256,
-                "global_head_dim": 512,
-                "vocab_size_per_layer_input": 262144,
-                "hidden_size_per_layer_input": 256,
-                "sliding_window": 512,
-                "max_position_embeddings": 131072,
-                "rms_norm_eps": 1e-6,
-                "final_logit_softcapping": 30.0,
-                "tie_word_embeddings": True,
-            }
-        )
-    config.task.k = 64
-    config.train.batch_size = 16
-    config.mesh.fsdp = -1
-    return config
+    return large_rule_config(
+        "google/gemma-4-E4B-it",
+        {
+            "model_type": "gemma4_text",
+            "vocab_size": 262144,
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 42,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "num_kv_shared_layers": 18,
+            "head_dim": 256,
+            "global_head_dim": 512,
+            "vocab_size_per_layer_input": 262144,
+            "hidden_size_per_layer_input": 256,
+            "sliding_window": 512,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-6,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+    )

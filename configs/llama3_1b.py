@@ -9,39 +9,31 @@ sharded over all of them (mesh.fsdp).
 
 from ml_collections import config_dict
 
-from configs import rule
+from rdjax.defaults import large_rule_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = rule.get_config()
-    config.model.path = "meta-llama/Llama-3.2-1B"
-    config.model.remat = "full"
-    # rdjax.plan reads these fields of the checkpoint's config.json; a run reads the file.
-    with config.unlocked():
-        config.model.architecture = config_dict.ConfigDict(
-            {
-                "model_type": "llama",
-                "vocab_size": 128256,
-                "hidden_size": 2048,
-                "intermediate_size": 8192,
-                "num_hidden_layers": 16,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "head_dim": 64,
-                "max_position_embeddings": 131072,
-                "rms_norm_eps": 1e-5,
-                "rope_theta": 500000.0,
-                "rope_scaling": {
-                    "rope_type": "llama3",
-                    "factor": 32.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 8192,
-                },
-                "tie_word_embeddings": True,
-            }
-        )
-    config.task.k = 64
-    config.train.batch_size = 16
-    config.mesh.fsdp = -1
-    return config
+    return large_rule_config(
+        "meta-llama/Llama-3.2-1B",
+        {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "tie_word_embeddings": True,
+        },
+    )

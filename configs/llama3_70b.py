@@ -9,31 +9,25 @@ The eight key-value heads are sharded over the tensor axis, and the weights also
 
 from ml_collections import config_dict
 
-from configs import rule
+from rdjax.defaults import large_rule_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    config = rule.get_config()
-    config.model.path = "meta-llama/Meta-Llama-3-70B"
-    config.model.remat = "full"
-    # rdjax.plan reads these fields of the checkpoint's config.json; a run reads the file.
-    with config.unlocked():
-        config.model.architecture = config_dict.ConfigDict(
-            {
-                "model_type": "llama",
-                "vocab_size": 128256,
-                "hidden_size": 8192,
-                "intermediate_size": 28672,
-                "num_hidden_layers": 80,
-                "num_attention_heads": 64,
-                "num_key_value_heads": 8,
-                "max_position_embeddings": 8192,
-                "rms_norm_eps": 1e-5,
-                "rope_theta": 500000.0,
-            }
-        )
-    config.task.k = 64
+    config = large_rule_config(
+        "meta-llama/Meta-Llama-3-70B",
+        {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+        },
+    )
     config.train.batch_size = 32
-    config.mesh.fsdp = -1
     config.mesh.tensor = 8
     return config

@@ -1,5 +1,7 @@
 """Defines every field of a run and its default; a config file starts from here and overrides a few."""
 
+from typing import Any
+
 from ml_collections import config_dict
 
 
@@ -171,4 +173,22 @@ def rule_config() -> config_dict.ConfigDict:
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
     config.loss.hidden_positions = "shared"
+    return config
+
+
+def large_rule_config(path: str, architecture: dict[str, Any]) -> config_dict.ConfigDict:
+    """Returns the defaults for a rule of your own and a model for accelerators: its weights lie over all devices.
+
+    Args:
+      path: the model's hub id.
+      architecture: fields of its config.json, which rdjax.plan reads; a run reads the file.
+    """
+    config = rule_config()
+    config.model.path = path
+    config.model.remat = "full"
+    with config.unlocked():
+        config.model.architecture = config_dict.ConfigDict(architecture)
+    config.task.k = 64
+    config.train.batch_size = 16
+    config.mesh.fsdp = -1
     return config

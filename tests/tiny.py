@@ -181,7 +181,6 @@ MISTRAL3 = _wrapper("mistral3", MINISTRAL3, "pixtral", image_token_index=10, tie
 QWEN3_5_WRAPPED = {"model_type": "qwen3_5", "text_config": QWEN3_5}
 QWEN3_5_WRAPPED["vision_config"] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
 QWEN3_5_WRAPPED["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
-_AUDIO = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 GEMMA4_WRAPPED = _wrapper("gemma4", GEMMA4, "gemma4_vision", audio_config=None)
 GEMMA4_UNIFIED_WRAPPED = {"model_type": "gemma4_unified", "text_config": GEMMA4_UNIFIED}
 CONFIGS = LLAMAS | {

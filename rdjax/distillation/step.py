@@ -179,8 +179,12 @@ def evaluate_loss(adapters_M: Adapter, base: dict[str, Any], update: Update, *, 
             return batch_loss(adapter, base, group._replace(batch=batch, signals=signals), None, settings, objective)[0]
 
         losses = [
-            jnp.sum(jax.lax.map(functools.partial(micro_loss, group, objective), (group.batch, group.signals)))
-            for group, objective in zip(update, settings.objectives[: len(update)], strict=True)
+            jnp.sum(
+                jax.lax.map(
+                    functools.partial(micro_loss, group, settings.objectives[number]), (group.batch, group.signals)
+                )
+            )
+            for number, group in enumerate(update)
         ]
         return sum(losses)
 

@@ -200,6 +200,11 @@ class DecoderConfig:
         return tuple(part for part in PARTS if any(part in kind.parts for kind in self.kinds))
 
     @property
+    def alike(self) -> bool:
+        """Tells whether all layers have the same parts."""
+        return len({kind.parts for kind in self.kinds}) == 1
+
+    @property
     def shares(self) -> bool:
         """Tells whether layers share keys and values."""
         return any(mixer in SHARING for mixer in self.mixers)

@@ -163,8 +163,8 @@ class Decoder(nnx.Module):
             except the products of its projections.
           keep_cache: return keys and values even if no cache is given.
         """
-        c, alike = self.config, len({kind.parts for kind in self.config.kinds}) == 1
-        graphs = [nnx.split(self.layers if alike else self.layers.only(kind))[0] for kind in c.kinds]
+        c = self.config
+        graphs = [nnx.split(self.layers if c.alike else self.layers.only(kind))[0] for kind in c.kinds]
         params = nnx.to_pure_dict(nnx.split(self.layers)[1])
         if padding_B is not None and cache is not None:
             padding_B = jnp.clip(padding_B - cache.index, 0, tokens_BT.shape[1])
@@ -179,7 +179,7 @@ class Decoder(nnx.Module):
 
         def run_block(x_BTD, layer: LayerInputs, kind: int | jax.Array, at_BP=None, source: Shared | None = None):
             inputs_BQD = None if inputs_at_BQ is None else gather_positions(x_BTD, inputs_at_BQ)
-            block = nnx.merge(graphs[0 if alike else kind], layer.params)
+            block = nnx.merge(graphs[0 if c.alike else kind], layer.params)
             x_BTD, past = block(x_BTD, shared, layer, kind, at_BP, source)
             keeps = source is None and (keeps_cache or c.shares)
             return on_mesh(x_BTD, self.mesh), (inputs_BQD, past if keeps else None)
@@ -234,8 +234,7 @@ class Decoder(nnx.Module):
                 sizes = c.attention_sizes(mixer)
                 return tuple([zeros(sizes) for _ in range(layers)] if unstacked else zeros(sizes, layers) for _ in "kv")
             if prefix is not None:
-                before = {mixer: prefix[mixer]}
-                return map_pasts(lambda x, axis: jnp.repeat(jnp.expand_dims(x, axis), rows, axis), before)[mixer]
+                return map_past(lambda x, axis: jnp.repeat(jnp.expand_dims(x, axis), rows, axis), prefix[mixer])
             state = empty_state(c.delta_net, rows, dtype)
             return jax.tree.map(lambda x: [x] * layers if unstacked else jnp.stack([x] * layers), state)
 
@@ -273,20 +272,19 @@ def logits(final_BPD: jax.Array, head: Head) -> jax.Array:
 
 
 def map_pasts(change: Callable[[jax.Array, int], jax.Array], pasts: dict[str, Past]) -> dict[str, Past]:
-    """Applies `change` (array, axis of rows) to all that layers keep of tokens.
+    """Applies `change` to all that layers keep of tokens, as `map_past`."""
+    return {mixer: map_past(change, past) for mixer, past in pasts.items()}
+
+
+def map_past(change: Callable[[jax.Array, int], jax.Array], past: Past) -> Past:
+    """Applies `change` (array, axis of rows) to what the layers of one mixer keep of tokens.
 
     The axis is that of rows in keys and values [.., K, B, S, H], and in states [.., B, Z, X] and [.., B, I, H, J]; or
     where it belongs in arrays without it.
     """
-
-    def mapped(past: Past) -> Past:
-        axes = DeltaState(-3, -4) if isinstance(past, DeltaState) else (-3, -3)
-        parts = [
-            jax.tree.map(lambda x, axis=axis: change(x, axis), part) for part, axis in zip(past, axes, strict=True)
-        ]
-        return DeltaState(*parts) if isinstance(past, DeltaState) else tuple(parts)
-
-    return {mixer: mapped(past) for mixer, past in pasts.items()}
+    axes = DeltaState(-3, -4) if isinstance(past, DeltaState) else (-3, -3)
+    parts = [jax.tree.map(lambda x, axis=axis: change(x, axis), part) for part, axis in zip(past, axes, strict=True)]
+    return DeltaState(*parts) if isinstance(past, DeltaState) else tuple(parts)
 
 
 def _key_positions(positions_BT: jax.Array, S: int, cache: Cache | None) -> jax.Array:

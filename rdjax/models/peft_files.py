@@ -117,12 +117,10 @@ def adapter_modules(config: DecoderConfig) -> list[Module]:
     """Returns the modules of a decoder's layers."""
     modules = []
     for row, shapes, layers in used_rows(config):
-        if not row.stacked or not all(path.endswith(".kernel") for path in row.paths):
-            continue
-        ends = np.cumsum([columns for _, columns in shapes]).tolist()
         paths = [path.removeprefix("layers.").removesuffix(".kernel") for path in row.paths]
         if paths[0] not in projection_shapes(config):
             continue
+        ends = np.cumsum([columns for _, columns in shapes]).tolist()
         slices = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
         modules.append(
             Module(

@@ -54,17 +54,15 @@ def parts_of(config: DecoderConfig, params: dict[str, Any], inputs: LayerInputs)
       inputs: of all layers, stacked; its prefix and cache by mixer, and its params are not read.
     """
 
-    def adapted(wanted: str | None) -> dict | None:
+    def adapted(part: str) -> dict | None:
         if inputs.adapter is None:
             return None
-        parts = {path: path.split(".")[0] for path in inputs.adapter}
-        own = {path: part if part in PARTS else None for path, part in parts.items()}
-        return {path: ab for path, ab in inputs.adapter.items() if own[path] == wanted}
+        return {path: ab for path, ab in inputs.adapter.items() if path.split(".")[0] == part}
 
     common = {name: part for name, part in params.items() if name not in PARTS}
     pasts = [past or {} for past in (inputs.prefix, inputs.cache)]
     return Parts(
-        inputs._replace(params=common, adapter=adapted(None), prefix=None, cache=None),
+        inputs._replace(params=common, adapter=None, prefix=None, cache=None),
         {
             part: LayerInputs(
                 {part: params[part]}, None, None, adapted(part), None, *(past.get(part) for past in pasts)
@@ -86,7 +84,7 @@ def run_layers(
     kinds = [config.kinds.index(config.kind_of(layer)) for layer in range(config.layers)]
     if is_unstacked(parts.common.params):
         return _loop(config, kinds, run_block, x_BTD, parts, at_BP, remat)
-    scan = _scan if len({kind.parts for kind in config.kinds}) == 1 else _scan_segments
+    scan = _scan if config.alike else _scan_segments
     ran = scan(config, kinds, run_block, x_BTD, parts, remat)
     # A last layer for some positions alone would have to be compiled beside the scan, and saves little.
     return ran if at_BP is None else ran._replace(x_BPD=gather_positions(ran.x_BPD, at_BP))
@@ -208,9 +206,8 @@ def _take(tree: Any, number: int) -> Any:
 
 def _join(common: LayerInputs, mixer: LayerInputs, mlp: LayerInputs) -> LayerInputs:
     """Joins what a layer has as every layer with what it has of its two parts."""
-    parts = common, mixer, mlp
-    adapter = None if common.adapter is None else {path: ab for part in parts for path, ab in part.adapter.items()}
-    params = {name: value for part in parts for name, value in part.params.items()}
+    adapter = None if mixer.adapter is None else mixer.adapter | mlp.adapter
+    params = common.params | mixer.params | mlp.params
     return common._replace(params=params, adapter=adapter, prefix=mixer.prefix, cache=mixer.cache)
 
 

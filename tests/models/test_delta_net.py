@@ -45,7 +45,7 @@ def test_chunks_are_the_recurrence(tokens):
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 64])
 def test_triangular_matrices_are_inverted(tokens):
-    """What stands on the diagonal and above it is not read; keys that are all alike are the worst case."""
+    """Ignores the diagonal and what is above it; keys that are all alike are the worst case."""
     random = np.random.RandomState(tokens)
     for system in (random.standard_normal((2, 3, tokens, tokens)) * 0.3, np.ones((1, 1, tokens, tokens))):
         expected = np.linalg.inv(np.tril(system, -1) + np.eye(tokens))

@@ -93,7 +93,7 @@ def mlp(config: DecoderConfig, holder: dict[str, Any], x_TD: np.ndarray) -> np.n
 
 
 def layer_embedding(config: DecoderConfig, holder: dict[str, Any], tokens_T, x_TD: np.ndarray, layer: int):
-    """What a layer's embeddings have for the tokens: the mean of two, of length sqrt(2) and not 1."""
+    """Returns what a layer's embeddings have for the tokens: the sum of two parts, over the square root of 2."""
     width = config.layer_embeddings.width
     columns = slice(layer * width, (layer + 1) * width)
     projected_TJ = linear(holder, "projection", x_TD)[:, columns] / np.sqrt(config.width)

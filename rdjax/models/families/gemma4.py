@@ -50,27 +50,31 @@ SHARED = {mixer: sharing for sharing, mixer in SHARING.items()}
 
 def read_text(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
-    fields = {"vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256, **fields}
-    config = read_unified_text(DEFAULTS | fields, where)
-    width = fields["hidden_size_per_layer_input"]
+    fields = {**DEFAULTS, "vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256, **fields}
+    config, width = read_common(fields, where), fields["hidden_size_per_layer_input"]
     embeddings = LayerEmbeddings(fields["vocab_size_per_layer_input"], width) if width else None
     return dataclasses.replace(config, family="gemma4_text", layer_embeddings=embeddings)
 
 
 def read_unified_text(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json of models that have no embeddings of each layer."""
+    config = read_common({**DEFAULTS, **UNIFIED_DEFAULTS, **fields}, where)
+    return dataclasses.replace(config, family="gemma4_unified_text")
+
+
+def read_common(fields: Fields, where: str) -> DecoderConfig:
+    """Translates the fields that both have; none of those with defaults is missing."""
     # "vision" lets tokens of images attend to later ones; of text alone it changes nothing.
     if fields.get("use_bidirectional_attention") == "vision":
         fields = fields | {"use_bidirectional_attention": None}
     accepted = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": None}
     accept_only(fields, accepted | {"enable_moe_block": False}, where)
-    fields = {**DEFAULTS, **UNIFIED_DEFAULTS, **fields}
-    sizes = read_sizes(fields)
+    sizes, types = read_sizes(fields), read_types(fields)
+    global_attention = read_global_attention(fields, types, where)
     return DecoderConfig(
         **sizes,
         **read_attention_bias(fields),
-        family="gemma4_unified_text",
-        pattern=read_pattern(fields, where),
+        pattern=read_pattern(fields, types, global_attention, where),
         activation="gelu_tanh",
         norm="weight_in_float32",
         norms="both",
@@ -79,7 +83,7 @@ def read_unified_text(fields: Fields, where: str) -> DecoderConfig:
         score_scale=1.0,
         logit_softcap=fields.get("final_logit_softcapping"),
         embedding_scale=sizes["width"] ** 0.5,
-        global_attention=read_global_attention(fields, read_types(fields), where),
+        global_attention=global_attention,
         shared_feed_forward=sizes["feed_forward"] * (2 if fields.get("use_double_wide_mlp") else 1),
         layer_scale=True,
     )
@@ -115,14 +119,16 @@ def read_types(fields: Fields) -> list[str]:
     return [*(fields.get("layer_types") or default)[:-1], FULL]
 
 
-def read_pattern(fields: Fields, where: str) -> tuple[LayerKind, ...]:
+def read_pattern(
+    fields: Fields, types: Sequence[str], global_attention: AttentionSizes, where: str
+) -> tuple[LayerKind, ...]:
     """Returns the kinds of the layers.
 
     Raises:
       UserError: a type of layer shares keys and values, and no earlier layer of this type has any.
     """
-    types, shared = read_types(fields), fields["num_kv_shared_layers"]
-    widths = {FULL: read_global_attention(fields, types, where).head_width, SLIDING: fields["head_dim"]}
+    shared = fields["num_kv_shared_layers"]
+    widths = {FULL: global_attention.head_width, SLIDING: fields["head_dim"]}
     ropes = {
         name: scaled_rope(
             ROPES[name] | (fields.get("rope_parameters") or {}).get(name, {}),
@@ -133,18 +139,15 @@ def read_pattern(fields: Fields, where: str) -> tuple[LayerKind, ...]:
         for name in MIXER
     }
     windows = {FULL: None, SLIDING: fields["sliding_window"]}
-
-    def kinds(mixers: dict[str, str]) -> dict[str, LayerKind]:
-        return {name: LayerKind(ropes[name], windows[name], mixers[mixer]) for name, mixer in MIXER.items()}
-
-    own = read_layer_types({**fields, "layer_types": types}, kinds({mixer: mixer for mixer in SHARED}), types, where)
+    kinds = {name: LayerKind(ropes[name], windows[name], mixer) for name, mixer in MIXER.items()}
+    own = read_layer_types({**fields, "layer_types": types}, kinds, types, where)
     first = max(len(types) - shared, 0)
     missing = sorted(set(types[first:]) - set(types[:first]))
     if missing:
         raise UserError(
             f"{where}: num_kv_shared_layers = {shared}: no earlier layer has keys and values for {missing[0]} layers"
         )
-    return (*own[:first], *(kinds(SHARED)[name] for name in types[first:]))
+    return (*own[:first], *(dataclasses.replace(kind, mixer=SHARED[kind.mixer]) for kind in own[first:]))
 
 
 BLOCK = (
