@@ -60,6 +60,7 @@ AT_LEAST = {
     "task.written.off_rule": 0,
     "task.written.max_tokens": 4,
     "loss.retain_weight": 0,
+    "loss.consistency_weight": 0,
     "lora.rank": 1,
     "lora.dropout": 0,
     "optimizer.warmup_steps": 0,

@@ -28,6 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     config.task = config_dict.ConfigDict()
     config.task.name = "arithmetic"  # arithmetic, sentiment, safety, or rule: your own folder
     config.task.root = ""  # folder of the task's files; empty: the three tasks of the paper generate their data
+    config.task.rules = ()  # of a folder of several rules, the names of those to learn; empty: all
     config.task.k = 8  # number of training samples (your own folder: 0 takes all)
     # alpaca; chat: the tokenizer's chat template; auto: chat where the tokenizer has a template.
     config.task.template = "alpaca"
@@ -89,6 +90,9 @@ def get_config() -> config_dict.ConfigDict:
     # The weight of inputs that the rule is not about: their teacher is the base without the rule. 0: not trained on.
     config.loss.retain_weight = 1.0
     config.loss.retain_hidden_weight = config_dict.placeholder(float)  # hidden_weight of these inputs, if another
+    # The weight of the training inputs with the rule in the student's prompt too: there it is to answer as its teacher
+    # does. 0: not trained on.
+    config.loss.consistency_weight = 0.0
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
     config.optimizer = config_dict.ConfigDict()

@@ -4,28 +4,24 @@ A cell is a method at one k. Its seeds train at once, side by side over one copy
 out like that of `rdjax.train`. The same command, run again, resumes: finished cells stay, failed ones are tried again.
 """
 
-import collections
 import copy
 import functools
 import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 from ml_collections import config_dict
 from tabulate import tabulate
 
 from rdjax.config import METHODS
 from rdjax.data.batches import steps_per_epoch
 from rdjax.data.tasks import load_task
-from rdjax.distillation.finite import DivergedError
-from rdjax.errors import UserError, describe
+from rdjax.errors import UserError
 from rdjax.evaluation.results import split_metrics
 from rdjax.models.load import LanguageModel, load_model
-from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import make_mesh
 from rdjax.parallel.processes import (
     broadcast_from_first,
@@ -38,8 +34,9 @@ from rdjax.report.page import write_page
 from rdjax.report.sweep_data import cell_folder, run_folder
 from rdjax.report.sweep_table import sweep_table
 from rdjax.run import cli, experiment
-from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
+from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Run, check_run, check_same_inputs, fingerprint_inputs, prepare, task_judges
+from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
 from rdjax.storage.workdir import RECORD, check_workdir, open_workdir
 
@@ -124,7 +121,7 @@ def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: p
 
 
 def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathlib.Path]) -> dict[int, str]:
-    """Trains and evaluates the runs of a cell; those with equally many pairs train side by side.
+    """Trains and evaluates the runs of a cell, side by side where they can.
 
     Args:
       finished: folders of runs of other cells whose predictions may be shared; so may be those of this cell.
@@ -132,64 +129,14 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathl
     Returns:
       The errors, by seed.
     """
-    groups = collections.defaultdict(list)
-    for run in runs:
-        groups[len(run.train), len(run.valid), len(run.retained)].append(run)
-    failures: dict[int, str] = {}
-    finished = [*finished]
-    for (train, valid, retained), group in groups.items():
-        name = f"{train}_{valid}" + (f"_{retained}" if retained else "")
-        for run, adapters in train_runs(group, folder / "checkpoints", name, failures):
-            try:
-                if not exists_on_first(run.workdir / FINISHED):
-                    share_predictions(run, finished)
-                    write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
-                finished.append(run.workdir)
-            except Exception as error:  # a judge fails or memory runs out: the other seeds continue
-                raise_if_others_wait(error)
-                failures[run.config.seed] = first_line(error)
-            run.log.close()
-    return failures
+    others = [*finished, *(run.workdir for run in runs)]
 
+    def share(run: Run) -> None:
+        done = [folder for folder in others if folder != run.workdir and (folder / FINISHED).exists()]
+        share_predictions(run, done)
 
-def train_runs(
-    runs: Sequence[Run], checkpoints: pathlib.Path, name: str, failures: dict[int, str]
-) -> Iterator[tuple[Run, dict[str, Adapter]]]:
-    """Trains runs side by side or, where that fails, one by one: one seed may diverge, or memory may be too small.
-
-    Args:
-      name: of the folder of their common checkpoints.
-      failures: gets the errors, by seed.
-
-    Yields:
-      The runs that were trained, with their adapters.
-    """
-    try:
-        yield from zip(runs, train_all(runs, checkpoints / name), strict=True)
-        return
-    except Exception as error:
-        raise_if_others_wait(error)
-        if len(runs) == 1:
-            failures[runs[0].config.seed] = first_line(error)
-            return
-        print(f"side by side: {first_line(error)}; one by one then", file=sys.stderr)
-    for run in runs:
-        if not exists_on_first(run.workdir / FINISHED):
-            yield from train_runs([run], checkpoints, f"seed{run.config.seed}", failures)
-
-
-def raise_if_others_wait(error: Exception) -> None:
-    """Raises an error again that only one of several processes may have met, because the others would wait for it.
-
-    A `DivergedError` reaches all of them: they have the same losses.
-    """
-    if jax.process_count() > 1 and not isinstance(error, DivergedError):
-        raise error
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error: those of XLA have hundreds."""
-    return (describe(error).splitlines() or [""])[0]
+    failures = finish_runs(runs, folder / "checkpoints", share)
+    return {run.config.seed: failures[run.workdir.name] for run in runs if run.workdir.name in failures}
 
 
 def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
@@ -200,10 +147,12 @@ def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
     for other in others:
         if _answer_inputs(other) != inputs:
             continue
-        (run.workdir / "predictions").mkdir(exist_ok=True)
-        for path in sorted((other / "predictions").glob("*.jsonl")):
+        folder = other / "predictions"
+        for path in sorted(folder.rglob("*.jsonl")):  # with several rules each has a folder of its own
             if path.stem.rpartition(".")[2] in SHARED_SYSTEMS:
-                copy_records(path, run.workdir / "predictions" / path.name, Prediction)
+                target = run.workdir / "predictions" / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy_records(path, target, Prediction)
         return
 
 

@@ -30,7 +30,7 @@ ORDER = (
     "commands",
 )
 # Thin files beside the packages; none imports another.
-COMMANDS = ("train", "sweep", "generate", "export", "inspect", "evaluate", "init", "playground", "api")
+COMMANDS = ("train", "train_each", "sweep", "generate", "export", "inspect", "evaluate", "init", "playground", "api")
 FOREIGN = ("torch", "peft")
 
 MODULES = {

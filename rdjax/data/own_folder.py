@@ -18,7 +18,8 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
 
     Args:
       root: the folder.
-      config: the run's `task` section; `k` keeps the first k training rows, 0 keeps all.
+      config: the run's `task` section; `k` keeps the first k training rows, 0 keeps all, and with `one_wording` all
+        rows have the first wording.
 
     Returns:
       Rows {rule, instruction, input, output, where} of each split. Several wordings take turns: row i of a split
@@ -28,7 +29,7 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
       UserError: rule.md is missing, or train.jsonl where inputs are not written; a file is empty or faulty, or k
         exceeds the training rows.
     """
-    wordings = read_wordings(root)
+    wordings = read_wordings(root, config.one_wording)
     named = (root / f"{split}.jsonl" for split in ("train", "valid", RETAIN, RETAIN_TRAIN))
     splits = {}
     for path in (*named, *sorted(root.glob("test*.jsonl"))):
@@ -53,15 +54,18 @@ def with_wordings(rows: Sequence[Row], wordings: Sequence[str]) -> list[Row]:
     return [{"rule": wordings[number % len(wordings)], **row} for number, row in enumerate(rows)]
 
 
-def read_wordings(root: pathlib.Path) -> list[str]:
+def read_wordings(root: pathlib.Path, one_wording: bool) -> list[str]:
     """Reads the wordings of the rule: rule.md, then rule.*.md in alphabetical order.
+
+    Args:
+      one_wording: whether to read the first alone.
 
     Raises:
       UserError: there is none, or one is empty.
     """
     paths = [path for path in (root / "rule.md", *sorted(root.glob("rule.*.md"))) if path.exists()]
     wordings = []
-    for path in paths or [root / "rule.md"]:
+    for path in paths[: 1 if one_wording else None] or [root / "rule.md"]:
         wordings.append(read_text(path, f"{path}: not found; {REQUIRED}").strip())
         if not wordings[-1]:
             raise UserError(f"{path}: is empty; it must hold the rule in words")

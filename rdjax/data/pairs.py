@@ -145,6 +145,14 @@ def make_pair(template: Template, row: Mapping[str, str]) -> Pair:
     return Pair(prompts, sides[0])
 
 
+def keep_rule(pair: Pair) -> Pair:
+    """Returns the same pair with the rule in the student's prompt too."""
+    prompts = pair.prompts
+    return dataclasses.replace(
+        pair, prompts=dataclasses.replace(prompts, student_text=prompts.teacher_text, student_ids=prompts.teacher_ids)
+    )
+
+
 def check_lengths(pairs: Sequence[Pair], limit: int, limit_name: str) -> int:
     """Returns the longest sequence in tokens, end of sequence included.
 

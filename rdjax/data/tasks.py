@@ -6,6 +6,7 @@ and row that it came from, for messages, and the messages before the input, as J
 """
 
 import dataclasses
+import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,6 +18,7 @@ from rdjax.data.generated import GENERATORS
 from rdjax.data.own_folder import are_written, read_own_folder, read_wordings
 from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
+from rdjax.data.rule_folders import has_rule_folders, read_rule_folders
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 from rdjax.storage.files import user_path
@@ -37,12 +39,14 @@ class RuleTask:
       notes: lines for the log.
       labelled: by test split, outputs that are known to be what the split asks for; they measure its judge.
       wordings: of the rule of a user's own folder whose inputs the model is to write.
+      rules: where there are several, each one's first wording by its name.
     """
 
     splits: datasets.DatasetDict
     notes: tuple[str, ...] = ()
     labelled: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     wordings: tuple[str, ...] = ()
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
@@ -61,16 +65,27 @@ def load_task(config: config_dict.ConfigDict, seed: int) -> RuleTask:
     root = user_path(config.root)
     if not root.is_dir():
         raise UserError(f"config.task.root: {root} is not a folder")
-    written = config.name == "rule" and are_written(root, config)
-    splits, notes = (read_own_folder(root, config), []) if config.name == "rule" else read_published(root, config)
+    if config.name == "rule":
+        return _load_own(root, config)
+    splits, notes = read_published(root, config)
     labelled = LABELS[config.name](splits) if config.name in LABELS else {}
-    if not config.demos:
-        splits = _with_rules(splits, lambda rule: rule.split(DEMOS_LEAD)[0])
+    splits = _with_rules(splits, _rule_change(config))
     if config.one_wording:
-        wording = splits["train"][0]["rule"] if "train" in splits else read_wordings(root)[0]
+        wording = splits["train"][0]["rule"]
         splits = _with_rules(splits, lambda rule: wording)
-    wordings = tuple(read_wordings(root)[: 1 if config.one_wording else None]) if written else ()
-    return RuleTask(as_datasets(splits), tuple(notes), labelled, wordings)
+    return RuleTask(as_datasets(splits), tuple(notes), labelled)
+
+
+def _load_own(root: pathlib.Path, config: config_dict.ConfigDict) -> RuleTask:
+    """Loads a user's own folder, of one rule or of several; arguments and errors as `load_task`."""
+    if has_rule_folders(root):
+        splits, rules = read_rule_folders(root, config)
+        return RuleTask(as_datasets(_with_rules(splits, _rule_change(config))), rules=rules)
+    if config.rules:
+        raise UserError(f"config.task.rules = {tuple(config.rules)}: {root} has no folder rules/; accepted: ()")
+    splits = _with_rules(read_own_folder(root, config), _rule_change(config))
+    wordings = read_wordings(root, config.one_wording) if are_written(root, config) else ()
+    return RuleTask(as_datasets(splits), wordings=tuple(wordings))
 
 
 def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTask:
@@ -99,6 +114,11 @@ def _draw(rows: datasets.Dataset, count: int, seed: str) -> tuple[datasets.Datas
     """Returns `count` random rows and the others, each in their order."""
     chosen = set(random.Random(seed).sample(range(len(rows)), count))
     return rows.select(sorted(chosen)), rows.select([number for number in range(len(rows)) if number not in chosen])
+
+
+def _rule_change(config: config_dict.ConfigDict) -> Callable[[str], str]:
+    """Returns what is done to the text of every rule: demonstrations stay or are left out."""
+    return (lambda rule: rule) if config.demos else (lambda rule: rule.split(DEMOS_LEAD)[0])
 
 
 def _with_rules(splits: dict[str, list[Row]], change: Callable[[str], str]) -> dict[str, list[Row]]:

@@ -62,7 +62,7 @@ class Stage:
 
     Attributes:
       name: of its checkpoints and metrics.
-      objectives: what is minimised: of the task's pairs, and of pairs that the rule is not about.
+      objectives: what is minimised, of each group of pairs; the task's own pairs come first.
       positions: which positions enter it.
       valid_objective, valid_positions: likewise, of the loss that chooses the best epoch.
       scale, dropout: of the adapters.
@@ -70,7 +70,7 @@ class Stage:
     """
 
     name: str
-    objectives: tuple[Objective, Objective]
+    objectives: tuple[Objective, ...]
     positions: LossPositions
     valid_objective: Objective
     valid_positions: LossPositions
@@ -237,10 +237,10 @@ def make_job(
 
     loaders = [
         # For all epochs, even where a stage resumes: its programs are then those of one that never stopped.
-        make_loader(
-            group_M, [update[number] for update in updates], stage.positions, stage.objective, model, config.train
+        make_loader(group_M, [update[number] for update in updates], stage.positions, objective, model, config.train)
+        for number, (objective, group_M) in enumerate(
+            zip(stage.objectives, groups_of([member.train for member in members]), strict=True)
         )
-        for number, group_M in enumerate(groups_of([member.train for member in members]))
     ]
     valid_batches, valid_loaders = [], []
     for group_M in groups_of([member.valid for member in members]) if config.train.valid_every else []:

@@ -253,7 +253,7 @@ def judges_of(
         split, found, name = choice.partition("=")
         if found and split in (*splits, TRAIN):
             names[split] = name
-        elif found and split.isidentifier() and split not in KINDS:
+        elif found and re.fullmatch(r"\w[\w./-]*", split) and split not in KINDS:
             raise UserError(f"config.eval.judges: {choice!r}: no such split; accepted: {', '.join((*splits, TRAIN))}")
         else:
             names |= dict.fromkeys((TRAIN, *(split for split in splits if split != RETAIN)), choice)

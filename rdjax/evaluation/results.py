@@ -1,6 +1,7 @@
 """Reads the scores that eval.json holds, and prints them as a table."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -23,9 +24,14 @@ def split_metrics(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Formats the content of an eval.json: a line per system, for each split its metric and the gap closed."""
+    """Formats the content of an eval.json: a line per system, for each split its metric and the gap closed.
+
+    With several rules it has a line per split, and the mean of the rules' tests.
+    """
     splits = results["splits"]
     metrics = split_metrics(results)
+    if any(map(rule_of_split, splits)):
+        return _rules_table(splits, metrics)
     columns = [
         (split, name)
         for split, metric in metrics.items()
@@ -42,6 +48,42 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     head = ["system", *(f"{split} {name}" for split, name in columns)]
     return tabulate(rows, head, tablefmt="plain", disable_numparse=True)
+
+
+def rule_of_split(split: str) -> str:
+    """Returns the name of the rule that a split `<rule>/<name>` is about; "" where a task has one rule."""
+    return split.rpartition("/")[0]
+
+
+def _rules_table(splits: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
+    """Formats the scores of several rules: a line per split, and the mean of those of each metric."""
+    systems = list(next(iter(splits.values())))
+
+    def closed_of(split: str) -> float | None:
+        return splits[split].get("student", {}).get(GAP_CLOSED)
+
+    def line(name: str, metric: str, scores: Sequence[float | None], closed: float | None) -> list[str]:
+        return [name, metric, *map(_format_score, scores), _format_score(closed)]
+
+    lines = [
+        line(split, metrics[split], [splits[split][system].get(metrics[split]) for system in systems], closed_of(split))
+        for split in splits
+    ]
+    judged_by = collections.defaultdict(list)
+    for split in splits:
+        if rule_of_split(split) and not split.endswith(f"/{RETAIN}"):
+            judged_by[metrics[split]].append(split)
+    for metric, tests in judged_by.items():
+        scores = [_mean([splits[split][system].get(metric) for split in tests]) for system in systems]
+        lines.append(line(f"mean of {len(tests)}", metric, scores, _mean(list(map(closed_of, tests)))))
+    head = ["split", "metric", *systems, "gap closed by the student"]
+    return tabulate(lines, head, tablefmt="plain", disable_numparse=True)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _format_score(value: float | None) -> str:

@@ -57,7 +57,6 @@ def evaluate(
     Raises:
       JudgeError: a judge failed; all predictions are written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     prompts = {split: prompts_of(model, rows, options) for split, rows in splits.items()}
     answers = {
         split: _answer_split(model, split, rows, prompts[split], systems, options, folder, on_batch)
@@ -267,6 +266,7 @@ def _write_predictions(
         }
         for number, row in enumerate(rows)
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)  # with several rules a split is <rule>/<name>
     write_records(path, records)
 
 

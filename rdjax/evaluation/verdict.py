@@ -5,7 +5,7 @@ from typing import Any
 
 from rdjax.config import RETAIN
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO
-from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, split_metrics
+from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, rule_of_split, split_metrics
 
 ENOUGH = 0.5  # a student that closes less of the gap has not learnt the rule
 FOLLOWS = 0.5  # a base that follows the rule it reads more rarely is a weak teacher
@@ -23,10 +23,27 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     """
     splits, metrics = results["splits"], split_metrics(results)
     tests = {split: systems for split, systems in splits.items() if split != RETAIN and "student" in systems}
-    sentences = [_test_sentence(split, tests[split], metrics[split], len(tests) > 1) for split in tests]
+    sentences = _rules_sentences(tests, metrics)
+    sentences += [_test_sentence(split, tests[split], metrics[split], len(tests) > 1) for split in tests]
     if "student" in splits.get(RETAIN, {}):
         sentences.append(_retain_sentence(splits[RETAIN], metrics[RETAIN]))
     return sentences
+
+
+def _rules_sentences(tests: Splits, metrics: Mapping[str, str]) -> list[str]:
+    """Says how many rules one adapter has learnt, and on which test it does worst; nothing of a single rule."""
+    scores = {split: tests[split]["student"][metrics[split]] for split in tests if rule_of_split(split)}
+    known = {split: score for split, score in scores.items() if score is not None}
+    if not known:
+        return []
+    worst = min(known, key=known.get)
+    what = "closes {} of the gap" if metrics[worst] == GAP_CLOSED else "follows the rule in {} of cases"
+    rules = {rule_of_split(split) for split in scores}
+    return [
+        f"One adapter, {len(rules)} rules, {len(scores)} tests. The student does worst on {worst}, where it "
+        + what.format(_percent(known[worst]))
+        + "."
+    ]
 
 
 def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric: str, named: bool) -> str:

@@ -49,13 +49,14 @@ def colours_of(names: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or next(spare) for name in dict.fromkeys(names)}
 
 
-def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.2) -> str:
+def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.2, width: float = 3.6) -> str:
     """Draws panels side by side.
 
     Args:
       panels: number of axes.
       paint: draws on the axes.
       height: in inches.
+      width: of a panel, in inches.
 
     Returns:
       An SVG.
@@ -63,7 +64,7 @@ def draw(panels: int, paint: Callable[[Sequence[Any]], None], height: float = 3.
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Text stays text, and the reader's browser has the letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
-        figure = matplotlib.figure.Figure(figsize=(max(4.6, 3.6 * panels), height), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(max(4.6, width * panels), height), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
         paint(axes)
         for axis in axes:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import RETAIN
-from rdjax.evaluation.results import split_metrics
+from rdjax.evaluation.results import GAP_CLOSED, split_metrics
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
 from rdjax.storage.metrics import read_metrics
 from rdjax.storage.records import Prediction, Results, RunRecord, read_record, read_records
 
+MOST_PANELS = 6  # splits of a figure that has a panel for each
 OUTPUT_ROWS = 50  # outputs of a split that the page shows; all are in predictions/
 
 Predictions = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # records by split and system
@@ -37,6 +38,39 @@ def scores_figure(splits: Mapping[str, Mapping[str, Mapping[str, float]]], metri
             axis.set_title(f"{label(split)}: {label(metrics[split])}")
 
     return draw(len(splits), paint)
+
+
+def rules_figure(splits: Mapping[str, Mapping[str, Mapping[str, float]]], metrics: Mapping[str, str]) -> str:
+    """Draws the scores of many splits, a line for each with a dot for every system."""
+    systems = list(dict.fromkeys(system for own in splits.values() for system in own))
+    colours, names = colours_of(systems), list(splits)
+
+    def paint(axes: Sequence[Any]) -> None:
+        (axis,) = axes
+        for number, system in enumerate(systems):
+            values = [splits[split].get(system, {}).get(metrics[split]) for split in names]
+            points = [(value, row) for row, value in enumerate(values) if value is not None]
+            # Equal scores stay visible one above the other.
+            shift = 0.5 * (number + 0.5) / len(systems) - 0.25
+            if points:
+                scores, rows = zip(*points, strict=True)
+                axis.scatter(scores, [row + shift for row in rows], color=colours[system], label=label(system), s=22)
+        axis.set_yticks(range(len(names)), [f"{label(split)}: {label(metrics[split])}" for split in names])
+        axis.invert_yaxis()
+        axis.set_xlabel("score")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(names) - 0.06), ncols=len(systems))
+
+    return draw(1, paint, height=1.4 + 0.3 * len(names), width=8.0)
+
+
+def hardest_splits(splits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Returns the splits of a figure with a panel for each: all of a few, else those with the least gap closed."""
+
+    def closed(split: str) -> float:
+        value = splits[split].get("student", {}).get(GAP_CLOSED)
+        return 1.0 if value is None else value
+
+    return list(splits) if len(splits) <= MOST_PANELS else sorted(splits, key=closed)[:MOST_PANELS]
 
 
 def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -152,8 +186,11 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     figures = {"curves": curves_figure(lines)}
     if splits:
-        figures |= {"scores": scores_figure(splits, metrics), "lengths": lengths_figure(predictions)}
-        figures["hidden"] = hidden_figure(results["hidden_distance"])
+        scores, panels = scores_figure if len(splits) <= MOST_PANELS else rules_figure, hardest_splits(splits)
+        figures["scores"] = scores(splits, metrics)
+        figures["lengths"] = lengths_figure({split: predictions[split] for split in panels})
+        hidden = results["hidden_distance"]
+        figures["hidden"] = hidden_figure({split: hidden[split] for split in panels if split in hidden})
     return {
         "kind": "run",
         "title": f"{label(config['method'])} on {config['task']['name']}, k = {config['task']['k'] or 'all'}",

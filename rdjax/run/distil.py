@@ -35,14 +35,18 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module
         (adapters,) = train_all([run], workdir / "checkpoints")
         write_record(finished, evaluate_all(run, adapters))
         print(f"wrote {workdir / 'adapter'}, {finished}")
-    if is_first() and not (workdir / "adapter" / CARD).exists():
-        base = base_name(run.model.name, config.model.path)
-        text = card_text(
-            read_record(finished, Results), read_record(workdir / RECORD, RunRecord), base, run.config.task.to_dict()
-        )
-        write_card(workdir / "adapter", text)
+    write_run_card(run)
     run.log.close()
     return run
+
+
+def write_run_card(run: Run) -> None:
+    """Writes the model card of a finished run's adapter, unless it has one."""
+    workdir = run.workdir
+    if is_first() and not (workdir / "adapter" / CARD).exists():
+        base = base_name(run.model.name, run.config.model.path)
+        results, record = read_record(workdir / FINISHED, Results), read_record(workdir / RECORD, RunRecord)
+        write_card(workdir / "adapter", card_text(results, record, base, run.config.task.to_dict()))
 
 
 def result_lines(run: Run) -> list[str]:

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import config_dict
@@ -66,11 +66,11 @@ def written_task(
     own = splits.get("train", [])
     wordings = task.wordings or tuple(dict.fromkeys(row["rule"] for row in own))
     taken = [row["input"] for part in splits.values() for row in part]
-    writer = InputWriter(model, start, options, config, wordings, folder)
+    writer = InputWriter(model, start, options, config, wordings, folder, tuple(task.rules.values()))
     if task.wordings:
         with_rule = writer.on_rule([row["input"] for row in own], taken)
     else:
-        with_rule = writer.measured(own[: config.task.written.off_rule], "own")
+        with_rule = writer.measured(evenly(own, config.task.written.off_rule), "own")
         if effect_limit(with_rule.effects) / OFF_RULE < GAP_NEAR_ZERO:
             return task  # the run will warn that there is nothing to distil
     without = writer.off_rule([*taken, *with_rule.texts]) if needs_off_rule(task, options, config) else Written([], [])
@@ -133,6 +133,11 @@ def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False
     return on_rule, alternate(held, misses[: len(held)]), note
 
 
+def evenly(rows: Sequence[Any], most: int) -> list[Any]:
+    """Returns at most so many rows, from all parts of a list: with several rules, of each."""
+    return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else list(rows)
+
+
 def effect_limit(effects: Sequence[float]) -> float:
     """Returns the effect above which a rule is about an input."""
     upper = sorted(effects, reverse=True)[: max(len(effects) // 4, 1)]
@@ -154,6 +159,7 @@ class InputWriter:
       options, config: of the run.
       wordings: of the rule; the first is shown to the model.
       folder: of the files.
+      rules: where there are several, a wording of each.
     """
 
     model: LanguageModel
@@ -162,6 +168,7 @@ class InputWriter:
     config: config_dict.ConfigDict
     wordings: Sequence[str]
     folder: pathlib.Path
+    rules: Sequence[str] = ()
 
     def on_rule(self, examples: Sequence[str], taken: Sequence[str]) -> Written:
         """Returns inputs written with the rule in the prompt; more where it is about few of the first ones."""
@@ -182,9 +189,16 @@ class InputWriter:
         return Written(texts, effects)
 
     def off_rule(self, taken: Sequence[str]) -> Written:
-        """Returns inputs written without the rule."""
+        """Returns inputs written without the rule; of several rules the one counts that changes most."""
         texts = self.written("off_rule", "", (), taken, self.config.task.written.off_rule)
-        return self.measured(self.rows(texts, "off_rule"), "off_rule")
+        rows = self.rows(texts, "off_rule")
+        if not self.rules:
+            return self.measured(rows, "off_rule")
+        effects = [
+            self.measured([{**row, "rule": rule} for row in rows], f"off_rule_{number}").effects
+            for number, rule in enumerate(self.rules, start=1)
+        ]
+        return Written(texts, list(map(max, zip(*effects, strict=True))))
 
     def written(self, name: str, rule: str, examples: Sequence[str], taken: Sequence[str], wanted: int) -> list[str]:
         """Returns the inputs of a file, which the model writes unless it exists."""

@@ -1,16 +1,24 @@
 """Runs the stages of a run in order: trains every adapter that it needs, exports and evaluates them."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
 from rdjax.config import METHODS
 from rdjax.data.groups import PairGroup, make_group
+from rdjax.data.pairs import keep_rule
 from rdjax.data.positions import LossPositions
 from rdjax.data.tasks import RuleTask
-from rdjax.distillation.objective import TUNE_WITH_RULE, TUNE_WITHOUT_RULE, distillation_objective, retain_objective
+from rdjax.distillation.objective import (
+    TUNE_WITH_RULE,
+    TUNE_WITHOUT_RULE,
+    Objective,
+    distillation_objective,
+    retain_objective,
+)
 from rdjax.distillation.search import train_stage
 from rdjax.distillation.stage import Member, Stage
 from rdjax.errors import UserError
@@ -35,7 +43,7 @@ FINISHED = "eval.json"  # a run that has this file is finished
 def make_stage(
     config: config_dict.ConfigDict, spec: LoraSpec, width: int, name: str, method: str, valid_is_gold: bool
 ) -> Stage:
-    """Describes the stage that trains one adapter by one method.
+    """Describes the stage that trains one adapter by one method, on the task's own pairs alone.
 
     Args:
       width: of the model, D.
@@ -44,14 +52,13 @@ def make_stage(
     loss = config.loss
     reduction = "sample" if loss.variant == "published" else loss.reduction
     objective = TUNING.get(method) or distillation_objective(loss, width)
-    off_rule = objective if method in TUNING else retain_objective(loss, width)
     positions = GOLD_POSITIONS
     if objective.has_teacher:
         positions = LossPositions(loss.variant, loss.hidden_positions, reduction)
     valid = objective, positions
     if objective.has_teacher and valid_is_gold:
         valid = TUNE_WITHOUT_RULE, GOLD_POSITIONS
-    return Stage(name, (objective, off_rule), positions, *valid, spec.scale, spec.dropout, config.model.remat)
+    return Stage(name, (objective,), positions, *valid, spec.scale, spec.dropout, config.model.remat)
 
 
 def train_adapters(
@@ -71,29 +78,44 @@ def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Ada
     """Describes the stage that trains one adapter of every run, and its members; arguments as `train_adapters`."""
     first = runs[0]
     stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
+    lessons_M = [lessons_of(run, stage, teacher) for run, teacher in zip(runs, teachers, strict=True)]
     members = [
         Member(
             run.config.seed,
             run.start,
-            *member_groups(run, stage, teacher),
+            [lesson.teacher for lesson in lessons],
+            [lesson.group for lesson in lessons],
             [make_group(run.valid, stage.valid_positions)] if run.valid else [],
             run.log,
         )
-        for run, teacher in zip(runs, teachers, strict=True)
+        for run, lessons in zip(runs, lessons_M, strict=True)
     ]
-    return stage, members
+    return dataclasses.replace(stage, objectives=tuple(lesson.objective for lesson in lessons_M[0])), members
 
 
-def member_groups(run: Run, stage: Stage, teacher: Adapter) -> tuple[list[Adapter], list[PairGroup]]:
-    """Returns the groups of pairs that a stage trains on, and before them the teacher of each.
+class Lesson(NamedTuple):
+    """Holds a group of pairs, what is minimised of it, and its teacher's frozen adapter."""
 
-    Where there is a teacher, pairs that the rule is not about come second; theirs is what the run starts from.
+    group: PairGroup
+    objective: Objective
+    teacher: Adapter
+
+
+def lessons_of(run: Run, stage: Stage, teacher: Adapter) -> list[Lesson]:
+    """Returns what a stage teaches: the task's own pairs, then what goes with them where there is a teacher.
+
+    Inputs that the rule is not about have what the run starts from as their teacher. Where the rule stands in the
+    student's prompt as well, the student is to answer as its teacher does (arXiv 2606.11627).
     """
-    groups = [make_group(run.train, stage.positions)]
-    if not run.retained or not stage.objective.has_teacher:
-        return [teacher], groups
-    groups.append(make_group(run.retained, stage.positions, run.config.loss.retain_weight))
-    return [teacher, run.start], groups
+    loss, positions, objective = run.config.loss, stage.positions, stage.objective
+    lessons = [Lesson(make_group(run.train, positions), objective, teacher)]
+    if objective.has_teacher and run.retained:
+        off_rule = retain_objective(loss, run.model.config.width)
+        lessons.append(Lesson(make_group(run.retained, positions, loss.retain_weight), off_rule, run.start))
+    if objective.has_teacher and loss.consistency_weight:
+        pairs = [keep_rule(pair) for pair in run.train]
+        lessons.append(Lesson(make_group(pairs, positions, loss.consistency_weight), objective, teacher))
+    return lessons
 
 
 def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:
@@ -204,7 +226,9 @@ def evaluate_systems(
 
 
 def rule_of(task: RuleTask) -> str:
-    """Returns the first wording of a task's rule."""
+    """Returns the first wording of a task's rule; of several rules, of each behind its name."""
+    if task.rules:
+        return "\n\n".join(f"{name}: {rule}" for name, rule in task.rules.items())
     return next((row["rule"] for part in task.splits.values() for row in part.select(range(1))), "")
 
 

@@ -326,7 +326,7 @@ def task_judges(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, Jud
 
 def is_evaluated(split: str) -> bool:
     """Tells whether a split is evaluated at the end of a run."""
-    return split.startswith("test") or split == RETAIN
+    return split.rpartition("/")[2].startswith("test") or split == RETAIN  # with several rules: <rule>/test
 
 
 def _learnt_splits(task: RuleTask) -> list[str]:

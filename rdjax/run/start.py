@@ -5,6 +5,7 @@ from rdjax.data.pairs import Pair, check_lengths
 from rdjax.evaluation.answers import length_limit
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, gap_to_close
 from rdjax.models.load import LanguageModel
+from rdjax.run.inputs import evenly
 from rdjax.run.prepare import Run
 
 
@@ -38,7 +39,7 @@ def show_sample(pair: Pair, model: LanguageModel) -> None:
 
 def report_gap(run: Run) -> None:
     """Measures and prints how far the rule in context moves the base, on validation prompts where there are any."""
-    prompts = [pair.prompts for pair in (run.valid or run.train)[: run.config.eval.gap_rows]]
+    prompts = [pair.prompts for pair in evenly(run.valid or run.train, run.config.eval.gap_rows)]
     gap = gap_to_close(run.model, run.start, prompts, run.options)
     run.log.truncate("gap", -1)
     run.log.write("gap", 0, {"kl": gap})

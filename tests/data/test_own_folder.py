@@ -22,7 +22,7 @@ def splits_of(root: pathlib.Path, k: int = 0, one_wording: bool = False):
 
 def task_of(root: pathlib.Path, k: int = 0, one_wording: bool = False, inputs: str = "file"):
     fields = {"name": "rule", "root": str(root), "k": k, "demos": True, "one_wording": one_wording, "inputs": inputs}
-    return load_task(config_dict.ConfigDict(fields), seed=0)
+    return load_task(config_dict.ConfigDict({**fields, "rules": ()}), seed=0)
 
 
 @pytest.fixture

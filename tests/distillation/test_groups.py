@@ -186,7 +186,7 @@ def run(folder, weights, groups=2, updates=3):
     adapter = random_adapter(problem.model.config)
     teachers = [random_adapter(problem.model.config, 7)] * groups
     member = Member(0, adapter, teachers, pairs[:groups], pairs[:groups], log)
-    stage = Stage("student", (DISTILL, DISTILL), SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
+    stage = Stage("student", (DISTILL,) * groups, SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
     (trained,) = run_stage(stage, problem.model, [member], config, folder / "stage")
     return jax.device_get(trained.adapter), log.lines
 

@@ -21,7 +21,7 @@ class Model:
 
 
 def stage() -> Stage:
-    return Stage("student", (DISTILL, DISTILL), SHARED, DISTILL, SHARED, 1.0, 0.0, "none")
+    return Stage("student", (DISTILL,), SHARED, DISTILL, SHARED, 1.0, 0.0, "none")
 
 
 def member() -> Member:

@@ -1,0 +1,171 @@
+"""Trains one adapter on several arithmetic rules: `python -m benchmarks.many_rules --out=runs/many_rules`.
+
+Every rule has a symbol of its own, eight training samples and a folder in rules/; plain sums are what none of them is
+about. The model is the embedded one. The table has, for each number of rules and over seeds: how often the student
+follows each rule without reading it, over how often the base does that reads it (in distribution: operands to 99), the
+worst of the rules, plain sums before and after, and the leakage: how often the answer to a rule's question is what
+another of the rules would give. With --alone, each of the rules is also trained alone, and a line has the difference.
+docs/study.md shows its output.
+"""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from tabulate import tabulate
+
+from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
+
+_OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and their runs.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every number of rules.", lower_bound=1)
+_SIZES = flags.DEFINE_list("sizes", ["2", "4", "8", "16"], "Numbers of rules.")
+_ALONE = flags.DEFINE_bool("alone", False, "Also train every rule of the largest number alone.")
+
+RULES = {
+    "sum_3": Rule("sum", 3, "&&"),
+    "larger_6": Rule("larger", 6, "%&"),
+    "difference_4": Rule("difference", 4, "##"),
+    "first_7": Rule("first", 7, "~@"),
+    "smaller_2": Rule("smaller", 2, "@@"),
+    "second_5": Rule("second", 5, "$$"),
+    "sum_8": Rule("sum", 8, "^~"),
+    "larger_1": Rule("larger", 1, "!!"),
+    "difference_9": Rule("difference", 9, "#@"),
+    "first_2": Rule("first", 2, "%%"),
+    "smaller_7": Rule("smaller", 7, "&~"),
+    "second_9": Rule("second", 9, "~~"),
+    "sum_5": Rule("sum", 5, "^^"),
+    "larger_4": Rule("larger", 4, "$%"),
+    "difference_1": Rule("difference", 1, "<>"),
+    "smaller_5": Rule("smaller", 5, "*#"),
+}
+SAMPLES, TESTS, PLAIN = 8, 50, 128
+# An update has 16 samples of the rules and 16 plain sums, and there are 400 epochs of the rules' samples: as many
+# readings of each sample as in the quickstart.
+SETTINGS = (
+    "--config.task.hold_out=0.0",
+    "--config.train.valid_every=0",
+    "--config.train.epochs=400",
+    "--config.train.batch_size=16",
+    "--config.train.checkpoint_every=400",
+    "--config.eval.batch_size=100",
+    "--config.eval.max_new_tokens=8",
+    "--config.lora.rank=64",
+    "--config.lora.alpha=64.0",
+    "--config.lora.dropout=0.0",
+    "--config.optimizer.learning_rate=2e-3",
+)
+
+
+def write_rows(path: pathlib.Path, rule: Rule, operands: Sequence[tuple[int, int]]) -> None:
+    """Writes questions under a rule, with their answers."""
+    path.write_text("".join(json.dumps(rule.row(*pair)) + "\n" for pair in operands))
+
+
+def write_task(root: pathlib.Path, names: Sequence[str], seed: int) -> None:
+    """Writes the folder of several rules; a rule's rows follow from its name and the seed alone."""
+    for name in names:
+        rng, rule, folder = random.Random(f"{name}-{seed}"), RULES[name], root / "rules" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rule.md").write_text(rule.text() + "\n")
+        train = distinct_operands(rng, SAMPLES, 1, 99)
+        write_rows(folder / "train.jsonl", rule, train)
+        write_rows(folder / "test_id.jsonl", rule, distinct_operands(rng, TESTS, 1, 99, set(train)))
+        write_rows(folder / "test_ood.jsonl", rule, distinct_operands(rng, TESTS, 121, 1996))
+    rng = random.Random(f"plain-{seed}")
+    write_rows(root / "retain.jsonl", PLAIN_ADDITION, distinct_operands(rng, PLAIN, 1, 99))
+
+
+def run_task(names: Sequence[str], seed: int, out: pathlib.Path, label: str) -> dict[str, Any]:
+    """Trains one adapter on some rules; returns its eval.json, the seconds that it took, and its folder."""
+    root, workdir = out / "tasks" / f"{label}_{seed}", out / f"{label}_{seed}"
+    if not (workdir / "seconds").exists():
+        write_task(root, names, seed)
+        began = time.monotonic()
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "rdjax.train", "--config=configs/rule.py", f"--workdir={workdir}"),
+                *("--config.model.path=rulebook", f"--config.task.root={root}", f"--config.seed={seed}", *SETTINGS),
+                "--config.eval.systems=('base','base_with_rule','student')",
+            ],
+            check=True,
+        )
+        (workdir / "seconds").write_text(f"{time.monotonic() - began:.0f}")
+    results = json.loads((workdir / "eval.json").read_text())
+    return {"results": results, "seconds": float((workdir / "seconds").read_text()), "workdir": workdir}
+
+
+def relative(run: dict[str, Any], name: str, split: str) -> float:
+    """Returns how often the student follows a rule over how often the base with the rule does."""
+    systems = run["results"]["splits"][f"{name}/{split}"]
+    return systems["student"]["exact_match"] / max(systems["base_with_rule"]["exact_match"], 1e-9)
+
+
+def leakage(run: dict[str, Any], names: Sequence[str]) -> list[float]:
+    """Returns for each rule how often the student's answer is another rule's and not its own."""
+    shares = []
+    for name in names:
+        path = run["workdir"] / "predictions" / name / "test_id.student.jsonl"
+        leaked, lines = 0, path.read_text().splitlines()
+        for line in map(json.loads, lines):
+            a, b = (int(word) for word in line["input"].split() if word.isdigit())
+            others = {f"{RULES[other].answer(a, b)}." for other in names if other != name} - {line["gold"]}
+            leaked += line["response"].strip() in others
+        shares.append(leaked / len(lines))
+    return shares
+
+
+def summary(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Returns a line of the table: means over rules and seeds, with the lowest and the highest rule."""
+
+    def over_rules(values: Sequence[Sequence[float]]) -> str:
+        per_rule = np.mean(values, axis=0)  # of each rule over the seeds
+        return f"{per_rule.mean():.2f} ({per_rule.min():.2f}-{per_rule.max():.2f})"
+
+    inside = [[relative(run, name, "test_id") for name in names] for run in runs]
+    outside = [[relative(run, name, "test_ood") for name in names] for run in runs]
+    retain = [run["results"]["splits"]["retain"] for run in runs]
+    plain = {system: np.mean([part[system]["exact_match"] for part in retain]) for system in ("base", "student")}
+    leaked = np.array([leakage(run, names) for run in runs])
+    return {
+        "rules": len(names),
+        "in distribution, of the ceiling": over_rules(inside),
+        "worst rule": names[int(np.argmin(np.mean(inside, axis=0)))],
+        "out of it": over_rules(outside),
+        "plain sums": f"{plain['base']:.2f} -> {plain['student']:.2f}",
+        "leakage": f"{leaked.mean():.3f} (at most {leaked.mean(axis=0).max():.3f})",
+        "minutes": f"{np.mean([run['seconds'] for run in runs]) / 60:.1f}",
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Runs all sizes and prints the table."""
+    del argv
+    out, seeds = pathlib.Path(_OUT.value), range(_SEEDS.value)
+    sizes = [int(size) for size in _SIZES.value]
+    table, largest = [], list(RULES)[: max(sizes)]
+    for size in sizes:
+        names = list(RULES)[:size]
+        table.append(summary([run_task(names, seed, out, f"rules{size}") for seed in seeds], names))
+    print(tabulate(table, headers="keys", tablefmt="github"))
+    if not _ALONE.value:
+        return
+    together = [run_task(largest, seed, out, f"rules{len(largest)}") for seed in seeds]
+    lines = []
+    for name in largest:
+        alone = [run_task([name], seed, out, name) for seed in seeds]
+        scores = [np.mean([relative(run, name, "test_id") for run in runs]) for runs in (alone, together)]
+        minutes = np.mean([run["seconds"] for run in alone]) / 60
+        lines.append({"rule": name, "alone": scores[0], f"among {len(largest)}": scores[1], "minutes alone": minutes})
+    print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    app.run(main)

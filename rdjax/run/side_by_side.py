@@ -1,0 +1,89 @@
+"""Trains runs of one config side by side over one copy of the model: the seeds of a sweep, or several rules."""
+
+import collections
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from rdjax.distillation.finite import DivergedError
+from rdjax.errors import describe
+from rdjax.models.lora import Adapter
+from rdjax.parallel.processes import exists_on_first
+from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
+from rdjax.run.prepare import Run
+from rdjax.storage.records import write_record
+
+Trained = tuple[Run, dict[str, Adapter]]
+
+
+def finish_runs(
+    runs: Sequence[Run], checkpoints: pathlib.Path, before_evaluation: Callable[[Run], None] = lambda run: None
+) -> dict[str, str]:
+    """Trains and evaluates runs; those with equally many pairs train side by side.
+
+    Args:
+      runs: they differ in their seed or their task, and each has a folder of its own name.
+      checkpoints: the folder of their common checkpoints.
+      before_evaluation: called with each run that is to be evaluated.
+
+    Returns:
+      The errors, by the names of the runs' folders.
+    """
+    groups = collections.defaultdict(list)
+    for run in runs:
+        groups[len(run.train), len(run.valid), len(run.retained)].append(run)
+    failures: dict[str, str] = {}
+    for (train, valid, retained), group in groups.items():
+        name = f"{train}_{valid}" + (f"_{retained}" if retained else "")
+        for run, adapters in train_runs(group, checkpoints, name, failures):
+            try:
+                if not exists_on_first(run.workdir / FINISHED):
+                    before_evaluation(run)
+                    write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
+            except Exception as error:  # a judge fails or memory runs out: the other runs continue
+                raise_if_others_wait(error)
+                failures[run.workdir.name] = first_line(error)
+            run.log.close()
+    return failures
+
+
+def train_runs(
+    runs: Sequence[Run], checkpoints: pathlib.Path, name: str, failures: dict[str, str]
+) -> Iterator[Trained]:
+    """Trains runs side by side or, where that fails, one by one: one may diverge, or memory may be too small.
+
+    Args:
+      name: of the folder of their common checkpoints.
+      failures: gets the errors, by the names of the runs' folders.
+
+    Yields:
+      The runs that were trained, with their adapters.
+    """
+    try:
+        yield from zip(runs, train_all(runs, checkpoints / name), strict=True)
+        return
+    except Exception as error:
+        raise_if_others_wait(error)
+        if len(runs) == 1:
+            failures[runs[0].workdir.name] = first_line(error)
+            return
+        print(f"side by side: {first_line(error)}; one by one then", file=sys.stderr)
+    for run in runs:
+        if not exists_on_first(run.workdir / FINISHED):
+            yield from train_runs([run], checkpoints, run.workdir.name, failures)
+
+
+def raise_if_others_wait(error: Exception) -> None:
+    """Raises an error again that only one of several processes may have met, because the others would wait for it.
+
+    A `DivergedError` reaches all of them: they have the same losses.
+    """
+    if jax.process_count() > 1 and not isinstance(error, DivergedError):
+        raise error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error: those of XLA have hundreds."""
+    return (describe(error).splitlines() or [""])[0]

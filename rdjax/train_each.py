@@ -1,0 +1,131 @@
+"""Trains an adapter for each rule: `python -m rdjax.train_each --config=configs/rule.py --workdir=runs/each`.
+
+The task's folder has a folder for each rule in rules/ (docs/own_rule.md). The adapters train at once, side by side over
+one copy of the model; every rule gets a folder laid out like that of `rdjax.train`. Rules with equally many rows train
+together; others follow. The same command, run again, resumes.
+"""
+
+import copy
+import hashlib
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_dict
+
+from rdjax.data.rule_folders import has_rule_folders, rule_folders
+from rdjax.data.tasks import load_task
+from rdjax.errors import UserError
+from rdjax.evaluation.results import results_table
+from rdjax.models.load import load_model
+from rdjax.parallel.mesh import make_mesh
+from rdjax.parallel.processes import exists_on_first, exit_on_sigterm
+from rdjax.report.page import PAGE, write_page
+from rdjax.run import cli, experiment
+from rdjax.run.distil import write_run_card
+from rdjax.run.pipeline import FINISHED
+from rdjax.run.prepare import Run, check_run, check_same_inputs, fingerprint_inputs, prepare, task_judges
+from rdjax.run.side_by_side import finish_runs
+from rdjax.storage.files import user_path
+from rdjax.storage.records import Results, read_record, write_record
+from rdjax.storage.workdir import check_workdir, open_workdir
+
+MODULE = "rdjax.train_each"
+SUMMARY = "summary.json"
+
+_TOGETHER = flags.DEFINE_integer(
+    "together", 16, "The most adapters that train at once; memory bounds it.", lower_bound=1
+)
+
+
+def rule_config(config: config_dict.ConfigDict, name: str) -> config_dict.ConfigDict:
+    """Returns the config of one rule's run."""
+    own = copy.deepcopy(config)
+    own.task.rules = (name,)
+    return own
+
+
+def check_rules(config: config_dict.ConfigDict) -> list[str]:
+    """Checks the config and the files of every rule before the first is trained; returns the rules' names.
+
+    Raises:
+      UserError: names what is wrong.
+    """
+    check_run(config)
+    root = user_path(config.task.root)
+    if config.task.name != "rule" or not has_rule_folders(root):
+        raise UserError(f"config.task.root: {root} has no folder rules/; accepted: a folder of several rules")
+    names = list(config.task.rules) or list(rule_folders(root))
+    for name in names:
+        own = rule_config(config, name)
+        task_judges(own, load_task(own.task, own.seed))
+    return names
+
+
+def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: int) -> dict[str, str]:
+    """Trains and evaluates an adapter for each rule.
+
+    Args:
+      together: the most that train at once.
+
+    Returns:
+      The errors, by the rules' names.
+    """
+    names = check_rules(config)
+    check_workdir(workdir, config)
+    fingerprint = fingerprint_inputs(config, load_task(config.task, config.seed))
+    check_same_inputs(config, fingerprint)
+    open_workdir(workdir, config, MODULE, fingerprint)
+    left = [name for name in names if not exists_on_first(workdir / name / FINISHED)]
+    model = load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
+    failures: dict[str, str] = {}
+    for first in range(0, len(left), together):
+        part = left[first : first + together]
+        print(f"{len(part)} of {len(names)} rules: {', '.join(part)}")
+        runs = [prepare(rule_config(config, name), workdir / name, model, MODULE) for name in part]
+        label = hashlib.sha256("/".join(part).encode()).hexdigest()[:12]
+        failures |= finish_runs(runs, workdir / "checkpoints" / label)
+        for run in runs:
+            if run.workdir.name not in failures:
+                finish_folder(run)
+    write_record(workdir / SUMMARY, merged_results([workdir / name for name in names if name not in failures]))
+    return failures
+
+
+def finish_folder(run: Run) -> None:
+    """Writes the card and the page of a rule's run."""
+    write_run_card(run)
+    if not exists_on_first(run.workdir / PAGE):
+        write_page(run.workdir)
+
+
+def merged_results(folders: list[pathlib.Path]) -> dict[str, dict]:
+    """Returns the scores of all rules in the form of eval.json; what none of them is about is of each, too."""
+    merged: dict[str, dict] = {"splits": {}, "metric": {}}
+    for folder in folders:
+        results = read_record(folder / FINISHED, Results)
+        for part, own in merged.items():
+            own |= {
+                split if "/" in split else f"{folder.name}/{split}": value for split, value in results[part].items()
+            }
+    return merged
+
+
+def main(argv: list[str]) -> None:
+    """Trains the adapters; ends with exit status 1 where one failed."""
+    cli.no_arguments(argv)
+    config, workdir = experiment.config("configs/rule.py"), experiment.workdir()
+    exit_on_sigterm()
+    failures = train_each(config, workdir, _TOGETHER.value)
+    summary = read_record(workdir / SUMMARY, Results)
+    if summary["splits"]:
+        print(results_table(summary))
+    print(f"wrote {workdir / SUMMARY}, and a folder for each rule")
+    if failures:
+        named = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        print(f"failed: {named}. The same command tries them again.", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

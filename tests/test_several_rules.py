@@ -1,0 +1,148 @@
+"""Tests a whole run of several rules in one adapter, and the student that keeps to its rule when it reads it again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import base
+from rdjax import train, train_each
+from rdjax.distillation.optimizer import make_optimizer
+from rdjax.distillation.progress import stack_adapters
+from rdjax.distillation.stage import load_signals, make_job, plan_updates
+from rdjax.distillation.step import evaluate_loss, init_state
+from rdjax.distillation.updates import place_update
+from rdjax.run.distil import run_experiment
+from rdjax.run.pipeline import stage_of
+from rdjax.run.prepare import prepare
+from tests.commands import ROWS, RULE, run_command, write_rows
+
+OTHER_RULE = "Answer in capital letters, whatever you are asked, and never explain yourself."
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("several")
+    for name, rule in (("first", RULE), ("second-1", OTHER_RULE)):
+        folder = root / "rules" / name
+        folder.mkdir(parents=True)
+        (folder / "rule.md").write_text(rule)
+        for split in ("train", "test"):
+            write_rows(folder / f"{split}.jsonl", ROWS)
+    write_rows(root / "retain.jsonl", ROWS[:4])
+    return root
+
+
+def config_of(model, root):
+    config = base.get_config()
+    config.model.path, config.task.name, config.task.root, config.task.k = str(model), "rule", str(root), 0
+    config.task.responses, config.eval.max_new_tokens, config.eval.gap_rows = "teacher", 4, 0
+    config.optimizer.learning_rate, config.lora.dropout, config.loss.consistency_weight = 1e-2, 0.0, 0.5
+    config.train.valid_every, config.train.updates = 0, 6
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(model, root, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "several"
+    settings = (
+        f"--config.model.path={model}",
+        "--config.task.name=rule",
+        f"--config.task.root={root}",
+        "--config.task.k=0",
+        "--config.task.responses=teacher",
+        "--config.eval.max_new_tokens=4",
+        "--config.eval.judges=('second-1/test=regex:[a-z]',)",
+        "--config.loss.consistency_weight=0.5",
+        "--config.train.updates=6",
+        "--config.lora.rank=4",
+    )
+    assert run_command(train.main, f"--config={base.__file__}", f"--workdir={workdir}", *settings) == 0
+    return workdir
+
+
+def test_every_rule_has_its_own_scores_and_predictions(workdir):
+    results = json.loads((workdir / "eval.json").read_text())
+    assert set(results["splits"]) == {"first/test", "second-1/test", "retain"}
+    assert results["metric"] == {"first/test": "exact_match", "second-1/test": "regex", "retain": "exact_match"}
+    assert results["rule"] == f"first: {RULE}\n\nsecond-1: {OTHER_RULE}"
+    for name, rule, other in (("first", RULE, OTHER_RULE), ("second-1", OTHER_RULE, RULE)):
+        lines = (workdir / "predictions" / name / "test.base_with_rule.jsonl").read_text().splitlines()
+        prompts = [json.loads(line)["prompt"] for line in lines]
+        assert all(rule in prompt and other not in prompt for prompt in prompts)
+
+
+def test_the_page_and_the_card_name_every_rule(workdir):
+    page, card = (workdir / "report.html").read_text(), (workdir / "adapter" / "README.md").read_text()
+    for text in (RULE, OTHER_RULE.split(",")[0], "second-1"):
+        assert text in page and text in card
+    assert "One adapter, 2 rules, 2 tests." in page and "One adapter, 2 rules, 2 tests." in card
+
+
+def test_a_split_of_no_rule_is_refused(model, root, tmp_path, capfd):
+    arguments = (f"--config={base.__file__}", f"--workdir={tmp_path / 'run'}", f"--config.model.path={model}")
+    settings = ("--config.task.name=rule", f"--config.task.root={root}", "--config.task.k=0")
+    assert run_command(train.main, *arguments, *settings, "--config.eval.judges=('third/test=json',)") == 2
+    assert "no such split; accepted: first/test, second-1/test, retain" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def losses_of(config, workdir) -> dict[str, np.ndarray]:
+    """Returns the loss of each group in the first update, at the adapter that a run starts from, which is noise."""
+    run = prepare(config, workdir)
+    noise = jax.tree.map(lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(1), leaf.shape), run.start)
+    stage, members = stage_of([run], "student", config.method, [run.start])
+    updates, per_epoch = plan_updates(members, config.train)
+    optimizer = make_optimizer(config.optimizer, len(updates))
+    job = make_job(stage, run.model, members, config, updates, per_epoch, optimizer, workdir / "checkpoints")
+    state = init_state(stack_adapters([run.start]), optimizer)
+    job = load_signals(job, state, workdir / "signals")
+    update = place_update(
+        job.loaders, [loader.fetch(numbers) for loader, numbers in zip(job.loaders, updates[0], strict=True)]
+    )
+    settings = job.step.keywords["settings"]
+    names = ("on_rule", "off_rule", "consistency")
+    found = {}
+    for number, name in enumerate(names):
+        alone = settings.__class__(**{**vars(settings), "objectives": (settings.objectives[number],)})
+        for label, adapter in (("start", run.start), ("noise", noise)):
+            loss = evaluate_loss(stack_adapters([adapter]), run.model.base, (update[number],), settings=alone)
+            found[f"{name} {label}"] = float(loss[0])
+    return found
+
+
+def test_a_student_that_reads_the_rule_is_held_to_its_teacher(model, root, tmp_path):
+    """Before training it is its teacher, on the rule's inputs with the rule and on others without."""
+    losses = losses_of(config_of(model, root), tmp_path / "run")
+    assert losses["on_rule start"] > 1e-3
+    assert abs(losses["off_rule start"]) < 1e-6 and abs(losses["consistency start"]) < 1e-6
+    assert losses["off_rule noise"] > 1e-4 and losses["consistency noise"] > 1e-4
+
+
+def test_an_adapter_for_each_rule_equals_one_trained_alone(model, root, tmp_path):
+    """Together they share one copy of the model; each folder is a run's, and a second call only reads."""
+    config = config_of(model, root)
+    config.eval.systems = ("base", "base_with_rule", "student")
+    assert train_each.train_each(config, tmp_path / "each", together=16) == {}
+    assert train_each.train_each(config, tmp_path / "each", together=16) == {}
+    alone = train_each.rule_config(config, "first")
+    run_experiment(alone, tmp_path / "alone")
+    for name in ("first", "second-1"):
+        assert {"adapter", "eval.json", "report.html", "predictions"} <= {
+            path.name for path in (tmp_path / "each" / name).iterdir()
+        }
+        assert (tmp_path / "each" / name / "adapter" / "README.md").exists()
+    summary = json.loads((tmp_path / "each" / "summary.json").read_text())
+    assert set(summary["splits"]) == {
+        f"{name}/{split}" for name in ("first", "second-1") for split in ("test", "retain")
+    }
+    ours, theirs = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("each/first", "alone")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], atol=2e-4)
+    other = load_file(tmp_path / "each" / "second-1" / "adapter" / "adapter_model.safetensors")
+    assert any(np.abs(other[name] - array).max() > 1e-2 for name, array in ours.items())
