@@ -82,7 +82,7 @@ def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Ada
     members = [
         Member(
             run.config.seed,
-            run.start,
+            run.initial if name == "student" else run.start,
             [lesson.teacher for lesson in lessons],
             [lesson.group for lesson in lessons],
             [make_group(run.valid, stage.valid_positions)] if run.valid else [],

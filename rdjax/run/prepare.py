@@ -63,12 +63,14 @@ class Run(Experiment):
       train, valid: pairs; `valid` may be empty.
       retained: pairs that the rule is not about; may be empty.
       valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
+      initial: the adapter from which the student is trained; `start`, unless the config names another.
     """
 
     train: Sequence[Pair]
     valid: Sequence[Pair]
     retained: Sequence[Pair]
     valid_is_gold: bool
+    initial: Adapter
     log: MetricsLog
 
 
@@ -100,6 +102,9 @@ def prepare(
       UserError: names what is wrong in the config, the task, the model or the folder.
     """
     experiment, fingerprint = read_experiment(config, workdir, model)
+    initial = experiment.start
+    if config.model.student_adapter:
+        initial, _ = _load_like(config, "student_adapter", experiment.spec, experiment.model)
     if experiment.task.wordings or needs_off_rule(experiment.task, experiment.options, experiment.config):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)
@@ -121,6 +126,7 @@ def prepare(
         valid=pairs.get("valid", []),
         retained=pairs.get(RETAIN_TRAIN, []),
         valid_is_gold="valid" in gold and settled.train.valid_loss == "gold",
+        initial=initial,
         log=MetricsLog(workdir, settled.log.trackers),
     )
 
@@ -272,8 +278,9 @@ def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[s
     files = [path.read_bytes() for path in judge_files(config.eval.judges) if path.is_file()]
     if files:
         fingerprint["judges"] = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
-    if config.model.adapter:
-        fingerprint["adapter"] = weights_fingerprint(resolve_folder(config.model.adapter, "adapter"))
+    for field in ("adapter", "student_adapter"):
+        if config.model[field]:
+            fingerprint[field] = weights_fingerprint(resolve_folder(config.model[field], "adapter"))
     return fingerprint
 
 
@@ -296,18 +303,29 @@ def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tu
         )
     if not config.model.adapter:
         return spec, put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
-    adapter, found = load_adapter(resolve_folder(config.model.adapter, "adapter"), model.config, model.base)
+    adapter, found = _load_like(config, "adapter", spec, model)
+    return dataclasses.replace(found, dropout=spec.dropout), adapter
+
+
+def _load_like(
+    config: config_dict.ConfigDict, field: str, spec: LoraSpec, model: LanguageModel
+) -> tuple[Adapter, LoraSpec]:
+    """Loads the adapter that a field of `config.model` names, which must have the form of the run's adapters.
+
+    Raises:
+      UserError: it has another.
+    """
+    path = config.model[field]
+    adapter, found = load_adapter(resolve_folder(path, "adapter"), model.config, model.base)
     for name in ("rank", "alpha"):
         if getattr(spec, name) != getattr(found, name):
             raise UserError(
-                f"config.lora.{name} = {getattr(spec, name)} but the adapter {config.model.adapter} that the run "
+                f"config.lora.{name} = {getattr(spec, name)} but the adapter {path} that the run "
                 f"starts from has {getattr(found, name)}; accepted: the adapter's"
             )
     if set(spec.targets) != set(found.targets):
-        raise UserError(
-            f"config.lora.targets = {spec.targets} but the adapter {config.model.adapter} has {found.targets}"
-        )
-    return dataclasses.replace(found, dropout=spec.dropout), put(adapter, replicated(model.mesh))
+        raise UserError(f"config.lora.targets = {spec.targets} but the adapter {path} has {found.targets}")
+    return put(adapter, replicated(model.mesh)), found
 
 
 def eval_options(config: config_dict.ConfigDict, spec: LoraSpec, template: Template) -> EvalOptions:

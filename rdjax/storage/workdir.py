@@ -30,6 +30,7 @@ FINGERPRINT_PARTS = {
     "model": "the model's weights or config",
     "tokenizer": "the tokenizer or its chat template",
     "adapter": "the starting adapter's weights or config",
+    "student_adapter": "the weights or config of the adapter that the student starts from",
     "data": "the data",
     "judges": "the files of judges",
     "evaluated": "the adapters that are evaluated",
