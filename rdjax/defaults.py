@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
     # Fields of the model's config.json, so that rdjax.plan needs no file of the model. Empty: it reads config.json.
     config.model.architecture = config_dict.ConfigDict()
     config.model.adapter = ""  # a PEFT adapter (folder or hub id) that teacher and student start from
-    # A PEFT adapter that the student alone starts from: that of an earlier version of the rule, to move over to this one.
+    # A PEFT adapter that the student alone starts from: of an earlier version of the rule, to move over to this one.
     config.model.student_adapter = ""
     config.model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPU, bfloat16 on accelerators
     config.model.int8 = False  # store the layers' kernels as int8 with a scale a column; adapters stay float32
