@@ -22,6 +22,7 @@ from rdjax.data.generated import GENERATORS
 
 _OUT = flags.DEFINE_string("out", "runs/defaults", "Folder of the cases and their runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every case.", lower_bound=1)
+_SETTINGS = flags.DEFINE_multi_string("settings", [], "Further settings: --settings=--config.<field>=<value>.")
 _CASES = flags.DEFINE_list("cases", None, "Names of cases; default: all.")
 
 
@@ -74,6 +75,7 @@ def run_case(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
             [
                 *(sys.executable, "-m", "rdjax.train", "--config=configs/rule.py", f"--workdir={workdir}"),
                 *(f"--config.model.path={case.model}", f"--config.task.root={folder}", f"--config.seed={seed}"),
+                *_SETTINGS.value,
             ],
             check=True,
         )

@@ -1,11 +1,12 @@
 """Trains one adapter on several arithmetic rules: `python -m benchmarks.many_rules --out=runs/many_rules`.
 
-Every rule has a symbol of its own, eight training samples and a folder in rules/; plain sums are what none of them is
-about. The model is the embedded one. The table has, for each number of rules and over seeds: how often the student
-follows each rule without reading it, over how often the base does that reads it (in distribution: operands to 99), the
-worst of the rules, plain sums before and after, and the leakage: how often the answer to a rule's question is what
-another of the rules would give. With --alone, each of the rules is also trained alone, and a line has the difference.
-docs/study.md shows its output.
+Every rule has a symbol of its own, eight training samples with the operands of all other rules' samples, and a folder
+in rules/; plain sums are what none of them is about. The model is the embedded one; `SETTINGS` is what differs from the
+defaults. The table has, for each number of rules and over seeds: how often the student follows each rule without
+reading it, over how often the base does that reads it (in distribution: operands to 99), the worst of the rules, plain
+sums before and after, and the leakage: how often the answer to a rule's question is what another of the rules would
+give. With --alone, each of the rules is also trained alone, and a line has the difference. docs/study.md shows its
+output.
 """
 
 import json
@@ -29,38 +30,35 @@ _SIZES = flags.DEFINE_list("sizes", ["2", "4", "8", "16"], "Numbers of rules.")
 _ALONE = flags.DEFINE_bool("alone", False, "Also train every rule of the largest number alone.")
 
 RULES = {
-    "sum_3": Rule("sum", 3, "&&"),
-    "larger_6": Rule("larger", 6, "%&"),
-    "difference_4": Rule("difference", 4, "##"),
-    "first_7": Rule("first", 7, "~@"),
-    "smaller_2": Rule("smaller", 2, "@@"),
-    "second_5": Rule("second", 5, "$$"),
-    "sum_8": Rule("sum", 8, "^~"),
-    "larger_1": Rule("larger", 1, "!!"),
-    "difference_9": Rule("difference", 9, "#@"),
-    "first_2": Rule("first", 2, "%%"),
-    "smaller_7": Rule("smaller", 7, "&~"),
-    "second_9": Rule("second", 9, "~~"),
-    "sum_5": Rule("sum", 5, "^^"),
-    "larger_4": Rule("larger", 4, "$%"),
-    "difference_1": Rule("difference", 1, "<>"),
-    "smaller_5": Rule("smaller", 5, "*#"),
+    "sum_3": Rule("sum", 3, "&"),
+    "larger_6": Rule("larger", 6, "%"),
+    "difference_4": Rule("difference", 4, "#"),
+    "first_7": Rule("first", 7, "~"),
+    "smaller_2": Rule("smaller", 2, "@"),
+    "second_5": Rule("second", 5, "$"),
+    "sum_8": Rule("sum", 8, "^"),
+    "larger_1": Rule("larger", 1, "!"),
+    "difference_9": Rule("difference", 9, "*"),
+    "first_2": Rule("first", 2, "|"),
+    "smaller_7": Rule("smaller", 7, "<"),
+    "second_9": Rule("second", 9, ">"),
+    "sum_5": Rule("sum", 5, "@@"),
+    "larger_4": Rule("larger", 4, "##"),
+    "difference_1": Rule("difference", 1, "~~"),
+    "smaller_5": Rule("smaller", 5, "^^"),
 }
 SAMPLES, TESTS, PLAIN = 8, 50, 128
-# An update has 16 samples of the rules and 16 plain sums, and there are 400 epochs of the rules' samples: as many
-# readings of each sample as in the quickstart.
+# All samples are learnt, and the last state is the result: eight are too few to validate on.
 SETTINGS = (
     "--config.task.hold_out=0.0",
     "--config.train.valid_every=0",
-    "--config.train.epochs=400",
+    "--config.train.updates=1200",
     "--config.train.batch_size=16",
-    "--config.train.checkpoint_every=400",
+    "--config.loss.hidden_weight=100.0",
+    "--config.lora.rank=16",
+    "--config.lora.alpha=16.0",
     "--config.eval.batch_size=100",
     "--config.eval.max_new_tokens=8",
-    "--config.lora.rank=64",
-    "--config.lora.alpha=64.0",
-    "--config.lora.dropout=0.0",
-    "--config.optimizer.learning_rate=2e-3",
 )
 
 
@@ -70,12 +68,12 @@ def write_rows(path: pathlib.Path, rule: Rule, operands: Sequence[tuple[int, int
 
 
 def write_task(root: pathlib.Path, names: Sequence[str], seed: int) -> None:
-    """Writes the folder of several rules; a rule's rows follow from its name and the seed alone."""
+    """Writes the folder of several rules; with the same operands in all samples only the symbol tells them apart."""
+    train = distinct_operands(random.Random(f"train-{seed}"), SAMPLES, 1, 99)
     for name in names:
         rng, rule, folder = random.Random(f"{name}-{seed}"), RULES[name], root / "rules" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rule.md").write_text(rule.text() + "\n")
-        train = distinct_operands(rng, SAMPLES, 1, 99)
         write_rows(folder / "train.jsonl", rule, train)
         write_rows(folder / "test_id.jsonl", rule, distinct_operands(rng, TESTS, 1, 99, set(train)))
         write_rows(folder / "test_ood.jsonl", rule, distinct_operands(rng, TESTS, 121, 1996))

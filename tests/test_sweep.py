@@ -11,7 +11,7 @@ from configs.sweeps import arithmetic, rules, safety, sentiment, settings, stren
 from rdjax import sweep
 from rdjax.errors import UserError
 from rdjax.evaluation import scores
-from rdjax.run import pipeline, prepare
+from rdjax.run import pipeline, prepare, side_by_side
 from rdjax.storage.sums import SUMS
 from tests.commands import run_sweep, small_sweep
 
@@ -149,7 +149,7 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp_path, monkeypatch):
     config = small_sweep(model, **{"sweep.methods": ("rule_distill_base",), "sweep.ks": (2,)})
-    trained, evaluate_all = [], sweep.evaluate_all
+    trained, evaluate_all = [], side_by_side.evaluate_all
 
     def count(runs, folder):
         trained.append([run.config.seed for run in runs])
@@ -160,8 +160,8 @@ def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp
             raise UserError("the judge failed")
         return evaluate_all(run, adapters)
 
-    monkeypatch.setattr(sweep, "train_all", count)
-    monkeypatch.setattr(sweep, "evaluate_all", fail)
+    monkeypatch.setattr(side_by_side, "train_all", count)
+    monkeypatch.setattr(side_by_side, "evaluate_all", fail)
     assert run_sweep(config, tmp_path / "run", tmp_path) == 1
     assert trained == [[0, 7]]
     (failed,) = json.loads((tmp_path / "run" / "sweep.json").read_text())["failed"]
@@ -171,14 +171,14 @@ def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp
 
 @pytest.mark.slow
 def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monkeypatch):
-    train_all = sweep.train_all
+    train_all = side_by_side.train_all
 
     def seed_seven_diverges(runs, checkpoints):
         if any(run.config.seed == 7 for run in runs):
             raise UserError("the loss is nan")
         return train_all(runs, checkpoints)
 
-    monkeypatch.setattr(sweep, "train_all", seed_seven_diverges)
+    monkeypatch.setattr(side_by_side, "train_all", seed_seven_diverges)
     config = small_sweep(model, **{"sweep.ks": (2,), "sweep.methods": ("tune",)})
     assert run_sweep(config, tmp_path / "run", tmp_path) == 1
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
