@@ -12,9 +12,7 @@ output.
 import json
 import pathlib
 import random
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 from absl import app, flags
 from tabulate import tabulate
 
+from benchmarks.rule_runs import train_rule
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
 
 _OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and their runs.")
@@ -50,15 +49,17 @@ RULES = {
 SAMPLES, TESTS, PLAIN = 8, 50, 128
 # All samples are learnt, and the last state is the result: eight are too few to validate on.
 SETTINGS = (
-    "--config.task.hold_out=0.0",
-    "--config.train.valid_every=0",
-    "--config.train.updates=1200",
-    "--config.train.batch_size=16",
-    "--config.loss.hidden_weight=100.0",
-    "--config.lora.rank=16",
-    "--config.lora.alpha=16.0",
-    "--config.eval.batch_size=100",
-    "--config.eval.max_new_tokens=8",
+    "task.hold_out=0.0",
+    "train.valid_every=0",
+    "train.updates=1200",
+    "train.batch_size=16",
+    "loss.hidden_weight=100.0",
+    "lora.rank=16",
+    "lora.alpha=16.0",
+    "eval.batch_size=100",
+    "eval.max_new_tokens=8",
+    "eval.systems=('base','base_with_rule','student')",
+    "model.path=rulebook",
 )
 
 
@@ -82,22 +83,13 @@ def write_task(root: pathlib.Path, names: Sequence[str], seed: int) -> None:
 
 
 def run_task(names: Sequence[str], seed: int, out: pathlib.Path, label: str) -> dict[str, Any]:
-    """Trains one adapter on some rules; returns its eval.json, the seconds that it took, and its folder."""
+    """Trains one adapter on some rules; returns its eval.json with the minutes that it took, and its folder."""
     root, workdir = out / "tasks" / f"{label}_{seed}", out / f"{label}_{seed}"
-    if not (workdir / "seconds").exists():
-        write_task(root, names, seed)
-        began = time.monotonic()
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "rdjax.train", "--config=configs/rule.py", f"--workdir={workdir}"),
-                *("--config.model.path=rulebook", f"--config.task.root={root}", f"--config.seed={seed}", *SETTINGS),
-                "--config.eval.systems=('base','base_with_rule','student')",
-            ],
-            check=True,
-        )
-        (workdir / "seconds").write_text(f"{time.monotonic() - began:.0f}")
-    results = json.loads((workdir / "eval.json").read_text())
-    return {"results": results, "seconds": float((workdir / "seconds").read_text()), "workdir": workdir}
+    write_task(root, names, seed)
+    results = train_rule(workdir, [f"task.root={root}", f"seed={seed}", *SETTINGS])
+    if "failed" in results:
+        sys.exit(f"{workdir}: {results['failed']}")
+    return {"results": results, "workdir": workdir}
 
 
 def relative(run: dict[str, Any], name: str, split: str) -> float:
@@ -139,7 +131,7 @@ def summary(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
         "out of it": over_rules(outside),
         "plain sums": f"{plain['base']:.2f} -> {plain['student']:.2f}",
         "leakage": f"{leaked.mean():.3f} (at most {leaked.mean(axis=0).max():.3f})",
-        "minutes": f"{np.mean([run['seconds'] for run in runs]) / 60:.1f}",
+        "minutes": f"{np.mean([run['results']['minutes'] for run in runs]):.1f}",
     }
 
 
@@ -160,7 +152,7 @@ def main(argv: list[str]) -> None:
     for name in largest:
         alone = [run_task([name], seed, out, name) for seed in seeds]
         scores = [np.mean([relative(run, name, "test_id") for run in runs]) for runs in (alone, together)]
-        minutes = np.mean([run["seconds"] for run in alone]) / 60
+        minutes = np.mean([run["results"]["minutes"] for run in alone])
         lines.append({"rule": name, "alone": scores[0], f"among {len(largest)}": scores[1], "minutes alone": minutes})
     print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".2f"))
 

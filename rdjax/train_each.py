@@ -77,11 +77,12 @@ def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: 
     check_same_inputs(config, fingerprint)
     open_workdir(workdir, config, MODULE, fingerprint)
     left = [name for name in names if not exists_on_first(workdir / name / FINISHED)]
-    model = load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
     failures: dict[str, str] = {}
+    model = None
     for first in range(0, len(left), together):
         part = left[first : first + together]
         print(f"{len(part)} of {len(names)} rules: {', '.join(part)}")
+        model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
         runs = [prepare(rule_config(config, name), workdir / name, model, MODULE) for name in part]
         label = hashlib.sha256("/".join(part).encode()).hexdigest()[:12]
         failures |= finish_runs(runs, workdir / "checkpoints" / label)
