@@ -29,7 +29,7 @@ from rdjax.distillation.progress import Progress, take_member
 from rdjax.evaluation.answers import System, answer, prompts_of
 from rdjax.evaluation.judges import SPLIT_JUDGES, make_judge
 from rdjax.models.lora import Adapter
-from rdjax.run.pipeline import ENHANCED, GOLD_POSITIONS, stage_of
+from rdjax.run.lessons import ENHANCED, GOLD_POSITIONS, stage_of
 from rdjax.run.prepare import Run, prepare
 from rdjax.sweep import cell_config
 

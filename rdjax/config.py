@@ -5,11 +5,13 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from rdjax.defaults import get_config
 from rdjax.errors import UserError
 
 RETAIN = "retain"  # the split that the rule is not about
 RETAIN_TRAIN = "retain_train"  # its part that is trained on
-METHODS = ("rule_distill_base", "rule_distill_enhanced", "inst_tune_without_rule", "inst_tune_with_rule")
+DISTILLED = ("rule_distill_base", "rule_distill_enhanced")  # the methods that have a teacher
+METHODS = (*DISTILLED, "inst_tune_without_rule", "inst_tune_with_rule")
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
 SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
 # The projections of attention, of gated delta nets (Qwen 3.5), and of the MLP.
@@ -22,6 +24,8 @@ DEFAULT_HIDDEN_WEIGHT = 2.44  # the authors' beta of 10000 at their width of 409
 
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 
+LOGIT_TERMS = ("kl", "reverse_kl", "jsd", "entropy", "none")
+
 CHOICES = {
     "method": METHODS,
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -32,7 +36,8 @@ CHOICES = {
     "task.responses": ("auto", "gold", "teacher"),
     "task.inputs": ("auto", "file", "written"),
     "task.generated.value": ("sum", "difference", "larger", "smaller", "first", "second"),
-    "loss.logit": ("kl", "entropy", "none"),
+    "loss.logit": LOGIT_TERMS,
+    "practice.logit": ("", *LOGIT_TERMS),
     "loss.hidden_positions": ("response", "shared"),
     "loss.reduction": ("token", "sample"),
     "loss.variant": ("ours", "published"),
@@ -66,7 +71,12 @@ AT_LEAST = {
     "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0,
     "optimizer.weight_decay": 0,
-    "train.updates": 1,
+    "practice.rounds": 0,
+    "practice.updates": 1,
+    "practice.draws": 1,
+    "practice.temperature": 0,
+    "loss.top_k": 0,
+    "train.updates": 0,
     "train.min_updates": 0,
     "train.patience": 0,
     "train.epochs": 0,
@@ -108,6 +118,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     _check_ranges(config)
     _check_task(config)
     _check_loss(config.loss)
+    _check_practice(config)
     if not config.lora.targets:
         raise UserError("config.lora.targets is empty; accepted: any of " + ", ".join(TARGETS))
     if config.train.batch_size % config.train.accumulation:
@@ -181,8 +192,35 @@ def _check_loss(loss: config_dict.ConfigDict) -> None:
             raise UserError(f"config.loss.{name} = {loss[name]!r} is too small; accepted: 0 or more")
     if loss.retain_hidden_weight and not hidden_weight(loss, 1):
         raise UserError("config.loss.retain_hidden_weight goes with config.loss.hidden_weight above 0")
+    if any(not isinstance(layer, int) or layer < 0 for layer in loss.hidden_layers):
+        raise UserError(f"config.loss.hidden_layers = {loss.hidden_layers}; accepted: numbers of layers from 0")
     if loss.logit == "none" and not hidden_weight(loss, 1) and not loss.terms:
         raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
+
+
+def _check_practice(config: config_dict.ConfigDict) -> None:
+    """Checks that rounds of practice have a teacher, pairs and a loss, and that something trains the student."""
+    practice = config.practice
+    if not practice.rounds:
+        if not config.train.updates and not config.train.epochs:
+            raise UserError("config.train.updates = 0 trains nothing; accepted: 1 or more, or config.practice.rounds")
+        return
+    others = {config.method, *config.eval.systems} & {*METHODS, "enhanced_with_rule"} - {"rule_distill_base"}
+    if others and not config.train.updates and not config.train.epochs:
+        raise UserError(f"config.train.updates = 0 would leave {others.pop()} untrained; accepted: 1 or more")
+    if config.method not in DISTILLED:
+        raise UserError(
+            f"config.practice.rounds = {practice.rounds} needs a teacher, which config.method = {config.method} has "
+            f"not; accepted: {' or '.join(DISTILLED)}"
+        )
+    if config.loss.variant == "published":
+        raise UserError("config.practice.rounds goes with config.loss.variant = ours")
+    if practice.learning_rate is not None and not practice.learning_rate > 0:
+        raise UserError(f"config.practice.learning_rate = {practice.learning_rate}; accepted: a number above 0")
+    if practice.draws > 1 and not practice.temperature:
+        raise UserError(f"config.practice.draws = {practice.draws}: all answers would be the same without a temperature")
+    if practice.logit == "none" and not hidden_weight(config.loss, 1) and not config.loss.terms:
+        raise UserError("config.practice.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
 
 
 def hidden_weight(loss: config_dict.ConfigDict, width: int) -> float:
@@ -201,13 +239,15 @@ def differences(current: dict[str, Any], recorded: dict[str, Any], prefix: str =
     """Lists the fields in which two plain configs differ, as "train.epochs: 3 there, 20 here".
 
     A field that an earlier version did not have counts as empty there: new fields are empty by default, and then mean
-    what was done before.
+    what was done before. A section that it did not have counts as the default, which does nothing.
     """
     found: list[str] = []
     for name in sorted({*current, *recorded}):
         here, there = current.get(name), recorded.get(name)
         if name not in recorded and not here:
             continue
+        if name not in recorded and isinstance(here, dict):
+            there = plain_config(get_config()).get(name)
         if isinstance(here, dict) and isinstance(there, dict):
             found += differences(here, there, f"{prefix}{name}.")
         elif here != there:

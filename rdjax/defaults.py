@@ -81,11 +81,15 @@ def get_config() -> config_dict.ConfigDict:
     config.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
 
     config.loss = config_dict.ConfigDict()
-    config.loss.logit = "kl"  # kl; entropy: cross-entropy with the teacher (same gradient); none
+    # kl: KL(teacher || student), exact over the whole vocabulary; entropy: cross-entropy with the teacher (same
+    # gradient); reverse_kl: KL(student || teacher); jsd: the Jensen-Shannon divergence; none.
+    config.loss.logit = "kl"
+    config.loss.top_k = 0  # reverse_kl sums over this many of the student's most likely tokens; 0: over all
     config.loss.temperature = 1.0
     # The weight of mean_l ||u_t - u_s||^2, independent of the width; 2.44 if neither it nor hidden_beta is set.
     config.loss.hidden_weight = config_dict.placeholder(float)
     config.loss.hidden_beta = config_dict.placeholder(float)  # the authors' beta instead: hidden_weight = beta / D
+    config.loss.hidden_layers = ()  # the layers whose inputs are compared, from 0; empty: all
     config.loss.hidden_positions = "response"  # response, or shared: everything after the rule
     config.loss.reduction = "token"  # token: mean over the batch's tokens; sample: mean of each sample's mean
     config.loss.terms = ()  # further terms, "<name>=<weight>", of those that rdjax/distillation/losses.py registers
@@ -97,6 +101,17 @@ def get_config() -> config_dict.ConfigDict:
     config.loss.consistency_weight = 0.0
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
+    config.practice = config_dict.ConfigDict()
+    # After training: rounds in which the student answers the training inputs without the rule, and learns what its
+    # teacher, who reads the rule, makes of the same answers (on-policy distillation).
+    config.practice.rounds = 0
+    config.practice.updates = 25  # of a round, with a warm-up and a decay of their own
+    config.practice.draws = 1  # answers to every input in a round
+    config.practice.temperature = 1.0  # of the answers; 0: greedy
+    config.practice.replay = False  # a round also has the training pairs themselves
+    config.practice.logit = ""  # kl, reverse_kl, jsd, entropy or none; empty: that of loss
+    config.practice.learning_rate = config_dict.placeholder(float)  # the peak of a round, if another than optimizer's
+
     config.optimizer = config_dict.ConfigDict()
     # The peak, or auto: 5e-4 * (2000 / D)^0.78 for a model of width D; where the validation loss does not fall at this
     # rate, short trials of three others choose one (docs/reference.md).
@@ -107,7 +122,8 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.weight_decay = 0.0
 
     config.train = config_dict.ConfigDict()
-    config.train.updates = 200  # the most updates; the learning rate decays towards the last one
+    # The most updates; the learning rate decays towards the last one. 0: the student learns by practice alone.
+    config.train.updates = 200
     # A run ends before that when the validation loss has not fallen for `patience` validations (0: never), but not
     # before this number of updates. There are 20 validations; a fall is one of 2% of the loss before training or more.
     config.train.min_updates = 100

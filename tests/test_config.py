@@ -215,6 +215,15 @@ def test_differences_name_every_changed_field():
     ]
 
 
+def test_a_section_that_an_earlier_version_did_not_have_counts_as_the_default():
+    ours = plain_config(base.get_config())
+    theirs = {name: value for name, value in ours.items() if name != "practice"}
+    assert differences(ours, theirs) == []
+    assert differences({**ours, "practice": {**ours["practice"], "rounds": 2}}, theirs) == [
+        "practice.rounds: 0 there, 2 here"
+    ]
+
+
 def test_a_field_that_an_earlier_version_did_not_have_counts_as_empty():
     ours = plain_config(base.get_config())
     theirs = {**ours, "task": {name: value for name, value in ours["task"].items() if name != "rule_place"}}

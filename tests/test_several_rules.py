@@ -15,7 +15,7 @@ from rdjax.distillation.stage import load_signals, make_job, plan_updates
 from rdjax.distillation.step import evaluate_loss, init_state
 from rdjax.distillation.updates import place_update
 from rdjax.run.distil import run_experiment
-from rdjax.run.pipeline import stage_of
+from rdjax.run.lessons import stage_of
 from rdjax.run.prepare import prepare
 from tests.commands import ROWS, RULE, run_command, write_rows
 

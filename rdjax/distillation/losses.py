@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rdjax.data.batches import Batch
@@ -35,6 +36,30 @@ def kl_divergence(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: f
     return temperature**2 * dot_rows(jnp.exp(teacher), teacher - student)
 
 
+def reverse_kl_divergence(
+    teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float, top_k: int = 0
+) -> jax.Array:
+    """Computes T^2 * KL(p_s || p_t), nats, float32 [B, P].
+
+    Args:
+      top_k: sums over this many of the student's most likely tokens alone (0: over all), as OPCD does (arXiv
+        2602.12275); the gradient is then biased (arXiv 2605.11182).
+    """
+    teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
+    if top_k:
+        student, chosen = jax.lax.top_k(student, min(top_k, student.shape[-1]))
+        teacher = jnp.take_along_axis(teacher, chosen, axis=-1)
+    return temperature**2 * dot_rows(jnp.exp(student), student - teacher)
+
+
+def js_divergence(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float) -> jax.Array:
+    """Computes T^2 * (KL(p_t || m) + KL(p_s || m)) / 2 with m = (p_t + p_s) / 2, nats, float32 [B, P]."""
+    teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
+    mean = jnp.logaddexp(teacher, student) - math.log(2)
+    both = dot_rows(jnp.exp(teacher), teacher - mean) + dot_rows(jnp.exp(student), student - mean)
+    return temperature**2 * both / 2
+
+
 def soft_cross_entropy(teacher_BPV: jax.Array, student_BPV: jax.Array, temperature: float) -> jax.Array:
     """Computes T^2 * -sum_v p_t log p_s, float32 [B, P]: the KL divergence plus the teacher's entropy."""
     teacher, student = _log_softmax(teacher_BPV, temperature), _log_softmax(student_BPV, temperature)
@@ -54,6 +79,13 @@ def hidden_distance(teacher_LBQD: jax.Array, student_LBQD: jax.Array) -> jax.Arr
     """
     difference = _normalise(teacher_LBQD) - _normalise(student_LBQD)
     return dot_rows(difference, difference)
+
+
+def hidden_l1_distance(teacher_LBQD: jax.Array, student_LBQD: jax.Array) -> jax.Array:
+    """Computes ||h_t - h_s||_1 / ||h_t||_1, float32 [L, B, Q] (Deep Context Distillation, arXiv 2503.08727)."""
+    teacher, student = teacher_LBQD.astype(jnp.float32), student_LBQD.astype(jnp.float32)
+    norm = jnp.sum(jnp.abs(teacher), axis=-1)
+    return jnp.sum(jnp.abs(teacher - student), axis=-1) / jnp.maximum(norm, NORM_EPSILON)
 
 
 def _log_softmax(logits_BPV: jax.Array, temperature: float) -> jax.Array:
@@ -130,6 +162,8 @@ class LossInputs(NamedTuple):
       batch: labels and weights of the positions.
       head: turns final states into logits; shared by both.
       temperature: of the terms that compare distributions.
+      top_k: of the reverse KL divergence.
+      hidden_layers: those whose inputs are compared; empty: all.
     """
 
     teacher: Signals | None
@@ -137,11 +171,23 @@ class LossInputs(NamedTuple):
     batch: Batch
     head: Head
     temperature: float
+    top_k: int = 0
+    hidden_layers: tuple[int, ...] = ()
 
 
 def kl_term(inputs: LossInputs) -> jax.Array:
     """Reduces `kl_divergence` between the two distributions at the prediction positions."""
     return _compare_logits(kl_divergence, inputs)
+
+
+def reverse_kl_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `reverse_kl_divergence` between the two distributions at the prediction positions."""
+    return _compare_logits(functools.partial(reverse_kl_divergence, top_k=inputs.top_k), inputs)
+
+
+def jsd_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `js_divergence` between the two distributions at the prediction positions."""
+    return _compare_logits(js_divergence, inputs)
 
 
 def entropy_term(inputs: LossInputs) -> jax.Array:
@@ -151,8 +197,12 @@ def entropy_term(inputs: LossInputs) -> jax.Array:
 
 def hidden_term(inputs: LossInputs) -> jax.Array:
     """Reduces `hidden_distance` at the aligned positions, a mean over layers."""
-    distance_LBQ = hidden_distance(inputs.teacher.inputs_LBQD, inputs.student.inputs_LBQD)
-    return jnp.sum(jnp.mean(distance_LBQ, axis=0) * inputs.batch.hidden_weight_BQ)
+    return _compare_hidden(hidden_distance, inputs)
+
+
+def hidden_l1_term(inputs: LossInputs) -> jax.Array:
+    """Reduces `hidden_l1_distance` at the aligned positions, a mean over layers."""
+    return _compare_hidden(hidden_l1_distance, inputs)
 
 
 def cross_entropy_term(inputs: LossInputs) -> jax.Array:
@@ -169,8 +219,11 @@ def cross_entropy_term(inputs: LossInputs) -> jax.Array:
 # What an objective can be made of, by the names that a config uses. A term maps `LossInputs` to one number.
 TERMS: dict[str, Callable[[LossInputs], jax.Array]] = {
     "kl": kl_term,
+    "reverse_kl": reverse_kl_term,
+    "jsd": jsd_term,
     "entropy": entropy_term,
     "hidden": hidden_term,
+    "hidden_l1": hidden_l1_term,
     "cross_entropy": cross_entropy_term,
 }
 
@@ -185,3 +238,11 @@ def _compare_logits(compare: Callable[..., jax.Array], inputs: LossInputs) -> ja
 
     others = inputs.teacher.final_BPD, inputs.batch.weight_BP
     return sum_in_chunks(loss, inputs.student.final_BPD, inputs.head, others)
+
+
+def _compare_hidden(compare: Callable[..., jax.Array], inputs: LossInputs) -> jax.Array:
+    """Sums a comparison of the inputs of blocks, a mean over the chosen layers, over the aligned positions."""
+    teacher, student, layers = inputs.teacher.inputs_LBQD, inputs.student.inputs_LBQD, np.array(inputs.hidden_layers, int)
+    if layers.size:
+        teacher, student = teacher[layers], student[layers]
+    return jnp.sum(jnp.mean(compare(teacher, student), axis=0) * inputs.batch.hidden_weight_BQ)

@@ -33,13 +33,16 @@ class Objective:
     Attributes:
       trained: "student": prompts without the rule; "teacher": prompts with it.
       terms: their weighted sum is the loss.
-      temperature: of the terms that compare distributions.
+      temperature, top_k: of the terms that compare distributions.
+      hidden_layers: those whose inputs are compared; empty: all.
       has_teacher: whether the terms need a teacher's signals.
     """
 
     trained: str
     terms: tuple[Term, ...]
     temperature: float = 1.0
+    top_k: int = 0
+    hidden_layers: tuple[int, ...] = ()
     has_teacher: bool = True
 
 
@@ -63,7 +66,9 @@ def distillation_objective(loss: config_dict.ConfigDict, width: int) -> Objectiv
         terms.append(Term("logit_loss", 1.0, TERMS[loss.logit]))
     if weight:
         terms.append(Term("hidden_loss", weight, TERMS["hidden"]))
-    return Objective("student", (*terms, *extra_terms(loss)), loss.temperature)
+    return Objective(
+        "student", (*terms, *extra_terms(loss)), loss.temperature, loss.top_k, tuple(loss.hidden_layers)
+    )
 
 
 def retain_objective(loss: config_dict.ConfigDict, width: int) -> Objective:

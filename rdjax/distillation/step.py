@@ -96,7 +96,10 @@ def batch_loss(
     dropout = None if key is None or not settings.dropout else (settings.dropout, key)
     student = forward_side(settings.graph, base, scaled, side, dropout, settings.remat, prefix_C=group.prefix_MC)
     head = nnx.merge(settings.graph, base).head()
-    inputs = LossInputs(group.signals, student, group.batch, head, objective.temperature)
+    inputs = LossInputs(
+        *(group.signals, student, group.batch, head),
+        *(objective.temperature, objective.top_k, objective.hidden_layers),
+    )
     terms = {term.name: term.weight * term.function(inputs) for term in objective.terms}
     return sum(terms.values()), terms
 

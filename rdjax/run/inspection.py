@@ -15,7 +15,8 @@ from rdjax.distillation.trial import try_updates
 from rdjax.evaluation.answers import System, length_limit
 from rdjax.evaluation.results import split_metrics
 from rdjax.generation.inputs import NEAR, overlap, words_of
-from rdjax.run.pipeline import evaluate_systems, rule_of, stage_of
+from rdjax.run.lessons import stage_of
+from rdjax.run.pipeline import evaluate_systems, rule_of
 from rdjax.run.prepare import Run, is_evaluated
 
 SAMPLES = 3  # pairs that are shown
@@ -100,7 +101,8 @@ def estimate_cost(run: Run, answering: float) -> dict[str, Any]:
     Args:
       answering: seconds that one system took for all test rows.
     """
-    config = with_auto_rate(run.config, run.model.config.width)
+    config, practice = with_auto_rate(run.config, run.model.config.width), run.config.practice
+    config.train.updates = config.train.updates or practice.updates
     stage, members = stage_of([run], "student", config.method, [run.start])
     trial = try_updates(stage, run.model, members, config, run.workdir / "checkpoints" / "signals")
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

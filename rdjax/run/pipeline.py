@@ -1,121 +1,26 @@
 """Runs the stages of a run in order: trains every adapter that it needs, exports and evaluates them."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-from ml_collections import config_dict
+from typing import Any
 
 from rdjax.config import METHODS
-from rdjax.data.groups import PairGroup, make_group
-from rdjax.data.pairs import keep_rule
-from rdjax.data.positions import LossPositions
 from rdjax.data.tasks import RuleTask
-from rdjax.distillation.objective import (
-    TUNE_WITH_RULE,
-    TUNE_WITHOUT_RULE,
-    Objective,
-    distillation_objective,
-    retain_objective,
-)
-from rdjax.distillation.search import train_stage
-from rdjax.distillation.stage import Member, Stage
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
 from rdjax.evaluation.scores import JudgeError, evaluate, flip_rates, judge_all
-from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
+from rdjax.run.lessons import ENHANCED, train_adapters
+from rdjax.run.practice import practise
 from rdjax.run.prepare import Experiment, Run, is_evaluated
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
 from rdjax.storage.workdir import RECORD
 
-# Of instruction tuning and of validation on gold outputs, whatever the variant of distillation.
-GOLD_POSITIONS = LossPositions("ours", "response", "token")
-TUNING = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
-ENHANCED = "enhanced_teacher"
 FINISHED = "eval.json"  # a run that has this file is finished
-
-
-def make_stage(
-    config: config_dict.ConfigDict, spec: LoraSpec, width: int, name: str, method: str, valid_is_gold: bool
-) -> Stage:
-    """Describes the stage that trains one adapter by one method, on the task's own pairs alone.
-
-    Args:
-      width: of the model, D.
-      valid_is_gold: whether the validation pairs have gold outputs, on which the loss is then cross-entropy.
-    """
-    loss = config.loss
-    reduction = "sample" if loss.variant == "published" else loss.reduction
-    objective = TUNING.get(method) or distillation_objective(loss, width)
-    positions = GOLD_POSITIONS
-    if objective.has_teacher:
-        positions = LossPositions(loss.variant, loss.hidden_positions, reduction)
-    valid = objective, positions
-    if objective.has_teacher and valid_is_gold:
-        valid = TUNE_WITHOUT_RULE, GOLD_POSITIONS
-    return Stage(name, (objective,), positions, *valid, spec.scale, spec.dropout, config.model.remat)
-
-
-def train_adapters(
-    runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter], folder: pathlib.Path
-) -> list[Adapter]:
-    """Trains one adapter of every run, side by side.
-
-    Args:
-      teachers: the frozen adapter of each run's teacher.
-      folder: of checkpoints; those of this stage are in `<folder>/<name>`.
-    """
-    stage, members = stage_of(runs, name, method, teachers)
-    return [trained.adapter for trained in train_stage(stage, runs[0].model, members, runs[0].config, folder)]
-
-
-def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter]) -> tuple[Stage, list[Member]]:
-    """Describes the stage that trains one adapter of every run, and its members; arguments as `train_adapters`."""
-    first = runs[0]
-    stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
-    lessons_M = [lessons_of(run, stage, teacher) for run, teacher in zip(runs, teachers, strict=True)]
-    members = [
-        Member(
-            run.config.seed,
-            run.initial if name == "student" else run.start,
-            [lesson.teacher for lesson in lessons],
-            [lesson.group for lesson in lessons],
-            [make_group(run.valid, stage.valid_positions)] if run.valid else [],
-            run.log,
-        )
-        for run, lessons in zip(runs, lessons_M, strict=True)
-    ]
-    return dataclasses.replace(stage, objectives=tuple(lesson.objective for lesson in lessons_M[0])), members
-
-
-class Lesson(NamedTuple):
-    """Holds a group of pairs, what is minimised of it, and its teacher's frozen adapter."""
-
-    group: PairGroup
-    objective: Objective
-    teacher: Adapter
-
-
-def lessons_of(run: Run, stage: Stage, teacher: Adapter) -> list[Lesson]:
-    """Returns what a stage teaches: the task's own pairs, then what goes with them where there is a teacher.
-
-    Inputs that the rule is not about have what the run starts from as their teacher. Where the rule stands in the
-    student's prompt as well, the student is to answer as its teacher does (arXiv 2606.11627).
-    """
-    loss, positions, objective = run.config.loss, stage.positions, stage.objective
-    lessons = [Lesson(make_group(run.train, positions), objective, teacher)]
-    if objective.has_teacher and run.retained:
-        off_rule = retain_objective(loss, run.model.config.width)
-        lessons.append(Lesson(make_group(run.retained, positions, loss.retain_weight), off_rule, run.start))
-    if objective.has_teacher and loss.consistency_weight:
-        pairs = [keep_rule(pair) for pair in run.train]
-        lessons.append(Lesson(make_group(pairs, positions, loss.consistency_weight), objective, teacher))
-    return lessons
 
 
 def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:
@@ -150,6 +55,8 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
         else:
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
             adapters[name] = train_adapters(runs, name, method, teachers, folder)
+            if name == "student":
+                adapters[name] = practise(runs, adapters[name], teachers, folder)
         export_adapters(runs, name, adapters[name])
         exit_if_signalled()
     return [{name: trained[number] for name, trained in adapters.items()} for number in range(len(runs))]

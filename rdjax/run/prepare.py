@@ -112,7 +112,8 @@ def prepare(
     task = divide(experiment.task, settled.task.hold_out, bool(settled.loss.retain_weight), settled.seed)
     experiment = dataclasses.replace(experiment, task=task, judges=task_judges(settled, task))
     gold = _splits_with_gold(settled.task, task)
-    _check_prompts(settled.task, task, model, options, gold, TRAIN in experiment.judges)
+    has_responses = gold if not settled.practice.rounds else [split for split in gold if split != "train"]
+    _check_prompts(settled.task, task, model, options, has_responses, TRAIN in experiment.judges)
     pairs = {split: gold_pairs(task.splits[split], options.template) for split in gold}
     for part in pairs.values():
         for pair in part:
@@ -173,6 +174,7 @@ def read_experiment(
     fingerprint = fingerprint_inputs(config, task)
     check_same_inputs(config, fingerprint)
     model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
+    check_layers(config.loss.hidden_layers, model)
     spec, start = starting_adapter(config, model)
     settled = settle_task(config, model.tokenizer, task)
     template = task_template(settled.task, model.tokenizer)
@@ -180,6 +182,16 @@ def read_experiment(
     options = eval_options(settled, spec, template)
     judges = task_judges(settled, task)
     return Experiment(settled, workdir, model, task, options, spec, start, judges), fingerprint
+
+
+def check_layers(layers: Sequence[int], model: LanguageModel) -> None:
+    """Checks that a model has the layers whose hidden states are to be compared; UserError names one that it lacks."""
+    for layer in layers:
+        if layer >= model.config.layers:
+            raise UserError(
+                f"config.loss.hidden_layers: {layer} is none of the {model.config.layers} layers of {model.name}; "
+                f"accepted: 0 to {model.config.layers - 1}"
+            )
 
 
 def with_written_inputs(experiment: Experiment) -> Experiment:

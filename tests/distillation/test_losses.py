@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from rdjax.distillation import losses
-from rdjax.distillation.losses import cross_entropy, hidden_distance, kl_divergence, soft_cross_entropy, sum_in_chunks
+from rdjax.distillation.losses import (
+    cross_entropy,
+    hidden_distance,
+    hidden_l1_distance,
+    js_divergence,
+    kl_divergence,
+    reverse_kl_divergence,
+    soft_cross_entropy,
+    sum_in_chunks,
+)
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0):
@@ -23,9 +32,45 @@ def test_kl_is_its_definition(temperature):
     np.testing.assert_allclose(kl_divergence(teacher, student, temperature), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_kl_is_zero_with_zero_gradient_on_equal_logits():
+def probabilities(logits, temperature: float) -> np.ndarray:
+    powers = np.exp(np.asarray(logits, np.float64) / temperature)
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_reverse_kl_and_jsd_are_their_definitions(temperature):
+    teacher, student = normal(0, 2, 3, 7, scale=3), normal(1, 2, 3, 7, scale=3)
+    p, q = probabilities(teacher, temperature), probabilities(student, temperature)
+    reverse = temperature**2 * (q * np.log(q / p)).sum(-1)
+    np.testing.assert_allclose(reverse_kl_divergence(teacher, student, temperature), reverse, rtol=1e-4, atol=1e-6)
+    m = (p + q) / 2
+    both = temperature**2 * ((p * np.log(p / m)).sum(-1) + (q * np.log(q / m)).sum(-1)) / 2
+    np.testing.assert_allclose(js_divergence(teacher, student, temperature), both, rtol=1e-4, atol=1e-6)
+
+
+def test_reverse_kl_over_the_likeliest_tokens_is_a_part_of_its_sum():
+    teacher, student = normal(0, 2, 3, 7, scale=3), normal(1, 2, 3, 7, scale=3)
+    p, q = probabilities(teacher, 1.0), probabilities(student, 1.0)
+    likeliest = np.argsort(-q, axis=-1)[..., :2]
+    expected = np.take_along_axis(q * np.log(q / p), likeliest, axis=-1).sum(-1)
+    np.testing.assert_allclose(reverse_kl_divergence(teacher, student, 1.0, top_k=2), expected, rtol=1e-4, atol=1e-6)
+    exact = reverse_kl_divergence(teacher, student, 1.0)
+    np.testing.assert_allclose(reverse_kl_divergence(teacher, student, 1.0, top_k=256), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_top_k_reverse_kl_is_biased():
+    """It is not zero where teacher and student agree (arXiv 2605.11182); that of the exact one is."""
+    logits = normal(0, 1, 1, 7, scale=1)
+    exact = jax.grad(lambda s: reverse_kl_divergence(logits, s, 1.0).sum())(logits)
+    np.testing.assert_allclose(exact, 0, atol=1e-6)
+    top_k = jax.grad(lambda s: reverse_kl_divergence(logits, s, 1.0, top_k=2).sum())(logits)
+    assert np.abs(top_k).max() > 1e-2
+
+
+@pytest.mark.parametrize("divergence", [kl_divergence, reverse_kl_divergence, js_divergence])
+def test_divergences_are_zero_with_zero_gradient_on_equal_logits(divergence):
     logits = normal(0, 2, 3, 7, scale=5)
-    value, gradient = jax.value_and_grad(lambda s: kl_divergence(logits, s, 1.0).sum())(logits)
+    value, gradient = jax.value_and_grad(lambda s: divergence(logits, s, 1.0).sum())(logits)
     assert abs(float(value)) < 1e-6
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
@@ -69,6 +114,12 @@ def test_hidden_distance_is_finite_on_zero_rows():
     assert np.isfinite(value) and np.isfinite(gradient).all()
     # Both zero: no distance. One zero: the other's unit length.
     np.testing.assert_allclose(hidden_distance(teacher, student)[0, 0, :2], [0.0, 1.0], rtol=1e-6)
+
+
+def test_the_l1_distance_is_its_definition():
+    teacher, student = normal(0, 3, 2, 4, 16), normal(1, 3, 2, 4, 16)
+    expected = np.abs(teacher - student).sum(-1) / np.abs(teacher).sum(-1)
+    np.testing.assert_allclose(hidden_l1_distance(teacher, student), expected, rtol=1e-5)
 
 
 def test_cross_entropy_is_minus_log_probability():

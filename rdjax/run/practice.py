@@ -1,0 +1,103 @@
+"""Trains students on their own answers: rounds in which a student answers, and its teacher reads the same answers.
+
+What a student writes is not what its teacher would have written, and training on the teacher's responses alone never
+shows it how to go on from there (on-policy distillation; arXiv 2601.19897, 2602.12275). A round draws answers to the
+training inputs without the rule, and then is a stage like any other: its pairs are these answers, behind both prompts.
+"""
+
+import copy
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import config_dict
+
+from rdjax.data.pairs import Pair
+from rdjax.distillation.stage import VALIDATIONS
+from rdjax.evaluation.answers import System, answer
+from rdjax.generation.options import Decoding
+from rdjax.models.lora import Adapter
+from rdjax.parallel.processes import exists_on_first
+from rdjax.run.lessons import train_adapters
+from rdjax.run.prepare import Run
+from rdjax.storage.metrics import progress
+from rdjax.storage.records import Response, check_inputs, read_records, write_records
+
+
+def practise(
+    runs: Sequence[Run], adapters: Sequence[Adapter], teachers: Sequence[Adapter], folder: pathlib.Path
+) -> list[Adapter]:
+    """Trains the student of every run in `practice.rounds` rounds on its own answers, side by side.
+
+    Args:
+      adapters: of the students before the first round.
+      teachers: the frozen adapter of each run's teacher.
+      folder: of checkpoints; those of a round are in `<folder>/practice_<round>`.
+
+    Returns:
+      The adapters after the last round.
+    """
+    adapters = list(adapters)
+    for number in range(1, runs[0].config.practice.rounds + 1):
+        name = f"practice_{number}"
+        rounds = [
+            dataclasses.replace(
+                run,
+                config=config_of_round(run.config, number),
+                train=[*answers_of(run, adapter, number, name), *(run.train if run.config.practice.replay else ())],
+                valid=(),
+                initial=adapter,
+            )
+            for run, adapter in zip(runs, adapters, strict=True)
+        ]
+        adapters = train_adapters(rounds, name, runs[0].config.method, teachers, folder)
+    return adapters
+
+
+def config_of_round(config: config_dict.ConfigDict, number: int) -> config_dict.ConfigDict:
+    """Returns a run's config with what `practice` says of a round; the round's last state is its result."""
+    changed, practice = copy.deepcopy(config), config.practice
+    changed.seed = seed_of_round(config.seed, number)
+    changed.loss.logit = practice.logit or config.loss.logit
+    changed.optimizer.learning_rate = practice.learning_rate or config.optimizer.learning_rate
+    changed.train.updates, changed.train.epochs = practice.updates, 0
+    changed.train.valid_every, changed.train.checkpoint_every = 0, VALIDATIONS
+    return changed
+
+
+def seed_of_round(seed: int, number: int) -> int:
+    """Returns a seed below 2**31 that differs between the rounds of all runs."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
+
+
+def answers_of(run: Run, adapter: Adapter, number: int, name: str) -> list[Pair]:
+    """Makes pairs of the training inputs and what the student answers to them without the rule.
+
+    An answer that was cut is not taught to end there; one that ends at once is taught that it should not.
+
+    Args:
+      number, name: of the round. Its answers are in `responses/<name>.jsonl`; a file that exists is read.
+    """
+    practice, path = run.config.practice, run.workdir / "responses" / f"{name}.jsonl"
+    prompts = [pair.prompts for pair in run.train for _ in range(practice.draws)]
+    inputs = [prompt.student_text for prompt in prompts]
+    if not exists_on_first(path):
+        decoding = Decoding(run.options.decoding.max_new_tokens, temperature=practice.temperature)
+        options = dataclasses.replace(run.options, decoding=decoding)
+        with progress(len(prompts), 0, f"{name}: the student's answers", "row") as bar:
+            seed = seed_of_round(run.config.seed, number)
+            answers = answer(run.model, System(adapter, with_rule=False), prompts, options, bar.update, seed)
+        columns = zip(inputs, answers.ids, answers.ended, answers.texts, strict=True)
+        write_records(
+            path,
+            (
+                {"input": text, "gold": "", "response": response, "ids": ids, "ended": ended}
+                for text, ids, ended, response in columns
+            ),
+        )
+    records = read_records(path, Response)
+    check_inputs(path, records, inputs)
+    return [
+        Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)
+    ]
