@@ -12,6 +12,7 @@ RETAIN = "retain"  # the split that the rule is not about
 RETAIN_TRAIN = "retain_train"  # its part that is trained on
 DISTILLED = ("rule_distill_base", "rule_distill_enhanced")  # the methods that have a teacher
 METHODS = (*DISTILLED, "inst_tune_without_rule", "inst_tune_with_rule")
+ROUND = "practice_"  # what the names of the stages of practice begin with
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
 SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
 # The projections of attention, of gated delta nets (Qwen 3.5), and of the MLP.
@@ -218,7 +219,9 @@ def _check_practice(config: config_dict.ConfigDict) -> None:
     if practice.learning_rate is not None and not practice.learning_rate > 0:
         raise UserError(f"config.practice.learning_rate = {practice.learning_rate}; accepted: a number above 0")
     if practice.draws > 1 and not practice.temperature:
-        raise UserError(f"config.practice.draws = {practice.draws}: all answers would be the same without a temperature")
+        raise UserError(
+            f"config.practice.draws = {practice.draws}: all answers would be the same; set config.practice.temperature"
+        )
     if practice.logit == "none" and not hidden_weight(config.loss, 1) and not config.loss.terms:
         raise UserError("config.practice.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
 

@@ -77,8 +77,8 @@ def test_a_round_is_training_on_the_same_answers_given_as_data(model, task, tmp_
     seed = {"practice.rounds": 0, "train.updates": 4, "seed": seed_of_round(run.config.seed, 1)}
     data = prepare(config_of(model, task, **seed, **{"loss.logit": "reverse_kl"}), tmp_path / "data")
     prompts = [pair.prompts for pair in data.train for _ in range(2)]
-    lines = answers(tmp_path / "practice", 1)
-    pairs = [Pair(*columns) for columns in zip(prompts, *zip(*((tuple(x["ids"]), x["ended"]) for x in lines)))]
+    lines = zip(prompts, answers(tmp_path / "practice", 1), strict=True)
+    pairs = [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines]
     given = dataclasses.replace(data, train=pairs, initial=run.start)
     (trained,) = train_adapters([given], "student", "rule_distill_base", [run.start], tmp_path / "data")
     data.log.close()

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs.sweeps import arithmetic, rules, safety, sentiment, settings, strength, unlabelled
+from configs.sweeps import (
+    arithmetic,
+    rivals,
+    rivals_rates,
+    rules,
+    safety,
+    sentiment,
+    settings,
+    strength,
+    unlabelled,
+)
 from rdjax import sweep
 from rdjax.errors import UserError
 from rdjax.evaluation import scores
@@ -15,8 +25,10 @@ from rdjax.run import pipeline, prepare, side_by_side
 from rdjax.storage.sums import SUMS
 from tests.commands import run_sweep, small_sweep
 
+SWEEPS = (arithmetic, rivals, rivals_rates, rules, safety, sentiment, settings, strength, unlabelled)
 
-@pytest.mark.parametrize("module", [arithmetic, rules, safety, sentiment, settings, strength, unlabelled])
+
+@pytest.mark.parametrize("module", SWEEPS)
 def test_the_sweeps_of_configs_pass_their_checks(module):
     config = module.get_config()
     sweep.check_sweep(config)

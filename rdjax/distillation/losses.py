@@ -242,7 +242,8 @@ def _compare_logits(compare: Callable[..., jax.Array], inputs: LossInputs) -> ja
 
 def _compare_hidden(compare: Callable[..., jax.Array], inputs: LossInputs) -> jax.Array:
     """Sums a comparison of the inputs of blocks, a mean over the chosen layers, over the aligned positions."""
-    teacher, student, layers = inputs.teacher.inputs_LBQD, inputs.student.inputs_LBQD, np.array(inputs.hidden_layers, int)
-    if layers.size:
+    teacher, student = inputs.teacher.inputs_LBQD, inputs.student.inputs_LBQD
+    if inputs.hidden_layers:
+        layers = np.array(inputs.hidden_layers)
         teacher, student = teacher[layers], student[layers]
     return jnp.sum(jnp.mean(compare(teacher, student), axis=0) * inputs.batch.hidden_weight_BQ)

@@ -66,9 +66,7 @@ def distillation_objective(loss: config_dict.ConfigDict, width: int) -> Objectiv
         terms.append(Term("logit_loss", 1.0, TERMS[loss.logit]))
     if weight:
         terms.append(Term("hidden_loss", weight, TERMS["hidden"]))
-    return Objective(
-        "student", (*terms, *extra_terms(loss)), loss.temperature, loss.top_k, tuple(loss.hidden_layers)
-    )
+    return Objective("student", (*terms, *extra_terms(loss)), loss.temperature, loss.top_k, tuple(loss.hidden_layers))
 
 
 def retain_objective(loss: config_dict.ConfigDict, width: int) -> Objective:

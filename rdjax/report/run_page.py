@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdjax.config import RETAIN
+from rdjax.config import RETAIN, ROUND
 from rdjax.evaluation.results import GAP_CLOSED, split_metrics
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
@@ -74,11 +74,15 @@ def hardest_splits(splits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
 
 
 def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Draws the training and validation loss of every stage over its updates."""
+    """Draws the training and validation loss of every stage over its updates; rounds of practice make one curve."""
     stages: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    last: dict[str, int] = {}  # the last update of each stage
     for line in lines:
         if "loss" in line or "valid_loss" in line:
-            stages[line["stage"]].append(line)
+            stage, is_round = line["stage"], line["stage"].startswith(ROUND)
+            last[stage] = line["step"]
+            before = sum(step for name, step in last.items() if name.startswith(ROUND) and name != stage)
+            stages["practice" if is_round else stage].append({**line, "step": line["step"] + is_round * before})
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, (stage, points) in zip(axes, stages.items(), strict=True):

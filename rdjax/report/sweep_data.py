@@ -44,7 +44,7 @@ def loss_frame(workdir: pathlib.Path, cells: Sequence[Cell]) -> pd.DataFrame:
         (cell["method"], cell["k"], cell["seed"], line["step"], line["loss"])
         for cell in cells
         for line in read_metrics(run_folder(workdir, cell["method"], cell["k"], cell["seed"]) / "metrics.jsonl")
-        if line["stage"] == "student"
+        if line["stage"] == "student" and "loss" in line  # validation before the first update has none
     ]
     return pd.DataFrame(rows, columns=["method", "k", "seed", "step", "loss"])
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import config_dict
 
+from rdjax.config import ROUND
 from rdjax.data.pairs import Pair
 from rdjax.distillation.stage import VALIDATIONS
 from rdjax.evaluation.answers import System, answer
@@ -40,7 +41,7 @@ def practise(
     """
     adapters = list(adapters)
     for number in range(1, runs[0].config.practice.rounds + 1):
-        name = f"practice_{number}"
+        name = f"{ROUND}{number}"
         rounds = [
             dataclasses.replace(
                 run,
@@ -98,6 +99,4 @@ def answers_of(run: Run, adapter: Adapter, number: int, name: str) -> list[Pair]
         )
     records = read_records(path, Response)
     check_inputs(path, records, inputs)
-    return [
-        Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)
-    ]
+    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)]

@@ -77,7 +77,11 @@ def test_shared_systems_count_once_per_seed(cells):
 def test_losses_are_those_of_the_student(cells, tmp_path):
     folder = run_folder(tmp_path, "two", 4, 1)
     folder.mkdir(parents=True)
-    lines = [{"stage": "gap", "step": 0, "kl": 1.0}, {"stage": "student", "step": 3, "loss": 0.5}]
+    lines = [
+        {"stage": "gap", "step": 0, "kl": 1.0},
+        {"stage": "student", "step": 0, "valid_loss": 2.0},  # before the first update
+        {"stage": "student", "step": 3, "loss": 0.5},
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = loss_frame(tmp_path, cells)
     assert losses.to_dict("records") == [{"method": "two", "k": 4, "seed": 1, "step": 3, "loss": 0.5}]
