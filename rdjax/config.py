@@ -168,6 +168,18 @@ def _check_task(config: config_dict.ConfigDict) -> None:
     task = config.task
     if (task.top_k or task.top_p < 1) and not task.temperature:
         raise UserError("config.task.top_k and config.task.top_p are about drawing: set config.task.temperature too")
+    if task.remove_rule:
+        needed = {"task.name": "rule", "method": "rule_distill_base"}
+        for path, accepted in needed.items():
+            if _get(config, path) != accepted:
+                raise UserError(f"config.task.remove_rule goes with config.{path} = {accepted}")
+        if not config.model.student_adapter:
+            raise UserError("config.task.remove_rule needs config.model.student_adapter, which has learnt the rule")
+        if task.responses == "gold" or task.inputs == "written":
+            raise UserError(
+                "config.task.remove_rule goes with config.task.responses = auto or teacher and with inputs from "
+                "train.jsonl: the base answers them without the rule"
+            )
     if task.inputs != "file" and task.name != "rule":
         raise UserError(f"config.task.inputs = {task.inputs!r} needs config.task.name = rule, your own folder")
     if not 0 <= task.hold_out < 1:

@@ -31,6 +31,8 @@ def get_config() -> config_dict.ConfigDict:
     config.task.name = "arithmetic"  # arithmetic, sentiment, safety, or rule: your own folder
     config.task.root = ""  # folder of the task's files; empty: the three tasks of the paper generate their data
     config.task.rules = ()  # of a folder of several rules, the names of those to learn; empty: all
+    # The student (model.student_adapter) is to unlearn the rule: its teacher reads none. The tests keep the rule.
+    config.task.remove_rule = False
     config.task.k = 8  # number of training samples (your own folder: 0 takes all)
     # alpaca; chat: the tokenizer's chat template; auto: chat where the tokenizer has a template.
     config.task.template = "alpaca"

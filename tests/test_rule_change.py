@@ -72,6 +72,41 @@ def test_the_student_alone_starts_from_the_adapter(model, old, tmp_path):
     assert answers(new, "base") == answers(old, "base") != answers(new, "student")
 
 
+def test_a_rule_is_removed(model, old, tmp_path):
+    """The student comes back to the base; the tests keep the rule, by which the base is told apart from it."""
+    settings = (
+        *(f"--config.model.student_adapter={old / 'adapter'}", "--config.task.remove_rule=True"),
+        *("--config.train.updates=40", "--config.eval.max_new_tokens=4"),
+    )
+    new = trained(model, tmp_path, RULE, *settings)
+    lines = [json.loads(line) for line in (new / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["stage"] == "student"]
+    assert losses[-1] < losses[0] / 10
+    assert "gap" not in {line["stage"] for line in lines}  # its teacher reads no rule
+    assert answers(new, "base") != answers(new, "base_with_rule")
+    responses = [json.loads(line) for line in (new / "responses" / "train.jsonl").read_text().splitlines()]
+    assert [line["ids"] for line in responses] == answers(new, "base")
+    results = json.loads((new / "eval.json").read_text())
+    assert results["rule"] == RULE
+    left = results["splits"]["test"]
+    assert left["student"]["gap_closed"] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("--config.model.student_adapter=", "config.model.student_adapter"),
+        ("--config.method=inst_tune_without_rule", "config.method = rule_distill_base"),
+        ("--config.task.responses=gold", "config.task.responses = auto or teacher"),
+    ],
+)
+def test_removing_a_rule_needs_a_student_that_has_learnt_it(model, old, tmp_path, setting, named, capfd):
+    settings = (f"--config.model.student_adapter={old / 'adapter'}", "--config.task.remove_rule=True", setting)
+    assert status_of(model, tmp_path, RULE, *settings) == 2
+    assert named in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_student_moves_over_to_the_new_rule(model, old, tmp_path):
     settings = (f"--config.model.student_adapter={old / 'adapter'}", "--config.train.updates=20")
     new = trained(model, tmp_path, NEW_RULE, *settings)

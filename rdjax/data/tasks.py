@@ -24,6 +24,7 @@ from rdjax.errors import UserError
 from rdjax.storage.files import user_path
 
 ENOUGH_TO_HOLD_OUT = 12  # training rows
+LEARNT = ("train", "valid")  # the splits that a student learns from
 MOST_RETAINED = 64  # training rows that the rule is not about
 FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where", "history")}
@@ -80,12 +81,21 @@ def _load_own(root: pathlib.Path, config: config_dict.ConfigDict) -> RuleTask:
     """Loads a user's own folder, of one rule or of several; arguments and errors as `load_task`."""
     if has_rule_folders(root):
         splits, rules = read_rule_folders(root, config)
-        return RuleTask(as_datasets(_with_rules(splits, _rule_change(config))), rules=rules)
+        return RuleTask(as_datasets(_with_rules(_taught(splits, config), _rule_change(config))), rules=rules)
     if config.rules:
         raise UserError(f"config.task.rules = {tuple(config.rules)}: {root} has no folder rules/; accepted: ()")
-    splits = _with_rules(read_own_folder(root, config), _rule_change(config))
+    splits = _with_rules(_taught(read_own_folder(root, config), config), _rule_change(config))
+    if config.remove_rule and are_written(root, config):
+        raise UserError(f"config.task.remove_rule needs inputs on the rule: {root / 'train.jsonl'} is not found")
     wordings = read_wordings(root, config.one_wording) if are_written(root, config) else ()
     return RuleTask(as_datasets(splits), wordings=tuple(wordings))
+
+
+def _taught(splits: dict[str, list[Row]], config: config_dict.ConfigDict) -> dict[str, list[Row]]:
+    """Returns the splits as the teacher reads them: where a rule is to be removed, without it in all but the tests."""
+    if not config.remove_rule:
+        return splits
+    return splits | {split: [{**row, "rule": ""} for row in splits[split]] for split in LEARNT if split in splits}
 
 
 def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTask:

@@ -107,6 +107,8 @@ def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], confi
     tests = {split: systems for split, systems in splits.items() if split != RETAIN and "student" in systems}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     closed = closed_gaps(splits)
+    if config["task"].get("remove_rule"):  # a gap that is not closed is what was asked for
+        return []
     if not tests or (closed and min(closed) >= ENOUGH) or (not closed and gap is not None and gap > GAP_NEAR_ZERO):
         return []
     if not closed:

@@ -99,7 +99,7 @@ def spread(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]]) -> dict[str
 def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.ConfigDict) -> bool:
     """Tells whether the model writes inputs that the rule is not about: a user's folder has none, and it can."""
     wanted = config.loss.retain_weight and config.task.written.off_rule and config.task.name == "rule"
-    return bool(wanted) and RETAIN not in task.splits and can_write(options.template)
+    return bool(wanted) and not config.task.remove_rule and RETAIN not in task.splits and can_write(options.template)
 
 
 def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False) -> tuple[list[str], list[str], str]:

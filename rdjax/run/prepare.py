@@ -237,7 +237,8 @@ def settle_task(
         has_template = bool(settled.task.chat_template or tokenizer.chat_template)
         settled.task.template = "chat" if has_template else "alpaca"
     if settled.task.responses == "auto" and "train" in task.splits and not task.wordings:
-        settled.task.responses = "gold" if all(task.splits["train"]["output"]) else "teacher"
+        has_gold = all(task.splits["train"]["output"]) and not settled.task.remove_rule
+        settled.task.responses = "gold" if has_gold else "teacher"
         check_config(settled)  # what goes with gold outputs or with the teacher's
     return settled
 
@@ -371,7 +372,7 @@ def _splits_with_gold(config: config_dict.ConfigDict, task: RuleTask) -> list[st
     """
     uses_gold = {"train": config.responses == "gold"}
     if "valid" in task.splits:
-        uses_gold["valid"] = all(task.splits["valid"]["output"])
+        uses_gold["valid"] = all(task.splits["valid"]["output"]) and not config.remove_rule
     return [split for split in _learnt_splits(task) if uses_gold[split]]
 
 

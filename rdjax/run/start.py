@@ -22,7 +22,7 @@ def report_start(run: Run) -> None:
     weight = hidden_weight(config.loss, width)
     field = "hidden_beta" if config.loss.hidden_beta is not None else "hidden_weight"
     print(f"hidden loss: {weight:g} * mean_l ||u_t - u_s||^2 (from loss.{field}; beta {weight * width:g})")
-    if config.eval.gap_rows:
+    if config.eval.gap_rows and not config.task.remove_rule:  # its teacher reads no rule
         report_gap(run)
 
 

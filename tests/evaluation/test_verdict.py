@@ -4,7 +4,7 @@ import pytest
 
 from rdjax.evaluation.verdict import advice, verdict
 
-CONFIG = {"lora": {"rank": 16}}
+CONFIG = {"task": {"remove_rule": False}, "lora": {"rank": 16}}
 
 
 def results(closed: float | None, student: float = 0.9, teacher: float = 0.95, metric: str = "exact_match", **more):
@@ -70,3 +70,9 @@ def test_a_student_that_has_learnt_gets_no_advice():
     assert advice(results(0.6), losses((1.0, 1.0), (0.1, 0.9)), CONFIG) == []
     # Its own teacher counts, if that is another.
     assert advice(results(0.1, gap_closed_to_teacher=0.8), losses((1.0, 1.0)), CONFIG) == []
+
+
+def test_a_rule_that_was_removed_gets_no_advice():
+    removed = {**CONFIG, "task": {"remove_rule": True}}
+    assert advice(results(0.1), losses((1.0, 1.0)), CONFIG) != []
+    assert advice(results(0.1), losses((1.0, 1.0)), removed) == []
