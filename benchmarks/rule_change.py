@@ -64,11 +64,11 @@ def summary(name: str, runs: Sequence[dict[str, Any]], system: str = "student") 
     def scores(split: str) -> str:
         return spread([run["splits"][split][system]["exact_match"] for run in runs])
 
-    kinds = {"in distribution": "id", "out of it": "ood"}
-    columns = {
-        f"{which} rule, {kind}": f"test_{short}_{which}" for which in ("new", "old") for kind, short in kinds.items()
+    found = {
+        f"{which} rule, {kind}": scores(f"test_{short}_{which}")
+        for which in ("new", "old")
+        for kind, short in (("in distribution", "id"), ("out of it", "ood"))
     }
-    found = {title: scores(split) for title, split in columns.items()}
     return {"": name, **found, "plain sums": spread(plain_sums(runs, system))}
 
 
