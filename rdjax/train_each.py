@@ -39,9 +39,11 @@ _TOGETHER = flags.DEFINE_integer(
 
 
 def rule_config(config: config_dict.ConfigDict, name: str) -> config_dict.ConfigDict:
-    """Returns the config of one rule's run."""
+    """Returns the config of one rule's run, without the judges of other rules' splits."""
     own = copy.deepcopy(config)
     own.task.rules = (name,)
+    others = tuple(f"{other}/" for other in rule_folders(user_path(config.task.root)) if other != name)
+    own.eval.judges = tuple(choice for choice in config.eval.judges if not choice.startswith(others))
     return own
 
 
@@ -56,9 +58,7 @@ def check_rules(config: config_dict.ConfigDict) -> list[str]:
     if config.task.name != "rule" or not has_rule_folders(root):
         raise UserError(f"config.task.root: {root} has no folder rules/; accepted: a folder of several rules")
     names = list(config.task.rules) or list(rule_folders(root))
-    for name in names:
-        own = rule_config(config, name)
-        task_judges(own, load_task(own.task, own.seed))
+    task_judges(config, load_task(config.task, config.seed))
     return names
 
 

@@ -125,6 +125,7 @@ def test_an_adapter_for_each_rule_equals_one_trained_alone(model, root, tmp_path
     """Together they share one copy of the model; each folder is a run's, and a second call only reads."""
     config = config_of(model, root)
     config.eval.systems = ("base", "base_with_rule", "student")
+    config.eval.judges = ("second-1/test=regex:[a-z]",)  # of a split that the other rule's run does not have
     assert train_each.train_each(config, tmp_path / "each", together=16) == {}
     assert train_each.train_each(config, tmp_path / "each", together=16) == {}
     alone = train_each.rule_config(config, "first")
@@ -135,6 +136,7 @@ def test_an_adapter_for_each_rule_equals_one_trained_alone(model, root, tmp_path
         }
         assert (tmp_path / "each" / name / "adapter" / "README.md").exists()
     summary = json.loads((tmp_path / "each" / "summary.json").read_text())
+    assert summary["metric"]["second-1/test"] == "regex" and summary["metric"]["first/test"] == "exact_match"
     assert set(summary["splits"]) == {
         f"{name}/{split}" for name in ("first", "second-1") for split in ("test", "retain")
     }
