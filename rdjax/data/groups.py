@@ -30,3 +30,11 @@ def make_group(pairs: Sequence[Pair], positions: LossPositions, weight: float = 
       positions: which positions the losses read; the prefix ends before them.
     """
     return PairGroup(pairs, shared_prefix(pairs, positions), weight)
+
+
+def numbers_by_rule(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Returns the numbers of the pairs of each rule, or of each wording of one; the rules in order of appearance."""
+    numbers: dict[str, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        numbers.setdefault(pair.prompts.rule, []).append(number)
+    return list(numbers.values())

@@ -24,6 +24,7 @@ class Prompts:
       teacher_ids, student_ids: their tokens.
       shared: how many last tokens of the two prompts are the same text, after the rule.
       where: file and row, for error messages.
+      rule: the text that only the teacher's prompt has.
     """
 
     teacher_text: str
@@ -32,6 +33,7 @@ class Prompts:
     student_ids: tuple[int, ...]
     shared: int
     where: str
+    rule: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
         and starts[-1 - shared] >= rule_start + len(rule)
     ):
         shared += 1
-    return Prompts(teacher_text, student_text, teacher_ids, student_ids, shared, row["where"])
+    return Prompts(teacher_text, student_text, teacher_ids, student_ids, shared, row["where"], rule)
 
 
 def make_pair(template: Template, row: Mapping[str, str]) -> Pair:

@@ -129,18 +129,17 @@ def signals_fingerprint(model: LanguageModel, teachers_M: Adapter, scale: float,
 
 def cached_signals(
     model: LanguageModel,
-    compute_signals: ComputeSignals,
     offsets_M: Sequence[Offsets],
-    batches: Iterable[Batch],
+    computed: Iterable[tuple[Batch, Signals]],
     place: str,
     folder: pathlib.Path,
 ) -> SignalSource:
     """Computes the signals of every pair once and caches them.
 
     Args:
-      compute_signals: from `teacher.make_teacher`.
       offsets_M: of each member's pairs.
-      batches: all pairs in order; not iterated where the cache is on disk already.
+      computed: all pairs in order, in batches on the mesh with their signals; not iterated where the cache is on disk
+        already.
       place: one of `SIGNAL_PLACES`.
       folder: of a cache on disk; its name contains `signals_fingerprint`.
     """
@@ -167,7 +166,7 @@ def cached_signals(
         for member, offsets in enumerate(offsets_M)
     ]
     if not exists:
-        _fill(cache_M, compute_signals, batches)
+        _fill(cache_M, computed)
         if on_disk:
             for array in jax.tree.leaves(cache_M):
                 array.flush()
@@ -184,16 +183,16 @@ def _damage(folder: pathlib.Path) -> bool:
     return bool(damage)
 
 
-def _fill(cache_M: Sequence[CachedSignals], compute_signals: ComputeSignals, batches: Iterable[Batch]) -> None:
+def _fill(cache_M: Sequence[CachedSignals], computed: Iterable[tuple[Batch, Signals]]) -> None:
     """Writes the signals of all batches into the cache, one after the other, without their padding."""
     filled_M = [[0, 0] for _ in cache_M]
-    for batch in batches:
-        signals, *weights = to_host((compute_signals(batch), batch.hidden_weight_BQ, batch.weight_BP))
+    for batch, on_mesh in computed:
+        signals, *weights = to_host((on_mesh, batch.hidden_weight_BQ, batch.weight_BP))
         inputs_MABQLD = np.moveaxis(signals.inputs_LBQD, 2, 4)
         for member, (cache, filled) in enumerate(zip(cache_M, filled_M, strict=True)):
             parts = zip(cache, (inputs_MABQLD, signals.final_BPD), weights, strict=True)
-            for part, (array, computed, weight) in enumerate(parts):
-                real = computed[member][weight[member] > 0]
+            for part, (array, whole, weight) in enumerate(parts):
+                real = whole[member][weight[member] > 0]
                 array[filled[part] : filled[part] + len(real)] = real
                 filled[part] += len(real)
 

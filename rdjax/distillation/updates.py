@@ -12,11 +12,12 @@ import numpy as np
 from ml_collections import config_dict
 
 from rdjax.data.batches import Batch, as_update, collate, epoch_order, stack_members, steps_per_epoch
-from rdjax.data.groups import PairGroup
+from rdjax.data.groups import PairGroup, numbers_by_rule
 from rdjax.data.pairs import Pair
 from rdjax.data.positions import LossPositions, count_positions, pair_targets, position_offsets
-from rdjax.data.prefix import SharedPrefix, equal_lengths
+from rdjax.data.prefix import SharedPrefix, equal_lengths, shared_prefix
 from rdjax.data.shapes import BatchShape, batch_shape, choose_shapes, fits, in_batches
+from rdjax.distillation.forward import Signals
 from rdjax.distillation.objective import Objective
 from rdjax.distillation.signals import (
     PairNumbers,
@@ -70,6 +71,10 @@ class GroupLoader:
     accumulation: int
     shapes: Sequence[BatchShape] = ()
     source: SignalSource | None = None
+
+    def prefix_length(self, side: str) -> int:
+        """Counts the tokens of the shared prefix of one side."""
+        return len(getattr(self.prefixes_M[0], side))
 
     def prefix_tokens(self, side: str) -> np.ndarray | None:
         """Returns each member's shared prefix of one side, int [M, C]; None where there is none."""
@@ -145,7 +150,7 @@ class GroupLoader:
     def describe(self) -> str:
         """Says how many pairs the group has and how long the rows of its updates are."""
         sizes = ", ".join(str(getattr(shape, self.objective.trained).tokens) for shape in self.shapes)
-        prefix = len(getattr(self.prefixes_M[0], self.objective.trained))
+        prefix = self.prefix_length(self.objective.trained)
         return f"{len(self.pairs_M[0])} pairs in rows of {sizes} tokens behind a shared prefix of {prefix}"
 
 
@@ -185,14 +190,18 @@ def with_signals(
     """
     if not loader.objective.has_teacher:
         return loader
-    model, pairs_M, positions = loader.model, loader.pairs_M, loader.positions
-    compute_signals = make_teacher(model, teachers_M, scale, loader.prefix_MC("teacher"))
+    model, positions = loader.model, loader.positions
     if train.teacher_signals == "online":
+        compute_signals = make_teacher(model, teachers_M, scale, loader.prefix_MC("teacher"))
         return dataclasses.replace(loader, source=online_signals(compute_signals, model.mesh))
+    parts = parts_by_rule(loader)
+    order = [number for numbers, _ in parts for number in numbers]
+    pairs_M = [[pairs[number] for number in order] for pairs in loader.pairs_M]
     offsets_M = [position_offsets(pairs, positions) for pairs in pairs_M]
     size = signal_bytes(model, offsets_M)
     place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
-    print(f"teacher signals of {len(pairs_M[0])} pairs: {size / 2**20:.1f} MiB, cached on the {place}")
+    rules = f" of {len(parts)} rules, each of which is read once" if len(parts) > 1 else ""
+    print(f"teacher signals of {len(order)} pairs{rules}: {size / 2**20:.1f} MiB, cached on the {place}")
     if place == "disk":
         texts = [
             [[p.prompts.teacher_ids, p.response_ids, *count_positions(p, positions)] for p in pairs]
@@ -200,10 +209,58 @@ def with_signals(
         ]
         fingerprint = signals_fingerprint(model, teachers_M, scale, [texts, positions])
         folder = folder / fingerprint[:16] / f"process-{jax.process_index()}"
-    batches = sequential_batches(len(pairs_M[0]), train.batch_size, len(pairs_M))
-    once = loader.padded_to_few_shapes(batches)
-    source = cached_signals(model, compute_signals, offsets_M, map(once.mesh_batch, batches), place, folder)
-    return dataclasses.replace(loader, source=source)
+    computed = compute_in_parts([part for _, part in parts], teachers_M, scale, train.batch_size)
+    source = cached_signals(model, offsets_M, computed, place, folder)
+    return dataclasses.replace(loader, source=in_order(source, order))
+
+
+def parts_by_rule(loader: GroupLoader) -> list[tuple[list[int], GroupLoader]]:
+    """Divides a group into the pairs of each rule, which the teacher then reads once.
+
+    The beginnings that the parts leave out are of one length, so that they share their programs. A group stays whole
+    where nothing is saved: of one rule, of rules that have a single pair each (as with demonstrations of its own in
+    every prompt), or of members whose pairs divide differently.
+
+    Returns:
+      Of each part the numbers of its pairs, the same of every member, and a loader of them.
+    """
+    numbers_M, members = [numbers_by_rule(pairs) for pairs in loader.pairs_M], len(loader.pairs_M)
+    whole = [(list(range(len(loader.pairs_M[0]))), loader)]
+    if any(numbers != numbers_M[0] for numbers in numbers_M) or 2 * len(numbers_M[0]) > len(loader.pairs_M[0]):
+        return whole
+    groups_M = [[[pairs[number] for number in numbers] for pairs in loader.pairs_M] for numbers in numbers_M[0]]
+    prefixes = equal_lengths([shared_prefix(pairs, loader.positions) for group_M in groups_M for pairs in group_M])
+    if len(prefixes[0].teacher) <= loader.prefix_length("teacher"):
+        return whole
+    return [
+        (numbers, dataclasses.replace(loader, pairs_M=group_M, prefixes_M=prefixes[first : first + members]))
+        for numbers, group_M, first in zip(numbers_M[0], groups_M, range(0, len(prefixes), members), strict=True)
+    ]
+
+
+def compute_in_parts(
+    parts: Sequence[GroupLoader], teachers_M: Adapter, scale: float, batch_size: int
+) -> Iterator[tuple[Batch, Signals]]:
+    """Yields batches of all pairs in order, one part after the other, with their signals."""
+    batches = [sequential_batches(len(part.pairs_M[0]), batch_size, len(part.pairs_M)) for part in parts]
+    smallest = [part.smallest_shape(numbers) for part, own in zip(parts, batches, strict=True) for numbers in own]
+    shapes = choose_shapes(smallest, parts[0].objective.trained)
+    for part, own in zip(parts, batches, strict=True):
+        part = dataclasses.replace(part, shapes=shapes)
+        compute_signals = make_teacher(part.model, teachers_M, scale, part.prefix_MC("teacher"))
+        for numbers in own:
+            batch = part.mesh_batch(numbers)
+            yield batch, compute_signals(batch)
+
+
+def in_order(source: SignalSource, order: Sequence[int]) -> SignalSource:
+    """Returns a source by the pairs' own numbers of one whose pairs are in this order."""
+    places = {number: place for place, number in enumerate(order)}
+
+    def fetch(numbers: PairNumbers, batch: Batch) -> Any:
+        return source.fetch([[places[number] for number in own] for own in numbers], batch)
+
+    return SignalSource(fetch, source.place)
 
 
 def sequential_batches(count: int, batch_size: int, members: int) -> list[PairNumbers]:

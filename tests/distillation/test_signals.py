@@ -63,11 +63,13 @@ class Problem:
     def cached(self, place, folder):
         in_order = [[list(range(start, min(start + BATCH, COUNT)))] * 2 for start in range(0, COUNT, BATCH)]
 
-        def ask(batch):
-            self.asked.append(batch)
-            return self.ask(batch)
+        def ask():
+            for numbers in in_order:
+                batch = self.batch(numbers)
+                self.asked.append(batch)
+                yield batch, self.ask(batch)
 
-        return cached_signals(self.model, ask, self.offsets_M, map(self.batch, in_order), place, folder)
+        return cached_signals(self.model, self.offsets_M, ask(), place, folder)
 
 
 @pytest.mark.parametrize("place", SIGNAL_PLACES)

@@ -19,6 +19,7 @@ from rdjax.distillation.updates import (
     abstract_updates,
     fetch_ahead,
     make_loader,
+    parts_by_rule,
     place_update,
     plan_epoch,
     sequential_batches,
@@ -127,6 +128,46 @@ def test_updates_of_about_the_same_size_share_a_shape():
         assert batch.student.tokens_BT.shape[-1] == shape.student.tokens
         assert batch.weight_BP.shape[-1] == shape.predictions
     assert loader.shapes[0].student.tokens < loader.shapes[1].student.tokens / 3
+
+
+def pairs_of_two_rules():
+    """Two rules in turn, the second longer; all prompts begin alike, by less than is worth reading once."""
+    rules = {"first": tuple(range(10, 50)), "second": tuple(range(60, 120))}
+    pairs = []
+    for number, pair in enumerate(random_pairs(6)):
+        name = ("first", "second")[number % 2]
+        ids = (1, 2, 3, *rules[name], *pair.prompts.teacher_ids)
+        pairs.append(dataclasses.replace(pair, prompts=dataclasses.replace(pair.prompts, teacher_ids=ids, rule=name)))
+    return pairs
+
+
+@pytest.mark.parametrize("place", ["device", "host", "disk"])
+def test_each_of_several_rules_is_read_once(place, tmp_path):
+    """Rows of the teacher lack the beginning that the pairs of a rule share; the signals are the same."""
+    pairs = pairs_of_two_rules()
+    expected, loader = make(pairs, teacher_signals="online"), make(pairs, teacher_signals=place, folder=tmp_path)
+    parts = parts_by_rule(loader)
+    assert [numbers for numbers, _ in parts] == [[0, 2, 4], [1, 3, 5]]
+    assert [part.prefix_length("teacher") for _, part in parts] == [40, 40]
+    assert [part.prefixes_M[0].teacher[3] for _, part in parts] == [10, 60]
+    for numbers in ([[4, 1, 0, 5]], [[3, 2]]):
+        ours, theirs = (each.place(each.fetch(numbers)).signals for each in (loader, expected))
+        batch = loader.host_batch(numbers)
+        for left, right, weight in zip(ours, theirs, (batch.hidden_weight_BQ, batch.weight_BP), strict=True):
+            left, right = (np.moveaxis(each, 2, 4) if each.ndim == 6 else np.asarray(each) for each in (left, right))
+            np.testing.assert_allclose(left[weight > 0], right[weight > 0], atol=1e-5)
+
+
+def test_one_rule_and_rules_that_members_divide_differently_stay_in_one_part():
+    assert len(parts_by_rule(make(ruled_pairs(), teacher_signals="online"))) == 1
+    pairs = pairs_of_two_rules()
+    loader = make(pairs, teacher_signals="online")
+    members = dataclasses.replace(loader, pairs_M=[pairs, pairs[1:] + pairs[:1]], prefixes_M=loader.prefixes_M * 2)
+    assert len(parts_by_rule(members)) == 2  # in turn, whichever comes first
+    single = [dataclasses.replace(p, prompts=dataclasses.replace(p.prompts, rule=str(i))) for i, p in enumerate(pairs)]
+    assert len(parts_by_rule(dataclasses.replace(loader, pairs_M=[single]))) == 1
+    uneven = dataclasses.replace(loader, pairs_M=[pairs, sorted(pairs, key=lambda pair: pair.prompts.rule)])
+    assert [numbers for numbers, _ in parts_by_rule(uneven)] == [list(range(6))]
 
 
 @pytest.mark.parametrize("place", ["online", "device", "host", "disk"])
