@@ -64,6 +64,44 @@ def sweep_figure(scores: pd.DataFrame, colours: Mapping[str, str]) -> str:
     return draw(len(metrics), paint, height=3.6)
 
 
+def methods_figure(scores: pd.DataFrame, colours: Mapping[str, str]) -> str:
+    """Draws every method's student on every split at one k: the mean over seeds with the range, a line for each method.
+
+    A ring is the same student with the rule in its prompt; vertical lines are the base with the rule and without.
+
+    Args:
+      scores: a `score_frame`.
+      colours: of the methods, in the order of the lines.
+    """
+    judged = scores[scores["judged"]].dropna(subset="value")
+    splits, methods = list(judged["split"].unique()), list(colours)
+    metrics = judged.drop_duplicates("split").set_index("split")["metric"]
+
+    def paint(axes: Sequence[Any]) -> None:
+        for axis, split in zip(axes, splits, strict=True):
+            part = judged[judged["split"] == split]
+            for system, style in REFERENCE_LINES.items():
+                values = part.loc[part["system"] == system, "value"]
+                if len(values):
+                    axis.axvline(values.mean(), color="black", linestyle=style, linewidth=1)
+            for row, method in enumerate(methods):
+                own = part[part["method"] == method].groupby("system")["value"]
+                for system, face in (("student_with_rule", "none"), ("student", colours[method])):
+                    if system in own.groups:
+                        values = own.get_group(system)
+                        axis.scatter(values.mean(), row, s=34, facecolor=face, edgecolor=colours[method], zorder=3)
+                if "student" in own.groups:
+                    values = own.get_group("student")
+                    axis.plot([values.min(), values.max()], [row, row], color=colours[method], linewidth=2, alpha=0.6)
+            axis.set_title(f"{label(split)}: {label(metrics[split])}")
+            axis.set_yticks(range(len(methods)), map(label, methods))
+            axis.invert_yaxis()
+            axis.tick_params(labelleft=axis is axes[0])
+            axis.set_xlim(right=1.03)
+
+    return draw(len(splits), paint, height=1.2 + 0.26 * len(methods), width=4.2)
+
+
 def by_method(frame: pd.DataFrame, methods: Iterable[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields the rows of each method that has any, in the order of `methods`; "" stands for all methods."""
     for method in methods:
@@ -168,7 +206,8 @@ def sweep_figures(workdir: pathlib.Path, cells: Sequence[Cell]) -> dict[str, str
     split = next((split for cell in cells for split in cell["splits"]), None)
     if split is not None:
         scores = score_frame(cells)
-        figures |= {"sweep": sweep_figure(scores, colours), "ceiling": ceiling_figure(scores, colours)}
+        by_k = sweep_figure if len(ks) > 1 else methods_figure
+        figures |= {"sweep": by_k(scores, colours), "ceiling": ceiling_figure(scores, colours)}
         figures["hidden"] = sweep_hidden(hidden_frame(cells, split), colours, split, ks)
     return figures
 

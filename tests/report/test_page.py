@@ -147,6 +147,18 @@ def test_a_sweep_without_a_test_split_has_a_page(tmp_path):
     assert write_page(folder).read_text().count("<svg") == 1, "its curves"
 
 
+def test_methods_are_lines_where_there_is_one_k(tmp_path):
+    folder = write_sweep(tmp_path / "sweep")
+    cells = json.loads((folder / "sweep.json").read_text())["cells"]
+    for cell in cells:
+        cell["splits"]["test_id"]["student_with_rule"] = {"exact_match": 0.7}
+    (folder / "sweep.json").write_text(json.dumps({"cells": [cell for cell in cells if cell["k"] == 4]}))
+    write_page(folder, tmp_path / "figures")
+    svg = (tmp_path / "figures" / "sweep.svg").read_text()
+    assert all(f">{name}<" in svg for name in ("rule distill base", "mine", "test id: exact match"))
+    assert "k (training samples)" not in svg
+
+
 def test_figures_are_files_of_their_own_where_wanted(tmp_path):
     write_page(write_sweep(tmp_path / "sweep"), tmp_path / "made" / "figures")
     made = {path.name: path.read_text() for path in (tmp_path / "made" / "figures").iterdir()}
