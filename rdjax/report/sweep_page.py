@@ -229,7 +229,7 @@ def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
         "table": sweep_table(cells) if any(cell["splits"] for cell in cells) else None,
         # Of the largest k, which has the most labelled outputs.
         "judge_errors": max(cells, key=lambda cell: cell["k"]).get("judge_errors", {}) if cells else {},
-        "failed": summary["failed"],
+        "failed": summary.get("failed", []),
         "outputs": sweep_outputs(workdir, cells),
         "figures": sweep_figures(workdir, cells),
         "record": record,
