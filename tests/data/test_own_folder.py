@@ -4,8 +4,8 @@ import json
 import pathlib
 
 import pytest
-from ml_collections import config_dict
 
+from configs.base import get_config
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
 
@@ -20,9 +20,10 @@ def splits_of(root: pathlib.Path, k: int = 0, one_wording: bool = False):
     return task_of(root, k, one_wording).splits
 
 
-def task_of(root: pathlib.Path, k: int = 0, one_wording: bool = False, inputs: str = "file"):
-    fields = {"name": "rule", "root": str(root), "k": k, "demos": True, "one_wording": one_wording, "inputs": inputs}
-    return load_task(config_dict.ConfigDict({**fields, "rules": ()}), seed=0)
+def task_of(root: pathlib.Path, k: int = 0, one_wording: bool = False, inputs: str = "file", **more):
+    config = get_config().task
+    config.update({"name": "rule", "root": str(root), "k": k, "one_wording": one_wording, "inputs": inputs, **more})
+    return load_task(config, seed=0)
 
 
 @pytest.fixture
@@ -36,6 +37,18 @@ def test_rule_and_train_are_enough(root):
     splits = splits_of(root)
     assert set(splits) == {"train"}
     assert splits["train"]["rule"][:] == ["Answer in digits."] * 3
+
+
+def test_a_rule_that_is_to_be_removed_stands_in_the_tests_alone(root):
+    for name in ("valid", "test", "retain"):
+        write_jsonl(root / f"{name}.jsonl", ROWS[:1])
+    splits = task_of(root, remove_rule=True).splits
+    rules = {name: set(part["rule"]) for name, part in splits.items()}
+    kept = {"Answer in digits."}
+    assert rules == {"train": {""}, "valid": {""}, "test": kept, "retain": kept}
+    (root / "train.jsonl").unlink()
+    with pytest.raises(UserError, match=r"remove_rule needs inputs on the rule: .*train.jsonl"):
+        task_of(root, inputs="auto", remove_rule=True)
 
 
 def test_inputs_are_written_where_asked_for_or_where_there_are_none(root):

@@ -3,8 +3,8 @@
 import pathlib
 
 import pytest
-from ml_collections import config_dict
 
+from configs.base import get_config
 from rdjax.data.tasks import load_task
 from rdjax.errors import UserError
 from tests.commands import write_rows
@@ -13,9 +13,9 @@ ROWS = [{"input": "one", "output": "1"}, {"input": "two", "output": "2"}]
 
 
 def task_of(root: pathlib.Path, **changes):
-    fields = {"name": "rule", "root": str(root), "rules": (), "k": 0, "demos": True}
-    fields |= {"one_wording": False, "inputs": "auto", **changes}
-    return load_task(config_dict.ConfigDict(fields), seed=0)
+    config = get_config().task
+    config.update({"name": "rule", "root": str(root), "k": 0, "inputs": "auto", **changes})
+    return load_task(config, seed=0)
 
 
 @pytest.fixture
