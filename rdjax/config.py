@@ -207,8 +207,13 @@ def _check_loss(loss: config_dict.ConfigDict) -> None:
         raise UserError("config.loss.retain_hidden_weight goes with config.loss.hidden_weight above 0")
     if any(not isinstance(layer, int) or layer < 0 for layer in loss.hidden_layers):
         raise UserError(f"config.loss.hidden_layers = {loss.hidden_layers}; accepted: numbers of layers from 0")
-    if loss.logit == "none" and not hidden_weight(loss, 1) and not loss.terms:
-        raise UserError("config.loss.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
+    _check_terms("loss.logit", loss.logit, loss)
+
+
+def _check_terms(field: str, logit: str, loss: config_dict.ConfigDict) -> None:
+    """Checks that a loss has a term; `field` says what its logits are compared by."""
+    if logit == "none" and not hidden_weight(loss, 1) and not loss.terms:
+        raise UserError(f"config.{field} = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
 
 
 def _check_practice(config: config_dict.ConfigDict) -> None:
@@ -234,8 +239,7 @@ def _check_practice(config: config_dict.ConfigDict) -> None:
         raise UserError(
             f"config.practice.draws = {practice.draws}: all answers would be the same; set config.practice.temperature"
         )
-    if practice.logit == "none" and not hidden_weight(config.loss, 1) and not config.loss.terms:
-        raise UserError("config.practice.logit = 'none' and config.loss.hidden_weight = 0 leave nothing to distil")
+    _check_terms("practice.logit", practice.logit, config.loss)
 
 
 def hidden_weight(loss: config_dict.ConfigDict, width: int) -> float:

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_dict
 
 from rdjax.data.rule_folders import has_rule_folders, rule_folders
-from rdjax.data.tasks import load_task
+from rdjax.data.tasks import RuleTask, load_task
 from rdjax.errors import UserError
 from rdjax.evaluation.results import results_table
 from rdjax.models.load import load_model
@@ -47,8 +47,8 @@ def rule_config(config: config_dict.ConfigDict, name: str) -> config_dict.Config
     return own
 
 
-def check_rules(config: config_dict.ConfigDict) -> list[str]:
-    """Checks the config and the files of every rule before the first is trained; returns the rules' names.
+def check_rules(config: config_dict.ConfigDict) -> tuple[list[str], RuleTask]:
+    """Checks the config and the files of every rule before the first is trained; returns the rules' names and task.
 
     Raises:
       UserError: names what is wrong.
@@ -58,8 +58,9 @@ def check_rules(config: config_dict.ConfigDict) -> list[str]:
     if config.task.name != "rule" or not has_rule_folders(root):
         raise UserError(f"config.task.root: {root} has no folder rules/; accepted: a folder of several rules")
     names = list(config.task.rules) or list(rule_folders(root))
-    task_judges(config, load_task(config.task, config.seed))
-    return names
+    task = load_task(config.task, config.seed)
+    task_judges(config, task)
+    return names, task
 
 
 def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: int) -> dict[str, str]:
@@ -71,9 +72,9 @@ def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: 
     Returns:
       The errors, by the rules' names.
     """
-    names = check_rules(config)
+    names, task = check_rules(config)
     check_workdir(workdir, config)
-    fingerprint = fingerprint_inputs(config, load_task(config.task, config.seed))
+    fingerprint = fingerprint_inputs(config, task)
     check_same_inputs(config, fingerprint)
     open_workdir(workdir, config, MODULE, fingerprint)
     left = [name for name in names if not exists_on_first(workdir / name / FINISHED)]

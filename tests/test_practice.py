@@ -18,7 +18,7 @@ from rdjax.data.pairs import Pair
 from rdjax.errors import UserError
 from rdjax.models.lora import Adapter
 from rdjax.run.lessons import train_adapters
-from rdjax.run.practice import answers_of, practise, seed_of_round
+from rdjax.run.practice import answers_of, config_of_round, practise, seed_of_round
 from rdjax.run.prepare import Run, prepare
 from tests.commands import ROWS, RULE, run_command, write_rows
 
@@ -149,7 +149,10 @@ def test_replay_has_the_training_pairs_too(model, task, tmp_path, monkeypatch):
 
 def test_runs_side_by_side_answer_apart(model, task, tmp_path):
     runs = [prepare(config_of(model, task, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
-    first, second = (answers_of(run, run.start, 1, "practice_1") for run in runs)
+    first, second = (
+        answers_of(dataclasses.replace(run, config=config_of_round(run.config, 1), initial=run.start), "practice_1")
+        for run in runs
+    )
     assert [pair.response_ids for pair in first] != [pair.response_ids for pair in second]
     both = practise(runs, [run.start for run in runs], [run.start for run in runs], tmp_path / "both")
     (alone,) = practise(runs[:1], [runs[0].start], [runs[0].start], tmp_path / "alone")

@@ -76,13 +76,14 @@ def hardest_splits(splits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
 def curves_figure(lines: Sequence[Mapping[str, Any]]) -> str:
     """Draws the training and validation loss of every stage over its updates; rounds of practice make one curve."""
     stages: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
-    last: dict[str, int] = {}  # the last update of each stage
+    ends: dict[str, int] = {}  # the last update of each round
     for line in lines:
         if "loss" in line or "valid_loss" in line:
-            stage, is_round = line["stage"], line["stage"].startswith(ROUND)
-            last[stage] = line["step"]
-            before = sum(step for name, step in last.items() if name.startswith(ROUND) and name != stage)
-            stages["practice" if is_round else stage].append({**line, "step": line["step"] + is_round * before})
+            stage, step = line["stage"], line["step"]
+            if stage.startswith(ROUND):
+                ends[stage] = step
+                stage, step = "practice", sum(ends.values())
+            stages[stage].append({**line, "step": step})
 
     def paint(axes: Sequence[Any]) -> None:
         for axis, (stage, points) in zip(axes, stages.items(), strict=True):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -86,10 +86,22 @@ def check_not_empty(rows: datasets.Dataset, records: Sequence[Mapping[str, Any]]
         )
 
 
+def write_answers(path: pathlib.Path, inputs: Iterable[str], golds: Iterable[str], answers: Answers) -> None:
+    """Writes the answers to some inputs, one record each."""
+    columns = zip(inputs, golds, answers.texts, answers.ids, answers.ended, strict=True)
+    names = ("input", "gold", "response", "ids", "ended")
+    write_records(path, (dict(zip(names, values, strict=True)) for values in columns))
+
+
+def recorded_pairs(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -> list[Pair]:
+    """Makes pairs of prompts and recorded responses, the empty ones too."""
+    lines = zip(prompts, records, strict=True)
+    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines]
+
+
 def answered(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -> list[Pair]:
     """Makes pairs of prompts and recorded responses; those to inputs that the model wrote may be empty: no pair."""
-    lines = zip(prompts, records, strict=True)
-    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines if line["ids"]]
+    return [pair for pair in recorded_pairs(prompts, records) if pair.response_ids]
 
 
 def retained_pairs(
@@ -105,14 +117,7 @@ def retained_pairs(
     prompts = prompts_of(model, rows, options)
     if not exists_on_first(path):
         answers = answer(model, System(start, with_rule=False), prompts, options)
-        columns = zip(rows, answers.ids, answers.ended, answers.texts, strict=True)
-        write_records(
-            path,
-            (
-                {"input": row["input"], "gold": row["output"], "response": text, "ids": ids, "ended": ended}
-                for row, ids, ended, text in columns
-            ),
-        )
+        write_answers(path, (row["input"] for row in rows), (row["output"] for row in rows), answers)
     records = read_records(path, Response)
     check_inputs(path, records, [row["input"] for row in rows])
     return answered(prompts, records)

@@ -21,9 +21,10 @@ from rdjax.generation.options import Decoding
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
 from rdjax.run.lessons import train_adapters
+from rdjax.run.pairs import recorded_pairs, write_answers
 from rdjax.run.prepare import Run
 from rdjax.storage.metrics import progress
-from rdjax.storage.records import Response, check_inputs, read_records, write_records
+from rdjax.storage.records import Response, check_inputs, read_records
 
 
 def practise(
@@ -42,16 +43,11 @@ def practise(
     adapters = list(adapters)
     for number in range(1, runs[0].config.practice.rounds + 1):
         name = f"{ROUND}{number}"
-        rounds = [
-            dataclasses.replace(
-                run,
-                config=config_of_round(run.config, number),
-                train=[*answers_of(run, adapter, number, name), *(run.train if run.config.practice.replay else ())],
-                valid=(),
-                initial=adapter,
-            )
-            for run, adapter in zip(runs, adapters, strict=True)
-        ]
+        rounds = []
+        for run, adapter in zip(runs, adapters, strict=True):
+            own = dataclasses.replace(run, config=config_of_round(run.config, number), valid=(), initial=adapter)
+            pairs = [*answers_of(own, name), *(run.train if run.config.practice.replay else ())]
+            rounds.append(dataclasses.replace(own, train=pairs))
         adapters = train_adapters(rounds, name, runs[0].config.method, teachers, folder)
     return adapters
 
@@ -72,31 +68,24 @@ def seed_of_round(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
 
 
-def answers_of(run: Run, adapter: Adapter, number: int, name: str) -> list[Pair]:
+def answers_of(run: Run, name: str) -> list[Pair]:
     """Makes pairs of the training inputs and what the student answers to them without the rule.
 
     An answer that was cut is not taught to end there; one that ends at once is taught that it should not.
 
     Args:
-      number, name: of the round. Its answers are in `responses/<name>.jsonl`; a file that exists is read.
+      run: of a round: with its seed, and the adapter that the student has before it.
+      name: of the round. Its answers are in `responses/<name>.jsonl`; a file that exists is read.
     """
     practice, path = run.config.practice, run.workdir / "responses" / f"{name}.jsonl"
     prompts = [pair.prompts for pair in run.train for _ in range(practice.draws)]
     inputs = [prompt.student_text for prompt in prompts]
     if not exists_on_first(path):
         decoding = Decoding(run.options.decoding.max_new_tokens, temperature=practice.temperature)
-        options = dataclasses.replace(run.options, decoding=decoding)
+        options, student = dataclasses.replace(run.options, decoding=decoding), System(run.initial, with_rule=False)
         with progress(len(prompts), 0, f"{name}: the student's answers", "row") as bar:
-            seed = seed_of_round(run.config.seed, number)
-            answers = answer(run.model, System(adapter, with_rule=False), prompts, options, bar.update, seed)
-        columns = zip(inputs, answers.ids, answers.ended, answers.texts, strict=True)
-        write_records(
-            path,
-            (
-                {"input": text, "gold": "", "response": response, "ids": ids, "ended": ended}
-                for text, ids, ended, response in columns
-            ),
-        )
+            answers = answer(run.model, student, prompts, options, bar.update, run.config.seed)
+        write_answers(path, inputs, [""] * len(inputs), answers)
     records = read_records(path, Response)
     check_inputs(path, records, inputs)
-    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in zip(prompts, records, strict=True)]
+    return recorded_pairs(prompts, records)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rdjax.config import RETAIN, RETAIN_TRAIN, check_config, plain_config
 from rdjax.data.chat import read_arguments
 from rdjax.data.pairs import Pair, check_lengths, make_template
-from rdjax.data.tasks import RuleTask, divide, load_task
+from rdjax.data.tasks import LEARNT, RuleTask, divide, load_task
 from rdjax.data.templates import Template
 from rdjax.distillation.objective import extra_terms
 from rdjax.errors import UserError
@@ -362,7 +362,7 @@ def is_evaluated(split: str) -> bool:
 
 def _learnt_splits(task: RuleTask) -> list[str]:
     """Returns those of train and valid that the task has."""
-    return [split for split in ("train", "valid") if split in task.splits]
+    return [split for split in LEARNT if split in task.splits]
 
 
 def _splits_with_gold(config: config_dict.ConfigDict, task: RuleTask) -> list[str]:
