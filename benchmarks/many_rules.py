@@ -12,7 +12,6 @@ output.
 import json
 import pathlib
 import random
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks.rule_runs import train_rule
+from benchmarks.rule_runs import must_train, write_questions, write_rule
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
 
 _OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and their runs.")
@@ -63,33 +62,24 @@ SETTINGS = (
 )
 
 
-def write_rows(path: pathlib.Path, rule: Rule, operands: Sequence[tuple[int, int]]) -> None:
-    """Writes questions under a rule, with their answers."""
-    path.write_text("".join(json.dumps(rule.row(*pair)) + "\n" for pair in operands))
-
-
 def write_task(root: pathlib.Path, names: Sequence[str], seed: int) -> None:
     """Writes the folder of several rules; with the same operands in all samples only the symbol tells them apart."""
     train = distinct_operands(random.Random(f"train-{seed}"), SAMPLES, 1, 99)
     for name in names:
         rng, rule, folder = random.Random(f"{name}-{seed}"), RULES[name], root / "rules" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "rule.md").write_text(rule.text() + "\n")
-        write_rows(folder / "train.jsonl", rule, train)
-        write_rows(folder / "test_id.jsonl", rule, distinct_operands(rng, TESTS, 1, 99, set(train)))
-        write_rows(folder / "test_ood.jsonl", rule, distinct_operands(rng, TESTS, 121, 1996))
+        write_rule(folder, rule.text())
+        write_questions(folder / "train.jsonl", rule, train)
+        write_questions(folder / "test_id.jsonl", rule, distinct_operands(rng, TESTS, 1, 99, set(train)))
+        write_questions(folder / "test_ood.jsonl", rule, distinct_operands(rng, TESTS, 121, 1996))
     rng = random.Random(f"plain-{seed}")
-    write_rows(root / "retain.jsonl", PLAIN_ADDITION, distinct_operands(rng, PLAIN, 1, 99))
+    write_questions(root / "retain.jsonl", PLAIN_ADDITION, distinct_operands(rng, PLAIN, 1, 99))
 
 
 def run_task(names: Sequence[str], seed: int, out: pathlib.Path, label: str) -> dict[str, Any]:
     """Trains one adapter on some rules; returns its eval.json with the minutes that it took, and its folder."""
     root, workdir = out / "tasks" / f"{label}_{seed}", out / f"{label}_{seed}"
     write_task(root, names, seed)
-    results = train_rule(workdir, [f"task.root={root}", f"seed={seed}", *SETTINGS])
-    if "failed" in results:
-        sys.exit(f"{workdir}: {results['failed']}")
-    return {"results": results, "workdir": workdir}
+    return {"results": must_train(workdir, [f"task.root={root}", f"seed={seed}", *SETTINGS]), "workdir": workdir}
 
 
 def relative(run: dict[str, Any], name: str, split: str) -> float:

@@ -7,17 +7,15 @@ are answered by the new rule and by the old one, and plain sums, which neither i
 range. docs/study.md shows its output.
 """
 
-import json
 import pathlib
 import random
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks.rule_runs import spread, train_rule, write_rule
+from benchmarks.rule_runs import must_train, spread, write_questions, write_rule
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
 
 _OUT = flags.DEFINE_string("out", "runs/rule_change", "Folder of the rules and their runs.")
@@ -44,18 +42,14 @@ def write_folder(folder: pathlib.Path, rule: Rule, seed: int) -> None:
         for name, operands in tests.items()
     }
     for name, (answered_by, operands) in files.items():
-        text = "".join(json.dumps(answered_by.row(*pair)) + "\n" for pair in operands)
-        (folder / f"{name}.jsonl").write_text(text)
+        write_questions(folder / f"{name}.jsonl", answered_by, operands)
 
 
 def run_case(name: str, rule: Rule, seed: int, out: pathlib.Path, *more: str) -> dict[str, Any]:
     """Trains a case and returns its eval.json, with the minutes that it took."""
     folder = out / "rules" / f"{name}_{seed}"
     write_folder(folder, rule, seed)
-    results = train_rule(out / f"{name}_{seed}", [f"task.root={folder}", f"seed={seed}", *SETTINGS, *more])
-    if "failed" in results:
-        sys.exit(f"{out / name}_{seed}: {results['failed']}")
-    return results
+    return must_train(out / f"{name}_{seed}", [f"task.root={folder}", f"seed={seed}", *SETTINGS, *more])
 
 
 def summary(name: str, runs: Sequence[dict[str, Any]], system: str = "student") -> dict[str, Any]:

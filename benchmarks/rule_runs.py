@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rdjax.data.rules.arithmetic import Rule
+
 
 class Case(NamedTuple):
     """Describes a rule, and the judge of those who follow it, if there is one."""
@@ -22,6 +24,30 @@ def write_rule(folder: pathlib.Path, rule: str) -> None:
     """Writes the task folder of a rule, without rows."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rule.md").write_text(rule + "\n", encoding="utf-8")
+
+
+def write_questions(path: pathlib.Path, rule: Rule, operands: Sequence[tuple[int, int]]) -> None:
+    """Writes an arithmetic rule's questions on these operands, with its answers."""
+    path.write_text("".join(json.dumps(rule.row(*pair)) + "\n" for pair in operands))
+
+
+def seconds(module: str, *arguments: str) -> float:
+    """Runs a command and returns its seconds; a failure ends the benchmark."""
+    command = [sys.executable, "-m", module, *arguments]
+    began = time.perf_counter()
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = time.perf_counter()
+    if made.returncode:
+        sys.exit(f"{module} {' '.join(arguments)}\n{made.stderr[-2000:]}")
+    return ended - began
+
+
+def must_train(workdir: pathlib.Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Trains a rule as `train_rule`; a failure ends the benchmark."""
+    results = train_rule(workdir, settings)
+    if "failed" in results:
+        sys.exit(f"{workdir}: {results['failed']}")
+    return results
 
 
 def confirmed_by(judge: str, draws: int) -> list[str]:

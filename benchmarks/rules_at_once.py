@@ -11,15 +11,14 @@ import os
 import pathlib
 import platform
 import random
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
 from tabulate import tabulate
 
+from benchmarks.rule_runs import seconds, write_questions, write_rule
 from rdjax.data.rules.arithmetic import Rule, distinct_operands
 
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
@@ -37,29 +36,21 @@ def write_rules(root: pathlib.Path, count: int) -> list[str]:
     for number, (value, constant) in enumerate(itertools.islice(kinds, count)):
         name, rule, rng = f"{value}_{constant}", Rule(value, constant, "%&"), random.Random(number)
         folder = root / "rules" / name
-        folder.mkdir(parents=True)
-        (folder / "rule.md").write_text(rule.text() + "\n")
+        write_rule(folder, rule.text())
         train = distinct_operands(rng, SAMPLES, 1, 99)
         for split, operands in (("train", train), ("test", distinct_operands(rng, TESTS, 1, 99, set(train)))):
-            lines = (json.dumps(rule.row(*pair)) + "\n" for pair in operands)
-            (folder / f"{split}.jsonl").write_text("".join(lines))
+            write_questions(folder / f"{split}.jsonl", rule, operands)
         names.append(name)
     return names
 
 
-def seconds(module: str, root: pathlib.Path, workdir: pathlib.Path, *more: str) -> float:
-    """Runs a command and returns its seconds; a failure ends the benchmark."""
-    command = [
-        *(sys.executable, "-m", module, "--config=configs/rule.py", f"--workdir={workdir}"),
+def settings(root: pathlib.Path, workdir: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command that trains these rules."""
+    return [
+        *("--config=configs/rule.py", f"--workdir={workdir}", f"--config.task.rules={tuple(names)}"),
         *("--config.model.path=rulebook", f"--config.task.root={root}", "--config.eval.max_new_tokens=8"),
         *("--config.train.valid_every=0", "--config.task.hold_out=0.0", f"--config.train.updates={_UPDATES.value}"),
-        *more,
     ]
-    began = time.perf_counter()
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        sys.exit(f"{' '.join(command)}\n{made.stderr[-2000:]}")
-    return time.perf_counter() - began
 
 
 def main(argv: list[str]) -> None:
@@ -68,16 +59,16 @@ def main(argv: list[str]) -> None:
     sizes = [int(size) for size in _SIZES.value]
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
-        names = write_rules(folder / "all", max(sizes))
+        names = write_rules(folder, max(sizes))
         alone = [
-            seconds("rdjax.train", folder / "all", folder / "alone" / name, f"--config.task.rules=('{name}',)")
-            for name in names[: _ALONE.value]
+            seconds("rdjax.train", *settings(folder, folder / "alone" / name, [name])) for name in names[: _ALONE.value]
         ]
-        together = {}
-        for size in sizes:
-            root = folder / f"first{size}"
-            write_rules(root, size)
-            together[size] = seconds("rdjax.train_each", root, folder / f"each{size}", f"--together={size}")
+        together = {
+            size: seconds(
+                "rdjax.train_each", *settings(folder, folder / f"each{size}", names[:size]), f"--together={size}"
+            )
+            for size in sizes
+        }
     one = float(np.mean(alone))
     lines = [
         {"adapters": n, "seconds": total, "seconds each": total / n, "of one by one": total / n / one}

@@ -7,29 +7,16 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
-import sys
 import tempfile
-import time
 
 from absl import app, flags
 
+from benchmarks.rule_runs import seconds
 from configs import quickstart
 
 _OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 
 SEEDS = (0, 1, 2, 3, 4)
-
-
-def seconds(module: str, *arguments: str) -> float:
-    """Runs a command and returns its seconds; a failure ends the benchmark."""
-    command = [sys.executable, "-m", module, *arguments]
-    began = time.perf_counter()
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    ended = time.perf_counter()
-    if made.returncode:
-        sys.exit(f"{module} {' '.join(arguments)}\n{made.stderr[-2000:]}")
-    return ended - began
 
 
 def main(argv: list[str]) -> None:
