@@ -204,7 +204,10 @@ def _check_loss(loss: config_dict.ConfigDict) -> None:
         if loss[name] is not None and not loss[name] >= 0:  # written so that NaN is refused too
             raise UserError(f"config.loss.{name} = {loss[name]!r} is too small; accepted: 0 or more")
     if loss.retain_hidden_weight and not hidden_weight(loss, 1):
-        raise UserError("config.loss.retain_hidden_weight goes with config.loss.hidden_weight above 0")
+        raise UserError(
+            f"config.loss.retain_hidden_weight = {loss.retain_hidden_weight} goes with "
+            "config.loss.hidden_weight above 0; accepted without it: 0"
+        )
     if any(not isinstance(layer, int) or layer < 0 for layer in loss.hidden_layers):
         raise UserError(f"config.loss.hidden_layers = {loss.hidden_layers}; accepted: numbers of layers from 0")
     _check_terms("loss.logit", loss.logit, loss)

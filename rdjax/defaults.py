@@ -98,8 +98,8 @@ def get_config() -> config_dict.ConfigDict:
     # The weight of inputs that the rule is not about: their teacher is the base without the rule. 0: not trained on.
     config.loss.retain_weight = 1.0
     config.loss.retain_hidden_weight = config_dict.placeholder(float)  # hidden_weight of these inputs, if another
-    # The weight of the training inputs with the rule in the student's prompt too: there it is to answer as its teacher
-    # does. 0: not trained on.
+    # The weight of the training inputs with the rule in the student's prompt too, a quarter of a batch at a time: there
+    # it is to answer as its teacher does. 0: not trained on.
     config.loss.consistency_weight = 0.0
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
@@ -197,6 +197,9 @@ def rule_config() -> config_dict.ConfigDict:
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
     config.loss.hidden_positions = "shared"
+    # A student that follows its rule well enough, and is as good as the base where it reads the rule after all.
+    config.loss.retain_hidden_weight = 10.0
+    config.loss.consistency_weight = 0.5
     return config
 
 

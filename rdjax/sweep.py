@@ -34,8 +34,9 @@ from rdjax.report.page import write_page
 from rdjax.report.sweep_data import cell_folder, run_folder
 from rdjax.report.sweep_table import sweep_table
 from rdjax.run import cli, experiment
+from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.pipeline import FINISHED
-from rdjax.run.prepare import Run, check_run, check_same_inputs, fingerprint_inputs, prepare, task_judges
+from rdjax.run.prepare import Run, check_run, prepare, task_judges
 from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
 from rdjax.storage.workdir import RECORD, check_workdir, open_workdir

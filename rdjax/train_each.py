@@ -23,8 +23,9 @@ from rdjax.parallel.processes import exists_on_first, exit_on_sigterm
 from rdjax.report.page import PAGE, write_page
 from rdjax.run import cli, experiment
 from rdjax.run.distil import write_run_card
+from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.pipeline import FINISHED
-from rdjax.run.prepare import Run, check_run, check_same_inputs, fingerprint_inputs, prepare, task_judges
+from rdjax.run.prepare import Run, check_run, prepare, task_judges
 from rdjax.run.side_by_side import finish_runs
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, read_record, write_record

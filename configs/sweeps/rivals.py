@@ -3,9 +3,10 @@
     python -m rdjax.sweep --config=configs/sweeps/rivals.py --workdir=runs/rivals
 
 On the other embedded tasks: --config.model.path=rulebook-language --config.task.name=sentiment (or safety)
---config.eval.max_new_tokens=40. All have the same rows, 16 samples and the defaults for a rule of your own, but for
-what their settings name; all that have a teacher hold what the rule is not about, unless they say otherwise. Each has
-the learning rate that was best for it on arithmetic, on another seed (configs/sweeps/rivals_rates.py).
+--config.eval.max_new_tokens=40. All have the same rows and 16 samples. `ours` is the defaults for a rule of your own;
+the others are these without consistency, with one weight on all hidden states, and with what their settings name. All
+that have a teacher hold what the rule is not about, unless they say otherwise. Each has the learning rate that was best
+for it on arithmetic, on another seed (configs/sweeps/rivals_rates.py).
 """
 
 from typing import Any
@@ -19,7 +20,8 @@ ON_POLICY = {"train": {"updates": 0}, "loss": {"hidden_weight": 0.0}}
 ROUNDS = {"rounds": 8, "updates": 25}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ours": {},
+    "ours": {"loss": {field: rule_config().loss[field] for field in ("consistency_weight", "retain_hidden_weight")}},
+    "without_consistency": {},
     "logits_alone": {"loss": {"hidden_weight": 0.0}},
     "hidden_alone": {"loss": {"logit": "none"}},
     "upper_hidden_alone": {"loss": {"logit": "none", "hidden_layers": (3, 4, 5)}},  # of six layers
@@ -43,11 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # Hidden states on the student's own answers (as OPRD, arXiv 2606.06021).
     "on_policy_hidden": {"train": {"updates": 0}, "loss": {"logit": "none"}, "practice": ROUNDS},
-    # Ours, then half as many updates of practice; and the same with the training pairs beside the answers.
+    # Without consistency, then half as many updates of practice; and the same with the training pairs mixed in.
     "practice": {"practice": {"rounds": 4, "updates": 25}},
     "practice_mixed": {"practice": {"rounds": 4, "updates": 25, "replay": True}},
     "without_retention": {"loss": {"retain_weight": 0.0}},
-    "with_consistency": {"loss": {"consistency_weight": 1.0}},
 }
 RATE = 3.6e-3  # what `auto` takes for the model's width
 # Where another was better, by the mean of both tests and retain.
@@ -60,6 +61,7 @@ def get_config() -> config_dict.ConfigDict:
     config = rule_config()
     config.task.name, config.task.root, config.task.inputs = "arithmetic", "", "file"
     config.task.template, config.task.responses, config.task.demos = "alpaca", "gold", False
+    config.loss.consistency_weight, config.loss.retain_hidden_weight = 0.0, None
     config.optimizer.learning_rate = RATE
     config.eval.max_new_tokens = 8
     config.eval.batch_size = 100

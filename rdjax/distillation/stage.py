@@ -211,10 +211,10 @@ def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tu
     Returns:
       The pair numbers of each update, and the number of updates in an epoch.
     """
-    counts, seeds = [len(group.pairs) for group in members[0].train], [member.seed for member in members]
-    first = plan_epoch(counts, seeds, 1, train.batch_size)
+    groups, seeds = members[0].train, [member.seed for member in members]
+    first = plan_epoch(groups, seeds, 1, train.batch_size)
     epochs = train.epochs or -(-train.updates // len(first))
-    later = [plan_epoch(counts, seeds, epoch, train.batch_size) for epoch in range(2, epochs + 1)]
+    later = [plan_epoch(groups, seeds, epoch, train.batch_size) for epoch in range(2, epochs + 1)]
     updates = [update for epoch in (first, *later) for update in epoch]
     return updates if train.epochs else updates[: train.updates], len(first)
 

@@ -171,7 +171,7 @@ def make_loader(
     """
     rows = row_multiple(model.mesh)
     # A mesh whose rows hold the whole batch has nothing to accumulate.
-    accumulation = min(train.accumulation, -(-train.batch_size // rows))
+    accumulation = min(train.accumulation, -(-groups_M[0].batch_size(train.batch_size) // rows))
     pairs_M = [group.pairs for group in groups_M]
     prefixes_M = equal_lengths([group.prefix for group in groups_M])
     loader = GroupLoader(pairs_M, prefixes_M, groups_M[0].weight, positions, objective, model, rows, accumulation)
@@ -268,28 +268,30 @@ def sequential_batches(count: int, batch_size: int, members: int) -> list[PairNu
     return [[numbers] * members for numbers in in_batches(list(range(count)), batch_size)]
 
 
-def plan_epoch(counts: Sequence[int], seeds: Sequence[int], epoch: int, batch_size: int) -> list[UpdateNumbers]:
+def plan_epoch(groups: Sequence[PairGroup], seeds: Sequence[int], epoch: int, batch_size: int) -> list[UpdateNumbers]:
     """Chooses the pairs of every update of an epoch: a batch of each group.
 
-    The largest group is read once. Smaller ones start over, in a new order each time.
+    The largest group is read once. Smaller ones start over, in a new order each time; of one whose batches are a share
+    of the others', an epoch has some pairs only.
 
     Args:
-      counts: pairs of each group.
+      groups: of one member.
       seeds: of the members; each has its own order.
+      batch_size: of the run.
     """
-    steps = max(steps_per_epoch(count, batch_size) for count in counts)
+    steps = max(steps_per_epoch(len(group.pairs), batch_size) for group in groups)
 
     def batches_of(group: int, seed: int) -> list[Sequence[int]]:
         batches: list[Sequence[int]] = []
         for again in range(steps):
             if len(batches) >= steps:
                 break
-            order = epoch_order(counts[group], seed, epoch, *((group, again) if group or again else ()))
-            batches += in_batches(order, batch_size)
+            order = epoch_order(len(groups[group].pairs), seed, epoch, *((group, again) if group or again else ()))
+            batches += in_batches(order, groups[group].batch_size(batch_size))
         return batches[:steps]
 
-    groups = [zip(*(batches_of(group, seed) for seed in seeds), strict=True) for group in range(len(counts))]
-    return [list(map(list, update)) for update in zip(*groups, strict=True)]
+    chosen = [zip(*(batches_of(group, seed) for seed in seeds), strict=True) for group in range(len(groups))]
+    return [list(map(list, update)) for update in zip(*chosen, strict=True)]
 
 
 def fetch_ahead(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumbers]) -> Iterator[list[Fetched]]:

@@ -4,15 +4,12 @@ A module is what PEFT adapts: a linear layer of the model class in transformers.
 or several that the family fuses (`qkv_proj`).
 """
 
-import json
-import math
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
@@ -23,72 +20,16 @@ from rdjax.models.config import DecoderConfig
 from rdjax.models.decoder import projection_shapes
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.models.peft_config import CONFIG_FILE, WEIGHTS_FILE, missing_file, own_scale, read_fields
 from rdjax.models.tensor_files import all_finite
 from rdjax.models.weights import table_name, used_rows
-from rdjax.storage.files import json_text, read_json_object, replace_text, replacing
-from rdjax.storage.records import of_form
+from rdjax.storage.files import json_text, replace_text, replacing
 from rdjax.storage.sums import damaged_files, is_ours
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-
-# Fields of adapter_config.json that may have any value: they describe how the adapter was trained, or say what its
-# tensors say too.
-HARMLESS = {
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "rank_pattern",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "unsloth_fixed",
-    "use_rslora",
-}
-# And those that must have one of some values. All others must be unset.
-ACCEPTED = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    # The others change the base, too, when PEFT loads the adapter (pissa, olora, loftq, corda, lora_ga).
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-}
-UNSET = (None, False, [], {}, "")
 UNSET_LAYERS = (None, [], "")  # the layer 0 is set
 SOME_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # with them some layers may have no adapter
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
-
-
-Rank = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
-Alpha = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class LoraFields(msgspec.Struct):
-    """Describes the fields of adapter_config.json that the adapter's numbers follow from."""
-
-    r: Rank
-    lora_alpha: Alpha
-    lora_dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
-    use_rslora: bool | None = None
-    rank_pattern: dict[str, Rank] | None = None
-    alpha_pattern: dict[str, Alpha] | None = None
-    target_modules: list[str] | str | None = None
 
 
 class Module(NamedTuple):
@@ -210,7 +151,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
       UserError: a file is missing or unreadable, it is more than a LoRA, or its tensors do not fit the decoder.
     """
     check_undamaged(folder)
-    fields, path = _read_fields(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    fields, path = read_fields(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     all_modules = adapter_modules(config)
     modules = {
         module.name.format(layer=layer): (module, number)
@@ -224,7 +165,7 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
     stacks: dict[str, list] = {}
     for name, (a_XR, b_RX) in pairs.items():
         module, number = modules[name]
-        ratio = _own_scale(name, a_XR.shape[1], fields) / known.scale
+        ratio = own_scale(name, a_XR.shape[1], fields) / known.scale
         for projection, columns in module.columns.items():
             stack = stacks.setdefault(projection, [None] * len(module.layers))
             stack[number] = (a_XR, b_RX[:, columns] * np.float32(ratio))
@@ -263,15 +204,6 @@ def _fillers(adapter: Adapter, modules: Sequence[Module]) -> set[str]:
     zero = {path for path, ab in adapter.items() if not np.any(ab["b"])}
     groups = [set(module.columns) for module in modules]
     return {path for group in groups if group - zero for path in group & zero if len(group) > 1}
-
-
-def _own_scale(module: str, rank: int, fields: dict[str, Any]) -> float:
-    """Returns the scale of one module: alpha over its rank, or over the root of its rank."""
-    alpha = next(
-        (alpha for key, alpha in (fields.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", module)),
-        fields["lora_alpha"],
-    )
-    return alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank)
 
 
 def check_undamaged(folder: pathlib.Path) -> None:
@@ -350,11 +282,6 @@ def _equals_base(name: str, tensor: np.ndarray, base: dict[str, Any]) -> bool:
     return np.array_equal(np.asarray(own[name]).astype(tensor.dtype), tensor)
 
 
-def _missing(path: pathlib.Path) -> str:
-    """Returns an error message for a missing file of an adapter."""
-    return f"{path}: not found; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
-
-
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads `adapter_model.safetensors`.
 
@@ -362,7 +289,7 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       UserError: it is missing or unreadable.
     """
     if not path.exists():
-        raise UserError(_missing(path))
+        raise UserError(missing_file(path))
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -380,29 +307,3 @@ def check_finite(tensors: dict[str, np.ndarray], where: str) -> None:
     bad = next((name for name, tensor in tensors.items() if not all_finite(tensor)), None)
     if bad is not None:
         raise UserError(f"{where}: {bad} has numbers that are not finite (NaN or infinity)")
-
-
-def _read_fields(path: pathlib.Path) -> dict[str, Any]:
-    """Reads `adapter_config.json`.
-
-    Raises:
-      UserError: it is missing or invalid, or has a field for which the decoder has no computation.
-    """
-    fields = read_json_object(path, _missing(path))
-    for name, value in fields.items():
-        accepted = ACCEPTED.get(name, UNSET)
-        if name not in HARMLESS and value not in accepted:
-            raise UserError(f"{path}: {name} = {value!r} is not supported; accepted: {_spelled(accepted)}")
-    of_form(fields, LoraFields, str(path), advice="as PEFT writes it")
-    for name in ("rank_pattern", "alpha_pattern"):
-        for key in fields.get(name) or {}:
-            try:
-                re.compile(key)
-            except re.error as error:
-                raise UserError(f"{path}: {name} has {key[:80]!r}, which is no pattern ({error})") from None
-    return fields
-
-
-def _spelled(accepted: tuple) -> str:
-    """Returns accepted values as JSON spells them."""
-    return "null" if accepted is UNSET else ", ".join(json.dumps(value) for value in accepted)

@@ -7,7 +7,8 @@ from ml_collections import config_dict
 
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, LoraSpec
-from rdjax.models.peft_files import CONFIG_FILE, WEIGHTS_FILE, save_adapter
+from rdjax.models.peft_config import CONFIG_FILE, WEIGHTS_FILE
+from rdjax.models.peft_files import save_adapter
 from rdjax.parallel.processes import is_first
 from rdjax.storage.files import json_text, read_json_object, replace_text
 from rdjax.storage.sums import write_sums

@@ -27,6 +27,8 @@ from rdjax.run.prepare import Run
 GOLD_POSITIONS = LossPositions("ours", "response", "token")
 TUNING = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
 ENHANCED = "enhanced_teacher"
+# The student reads the rule there, which takes its time; a few pairs an update are enough (docs/study.md).
+CONSISTENCY_SHARE = 0.25
 
 
 def make_stage(
@@ -94,14 +96,16 @@ def lessons_of(run: Run, stage: Stage, teacher: Adapter) -> list[Lesson]:
     """Returns what a stage teaches: the task's own pairs, then what goes with them where there is a teacher.
 
     Inputs that the rule is not about have what the run starts from as their teacher. Where the rule stands in the
-    student's prompt as well, the student is to answer as its teacher does (arXiv 2606.11627).
+    student's prompt as well, the student is to answer as its teacher does (arXiv 2606.11627); not where the teacher
+    reads no rule either, which is to be unlearnt.
     """
     loss, positions, objective = run.config.loss, stage.positions, stage.objective
     lessons = [Lesson(make_group(run.train, positions), objective, teacher)]
     if objective.has_teacher and run.retained:
         off_rule = retain_objective(loss, run.model.config.width)
         lessons.append(Lesson(make_group(run.retained, positions, loss.retain_weight), off_rule, run.start))
-    if objective.has_teacher and loss.consistency_weight:
+    if objective.has_teacher and loss.consistency_weight and not run.config.task.remove_rule:
         pairs = [keep_rule(pair) for pair in run.train]
-        lessons.append(Lesson(make_group(pairs, positions, loss.consistency_weight), objective, teacher))
+        group = make_group(pairs, positions, loss.consistency_weight, CONSISTENCY_SHARE)
+        lessons.append(Lesson(group, objective, teacher))
     return lessons

@@ -1,38 +1,34 @@
 """Prepares a run: reads and checks its config, task, model and pairs, then creates its folder."""
 
-import copy
 import dataclasses
 import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import datasets
 from ml_collections import config_dict
-from transformers import PreTrainedTokenizerBase
 
-from rdjax.config import RETAIN, RETAIN_TRAIN, check_config, plain_config
-from rdjax.data.chat import read_arguments
-from rdjax.data.pairs import Pair, check_lengths, make_template
+from rdjax.config import RETAIN, RETAIN_TRAIN, check_config
+from rdjax.data.pairs import Pair, check_lengths
 from rdjax.data.tasks import LEARNT, RuleTask, divide, load_task
 from rdjax.data.templates import Template
 from rdjax.distillation.objective import extra_terms
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
-from rdjax.evaluation.judges import TRAIN, Judge, judge_files, judges_of
+from rdjax.evaluation.judges import TRAIN, Judge, judges_of
 from rdjax.generation.options import Decoding
-from rdjax.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model, resolve_folder
-from rdjax.models.lora import Adapter, LoraSpec, count_adapted_layers, init_adapter, lora_spec
-from rdjax.models.peft_files import load_adapter
-from rdjax.parallel.mesh import make_mesh, put, replicated
-from rdjax.parallel.processes import check_same_everywhere
+from rdjax.models.fingerprint import weights_fingerprint
+from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model
+from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.parallel.mesh import make_mesh
+from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
+from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
 from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
-from rdjax.storage.files import read_text, user_path
+from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
-from rdjax.storage.workdir import FINGERPRINT_PARTS, check_workdir, open_workdir
+from rdjax.storage.workdir import check_workdir, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +100,7 @@ def prepare(
     experiment, fingerprint = read_experiment(config, workdir, model)
     initial = experiment.start
     if config.model.student_adapter:
-        initial, _ = _load_like(config, "student_adapter", experiment.spec, experiment.model)
+        initial, _ = load_like(config, "student_adapter", experiment.spec, experiment.model)
     if experiment.task.wordings or needs_off_rule(experiment.task, experiment.options, experiment.config):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)
@@ -222,123 +218,6 @@ def _answered_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, li
         path = folder / f"{RETAIN_TRAIN}.jsonl"
         pairs[RETAIN_TRAIN] = retained_pairs(model, task.splits[RETAIN_TRAIN], experiment.start, options, path)
     return pairs
-
-
-def settle_task(
-    config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerBase, task: RuleTask
-) -> config_dict.ConfigDict:
-    """Returns the config with what `auto` means in its `task` section for this tokenizer and these rows.
-
-    Raises:
-      UserError: other fields do not go with it.
-    """
-    settled = copy.deepcopy(config)
-    if settled.task.template == "auto":
-        has_template = bool(settled.task.chat_template or tokenizer.chat_template)
-        settled.task.template = "chat" if has_template else "alpaca"
-    if settled.task.responses == "auto" and "train" in task.splits and not task.wordings:
-        has_gold = all(task.splits["train"]["output"]) and not settled.task.remove_rule
-        settled.task.responses = "gold" if has_gold else "teacher"
-        check_config(settled)  # what goes with gold outputs or with the teacher's
-    return settled
-
-
-def task_template(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """Returns the template of the prompts; `config` is the run's `task` section.
-
-    Raises:
-      UserError: a field or the file of the chat template is faulty, or the template is not fit for training.
-    """
-    if config.template != "chat":
-        for name in ("rule_place", "template_args", "chat_template"):
-            if config[name]:
-                raise UserError(f"config.task.{name} = {config[name]!r} needs config.task.template = chat")
-        return make_template(config.template, tokenizer)
-    if config.chat_template:
-        tokenizer.chat_template = _read_chat_template(config.chat_template)
-    return make_template(
-        "chat", tokenizer, config.rule_place, read_arguments(config.template_args, "config.task.template_args")
-    )
-
-
-def _template_fingerprint(folder: pathlib.Path, chat_template: str) -> str:
-    """Returns a hash of the tokenizer and its chat templates, and of the file that replaces them, if there is one."""
-    tokenizer = tokenizer_fingerprint(folder)
-    if not chat_template:
-        return tokenizer
-    return hashlib.sha256((tokenizer + _read_chat_template(chat_template)).encode()).hexdigest()
-
-
-def _read_chat_template(chat_template: str) -> str:
-    """Reads the file of `task.chat_template`."""
-    path = user_path(chat_template)
-    return read_text(path, f"config.task.chat_template: {path} not found")
-
-
-def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, str]:
-    """Returns a hash of each input that a run reads, by its name in `FINGERPRINT_PARTS`."""
-    folder = resolve_folder(config.model.path, "model")
-    rows: list[Any] = [["wordings", task.wordings]] if task.wordings else []
-    rows += [
-        [split, [{name: text for name, text in row.items() if text or name != "history"} for row in part]]
-        for split, part in task.splits.items()
-    ]
-    fingerprint = {
-        "model": weights_fingerprint(folder),
-        "tokenizer": _template_fingerprint(folder, config.task.chat_template),
-        "data": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
-    }
-    files = [path.read_bytes() for path in judge_files(config.eval.judges) if path.is_file()]
-    if files:
-        fingerprint["judges"] = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
-    for field in ("adapter", "student_adapter"):
-        if config.model[field]:
-            fingerprint[field] = weights_fingerprint(resolve_folder(config.model[field], "adapter"))
-    return fingerprint
-
-
-def check_same_inputs(config: config_dict.ConfigDict, fingerprint: Mapping[str, str]) -> None:
-    """Checks that all processes have the same config and read the same inputs; UserError names what differs."""
-    hashes = {f"the hashes of {FINGERPRINT_PARTS[part]}": digest for part, digest in fingerprint.items()}
-    check_same_everywhere({"the configs": json.dumps(plain_config(config)), **hashes})
-
-
-def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tuple[LoraSpec, Adapter]:
-    """Returns the adapter that teacher and student start from: an existing one, or one that changes nothing.
-
-    Raises:
-      UserError: the existing one has another form than the config says.
-    """
-    spec = lora_spec(config.lora, model.config)
-    if (adapted := count_adapted_layers(model.config, spec)) < model.config.layers:
-        print(
-            f"note: config.lora.targets are in {adapted} of {model.config.layers} layers; the others stay as they are"
-        )
-    if not config.model.adapter:
-        return spec, put(init_adapter(model.config, spec, config.seed), replicated(model.mesh))
-    adapter, found = _load_like(config, "adapter", spec, model)
-    return dataclasses.replace(found, dropout=spec.dropout), adapter
-
-
-def _load_like(
-    config: config_dict.ConfigDict, field: str, spec: LoraSpec, model: LanguageModel
-) -> tuple[Adapter, LoraSpec]:
-    """Loads the adapter that a field of `config.model` names, which must have the form of the run's adapters.
-
-    Raises:
-      UserError: it has another.
-    """
-    path = config.model[field]
-    adapter, found = load_adapter(resolve_folder(path, "adapter"), model.config, model.base)
-    for name in ("rank", "alpha"):
-        if getattr(spec, name) != getattr(found, name):
-            raise UserError(
-                f"config.lora.{name} = {getattr(spec, name)} but the adapter {path} that the run "
-                f"starts from has {getattr(found, name)}; accepted: the adapter's"
-            )
-    if set(spec.targets) != set(found.targets):
-        raise UserError(f"config.lora.targets = {spec.targets} but the adapter {path} has {found.targets}")
-    return put(adapter, replicated(model.mesh)), found
 
 
 def eval_options(config: config_dict.ConfigDict, spec: LoraSpec, template: Template) -> EvalOptions:

@@ -66,19 +66,34 @@ def make(
     return with_signals(loader, teachers_M, SPEC.scale, config.train, folder)
 
 
+def groups_of(*counts):
+    """Returns groups of so many pairs."""
+    pair = random_pairs()[0]
+    return [PairGroup([pair] * count) for count in counts]
+
+
 def test_sequential_batches_take_every_pair_once():
     assert sequential_batches(5, 2, 3) == [[[0, 1]] * 3, [[2, 3]] * 3, [[4]] * 3]
 
 
 def test_an_epoch_reads_the_largest_group_once_and_starts_over_in_the_others():
-    updates = plan_epoch([7, 3], seeds=[1, 2], epoch=1, batch_size=2)
+    groups = groups_of(7, 3)
+    updates = plan_epoch(groups, seeds=[1, 2], epoch=1, batch_size=2)
     assert len(updates) == 4
     for member in range(2):
         first, second = ([number for update in updates for number in update[group][member]] for group in range(2))
         assert sorted(first) == list(range(7))
         assert sorted(second[:3]) == sorted(second[3:6]) == [0, 1, 2]
-    assert updates != plan_epoch([7, 3], seeds=[1, 2], epoch=2, batch_size=2)
-    assert updates == plan_epoch([7, 3], seeds=[1, 2], epoch=1, batch_size=2)
+    assert updates != plan_epoch(groups, seeds=[1, 2], epoch=2, batch_size=2)
+    assert updates == plan_epoch(groups, seeds=[1, 2], epoch=1, batch_size=2)
+
+
+def test_a_group_with_a_share_of_the_batch_does_not_lengthen_the_epoch():
+    whole, part = groups_of(8, 8)
+    updates = plan_epoch([whole, dataclasses.replace(part, batch_share=0.25)], seeds=[1], epoch=1, batch_size=4)
+    assert [[len(own) for (own,) in update] for update in updates] == [[4, 1], [4, 1]]
+    least = plan_epoch([whole, dataclasses.replace(part, batch_share=0.25)], seeds=[1], epoch=1, batch_size=2)
+    assert [len(own) for _, (own,) in least] == [1, 1, 1, 1]
 
 
 def test_both_sides_leave_out_what_all_prompts_share():
