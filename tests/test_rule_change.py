@@ -72,7 +72,7 @@ def test_the_student_alone_starts_from_the_adapter(model, old, tmp_path):
     assert answers(new, "base") == answers(old, "base") != answers(new, "student")
 
 
-def test_a_rule_is_removed(model, old, tmp_path):
+def test_a_rule_is_removed(model, old, tmp_path, capfd):
     """The student comes back to the base; the tests keep the rule, by which the base is told apart from it."""
     settings = (
         *(f"--config.model.student_adapter={old / 'adapter'}", "--config.task.remove_rule=True"),
@@ -82,6 +82,7 @@ def test_a_rule_is_removed(model, old, tmp_path):
     lines = [json.loads(line) for line in (new / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["stage"] == "student"]
     assert losses[-1] < losses[0] / 10
+    assert capfd.readouterr().out.count("pairs in rows of") == 1  # no prompt with the rule, to be consistent with
     assert "gap" not in {line["stage"] for line in lines}  # its teacher reads no rule
     assert answers(new, "base") != answers(new, "base_with_rule")
     responses = [json.loads(line) for line in (new / "responses" / "train.jsonl").read_text().splitlines()]
