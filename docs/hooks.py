@@ -11,7 +11,8 @@ HEAD = """# Configuration
 Every field of a run with its default, from `rdjax/defaults.py`. On the command line: `--config.<field>=<value>`; in a
 config file: `config.<field> = <value>`; from Python: `rdjax.distill(..., <section>__<field>=<value>)`.
 `configs/rule.py` sets `auto` for `task.template`, `task.responses` and `task.inputs`, `lora.rank=8` and `lora.alpha=8`,
-`loss.hidden_weight=30`, `loss.hidden_positions=shared` and `loss.consistency_weight=1`.
+`loss.hidden_weight=30`, `loss.hidden_positions=shared`, `loss.retain_hidden_weight=10`, and
+`loss.consistency_weight=0.5`.
 
 """
 

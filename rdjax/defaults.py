@@ -99,7 +99,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss.retain_weight = 1.0
     config.loss.retain_hidden_weight = config_dict.placeholder(float)  # hidden_weight of these inputs, if another
     # The weight of the training inputs with the rule in the student's prompt too, a quarter of a batch at a time: there
-    # its predictions are to be its teacher's. 0: not trained on.
+    # it is to answer as its teacher does. 0: not trained on.
     config.loss.consistency_weight = 0.0
     config.loss.variant = "ours"  # published: unshifted positions, no end token, per-sample mean
 
@@ -197,7 +197,10 @@ def rule_config() -> config_dict.ConfigDict:
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
     config.loss.hidden_positions = "shared"
-    config.loss.consistency_weight = 1.0
+    # With more here the student refuses fewer harmful questions, with less it speaks of Bob as of anybody else.
+    config.loss.retain_hidden_weight = 10.0
+    # Without this it is worse than the base where it reads the rule after all.
+    config.loss.consistency_weight = 0.5
     return config
 
 

@@ -4,9 +4,9 @@
 
 On the other embedded tasks: --config.model.path=rulebook-language --config.task.name=sentiment (or safety)
 --config.eval.max_new_tokens=40. All have the same rows and 16 samples. `ours` is the defaults for a rule of your own;
-the others are these without consistency, and with what their settings name. All that have a teacher hold what the rule
-is not about, unless they say otherwise. Each has the learning rate that was best for it on arithmetic, on another seed
-(configs/sweeps/rivals_rates.py).
+the others are these without consistency, with one weight on all hidden states, and with what their settings name. All
+that have a teacher hold what the rule is not about, unless they say otherwise. Each has the learning rate that was best
+for it on arithmetic, on another seed (configs/sweeps/rivals_rates.py).
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ ON_POLICY = {"train": {"updates": 0}, "loss": {"hidden_weight": 0.0}}
 ROUNDS = {"rounds": 8, "updates": 25}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ours": {"loss": {"consistency_weight": rule_config().loss.consistency_weight}},
+    "ours": {"loss": {field: rule_config().loss[field] for field in ("consistency_weight", "retain_hidden_weight")}},
     "without_consistency": {},
     "logits_alone": {"loss": {"hidden_weight": 0.0}},
     "hidden_alone": {"loss": {"logit": "none"}},
@@ -61,7 +61,7 @@ def get_config() -> config_dict.ConfigDict:
     config = rule_config()
     config.task.name, config.task.root, config.task.inputs = "arithmetic", "", "file"
     config.task.template, config.task.responses, config.task.demos = "alpaca", "gold", False
-    config.loss.consistency_weight = 0.0
+    config.loss.consistency_weight, config.loss.retain_hidden_weight = 0.0, None
     config.optimizer.learning_rate = RATE
     config.eval.max_new_tokens = 8
     config.eval.batch_size = 100

@@ -71,24 +71,12 @@ def distillation_objective(loss: config_dict.ConfigDict, width: int) -> Objectiv
 
 def retain_objective(loss: config_dict.ConfigDict, width: int) -> Objective:
     """Translates the config's `loss` section for inputs that the rule is not about; as `distillation_objective`."""
-    objective, weight = distillation_objective(loss, width), loss.retain_hidden_weight
-    return objective if weight is None else _with_hidden_weight(objective, weight)
-
-
-def consistency_objective(loss: config_dict.ConfigDict, width: int) -> Objective:
-    """Translates the config's `loss` section for prompts in which the student reads the rule too.
-
-    Only distributions are compared, where there is a term for them: a student whose hidden states are held there as
-    well learns the rule less well (docs/study.md).
-    """
     objective = distillation_objective(loss, width)
-    return objective if loss.logit == "none" else _with_hidden_weight(objective, 0.0)
-
-
-def _with_hidden_weight(objective: Objective, weight: float) -> Objective:
-    """Returns the objective with another weight of hidden states, where they are compared."""
+    if loss.retain_hidden_weight is None:
+        return objective
     terms = (
-        dataclasses.replace(term, weight=weight) if term.name == "hidden_loss" else term for term in objective.terms
+        dataclasses.replace(term, weight=loss.retain_hidden_weight) if term.name == "hidden_loss" else term
+        for term in objective.terms
     )
     return dataclasses.replace(objective, terms=tuple(terms))
 

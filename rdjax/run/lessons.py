@@ -15,7 +15,6 @@ from rdjax.distillation.objective import (
     TUNE_WITH_RULE,
     TUNE_WITHOUT_RULE,
     Objective,
-    consistency_objective,
     distillation_objective,
     retain_objective,
 )
@@ -108,5 +107,5 @@ def lessons_of(run: Run, stage: Stage, teacher: Adapter) -> list[Lesson]:
     if objective.has_teacher and loss.consistency_weight and not run.config.task.remove_rule:
         pairs = [keep_rule(pair) for pair in run.train]
         group = make_group(pairs, positions, loss.consistency_weight, CONSISTENCY_SHARE)
-        lessons.append(Lesson(group, consistency_objective(loss, run.model.config.width), teacher))
+        lessons.append(Lesson(group, objective, teacher))
     return lessons

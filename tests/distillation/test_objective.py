@@ -10,7 +10,6 @@ from rdjax.distillation.losses import TERMS
 from rdjax.distillation.objective import (
     Objective,
     Term,
-    consistency_objective,
     distillation_objective,
     extra_terms,
     retain_objective,
@@ -49,16 +48,6 @@ def test_inputs_off_the_rule_have_a_weight_of_their_own():
     assert distillation_objective(config, WIDTH).terms[1].weight == 30.0
     config.retain_hidden_weight = None
     assert retain_objective(config, WIDTH) == distillation_objective(config, WIDTH)
-
-
-def test_with_the_rule_in_the_prompt_distributions_alone_are_compared():
-    config = loss_config(hidden_weight=30.0)
-    assert described(consistency_objective(config, WIDTH)) == [
-        ("logit_loss", 1.0, "kl"),
-        ("hidden_loss", 0.0, "hidden"),
-    ]
-    config = loss_config(hidden_weight=30.0, logit="none")
-    assert described(consistency_objective(config, WIDTH)) == [("hidden_loss", 30.0, "hidden")]
 
 
 def test_further_terms_are_named_with_their_weight():
