@@ -10,9 +10,7 @@ HEAD = """# Configuration
 
 Every field of a run with its default, from `rdjax/defaults.py`. On the command line: `--config.<field>=<value>`; in a
 config file: `config.<field> = <value>`; from Python: `rdjax.distill(..., <section>__<field>=<value>)`.
-`configs/rule.py` sets `auto` for `task.template`, `task.responses` and `task.inputs`, `lora.rank=8` and `lora.alpha=8`,
-`loss.hidden_weight=30`, `loss.hidden_positions=shared`, `loss.retain_hidden_weight=10`, and
-`loss.consistency_weight=0.5`.
+`configs/rule.py` sets {rule}.
 
 """
 
@@ -20,20 +18,28 @@ config file: `config.<field> = <value>`; from Python: `rdjax.distill(..., <secti
 def configuration_page() -> str:
     """Returns the page: a table for each section, with the comments of the fields."""
     source = DEFAULTS.read_text(encoding="utf-8")
-    lines, rows = source.splitlines(), {}
-    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
-    for node in function.body:
-        name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
-        if not name.startswith("config.") or ast.unparse(node.value).endswith("ConfigDict()"):
-            continue
-        section, _, _ = name.removeprefix("config.").rpartition(".")
+    lines, rows, tree = source.splitlines(), {}, ast.parse(source)
+    for field, node in assignments(tree, "get_config").items():
+        section, _, _ = field.rpartition(".")
         words = html.escape(comment_of(lines, node.lineno - 1), quote=False).replace("|", "\\|")
-        row = f"| `{name.removeprefix('config.')}` | `{default_of(node.value)}` | {words} |"
-        rows.setdefault(section or "the run", []).append(row)
+        rows.setdefault(section or "the run", []).append(f"| `{field}` | `{default_of(node.value)}` | {words} |")
     parts = [
         f"## {section}\n\n| field | default | |\n|---|---|---|\n" + "\n".join(part) for section, part in rows.items()
     ]
-    return HEAD + "\n\n".join(parts) + "\n"
+    changed = assignments(tree, "rule_config").items()
+    rule = ", ".join(f"`{field}={default_of(node.value)}`" for field, node in changed)
+    return HEAD.format(rule=rule) + "\n\n".join(parts) + "\n"
+
+
+def assignments(tree: ast.Module, name: str) -> dict[str, ast.Assign]:
+    """Returns what a function of this name assigns to the fields of its config, new sections left out."""
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    found = {ast.unparse(node.targets[0]): node for node in function.body if isinstance(node, ast.Assign)}
+    return {
+        target.removeprefix("config."): node
+        for target, node in found.items()
+        if target.startswith("config.") and not ast.unparse(node.value).endswith("ConfigDict()")
+    }
 
 
 def comment_of(lines: list[str], number: int) -> str:

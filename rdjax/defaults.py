@@ -197,9 +197,10 @@ def rule_config() -> config_dict.ConfigDict:
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
     config.loss.hidden_positions = "shared"
-    # With more here the student refuses fewer harmful questions, with less it speaks of Bob as of anybody else.
+    # A larger weight leaves the student less room to learn the rule (refusal), a smaller one lets it confuse inputs on
+    # the rule with others (sentiment; docs/study.md, The rule in the prompt again).
     config.loss.retain_hidden_weight = 10.0
-    # Without this it is worse than the base where it reads the rule after all.
+    # Without this the student is worse than the base where it reads the rule after all.
     config.loss.consistency_weight = 0.5
     return config
 

@@ -281,16 +281,18 @@ def plan_epoch(groups: Sequence[PairGroup], seeds: Sequence[int], epoch: int, ba
     """
     steps = max(steps_per_epoch(len(group.pairs), batch_size) for group in groups)
 
-    def batches_of(group: int, seed: int) -> list[Sequence[int]]:
+    def batches_of(number: int, group: PairGroup, seed: int) -> list[Sequence[int]]:
         batches: list[Sequence[int]] = []
         for again in range(steps):
             if len(batches) >= steps:
                 break
-            order = epoch_order(len(groups[group].pairs), seed, epoch, *((group, again) if group or again else ()))
-            batches += in_batches(order, groups[group].batch_size(batch_size))
+            order = epoch_order(len(group.pairs), seed, epoch, *((number, again) if number or again else ()))
+            batches += in_batches(order, group.batch_size(batch_size))
         return batches[:steps]
 
-    chosen = [zip(*(batches_of(group, seed) for seed in seeds), strict=True) for group in range(len(groups))]
+    chosen = [
+        zip(*(batches_of(number, group, seed) for seed in seeds), strict=True) for number, group in enumerate(groups)
+    ]
     return [list(map(list, update)) for update in zip(*chosen, strict=True)]
 
 

@@ -40,6 +40,12 @@ def fingerprint_inputs(config: config_dict.ConfigDict, task: RuleTask) -> dict[s
     return fingerprint
 
 
+def fingerprint_adapters(adapters: Mapping[str, pathlib.Path]) -> str:
+    """Returns a hash of the adapters in some folders and of their names."""
+    hashes = {name: weights_fingerprint(folder) for name, folder in adapters.items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
 def check_same_inputs(config: config_dict.ConfigDict, fingerprint: Mapping[str, str]) -> None:
     """Checks that all processes have the same config and read the same inputs; UserError names what differs."""
     hashes = {f"the hashes of {FINGERPRINT_PARTS[part]}": digest for part, digest in fingerprint.items()}

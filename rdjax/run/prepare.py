@@ -1,8 +1,6 @@
 """Prepares a run: reads and checks its config, task, model and pairs, then creates its folder."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -18,11 +16,10 @@ from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
 from rdjax.evaluation.judges import TRAIN, Judge, judges_of
 from rdjax.generation.options import Decoding
-from rdjax.models.fingerprint import weights_fingerprint
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.parallel.mesh import make_mesh
-from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
+from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fingerprint_inputs
 from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
 from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
@@ -140,8 +137,7 @@ def prepare_evaluation(
       UserError: as `prepare`.
     """
     experiment, fingerprint = read_experiment(config, workdir, None)
-    hashes = {name: weights_fingerprint(folder) for name, folder in adapters.items()}
-    fingerprint["evaluated"] = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    fingerprint["evaluated"] = fingerprint_adapters(adapters)
     if experiment.task.wordings and not any(map(is_evaluated, experiment.task.splits)):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)

@@ -7,13 +7,7 @@ import pytest
 
 from configs import base
 from rdjax.distillation.losses import TERMS
-from rdjax.distillation.objective import (
-    Objective,
-    Term,
-    distillation_objective,
-    extra_terms,
-    retain_objective,
-)
+from rdjax.distillation.objective import Objective, Term, distillation_objective, extra_terms, retain_objective
 from rdjax.errors import UserError
 from tests.distillation.case import SHARED, loss_and_grad, make_case, make_update, random_adapter, random_pairs
 
