@@ -170,7 +170,7 @@ def load_batches(problem: Problem, members: int = 1, **train: Any) -> tuple[Grou
     groups = [make_group(problem.pairs, POSITIONS)] * members
     loader = make_loader(groups, batches, POSITIONS, OBJECTIVE, problem.model, config)
     teachers_M = teachers_of(problem, members)
-    return with_signals(loader, teachers_M, problem.spec.scale, config, pathlib.Path("unused")), batches
+    return with_signals(loader, teachers_M, problem.spec.scale, config, pathlib.Path("unused"), {}), batches
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:

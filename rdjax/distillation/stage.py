@@ -34,7 +34,7 @@ from rdjax.distillation.progress import (
     stack_adapters,
     take_member,
 )
-from rdjax.distillation.signals import PairNumbers
+from rdjax.distillation.signals import PairNumbers, SignalSource
 from rdjax.distillation.step import StepSettings, TrainState, evaluate_loss, train_step
 from rdjax.distillation.updates import (
     GroupLoader,
@@ -287,10 +287,11 @@ def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
     teachers = [stack_adapters(own) for own in zip(*(member.teachers for member in members), strict=True)]
     for loader in job.loaders:
         print(loader.describe())
+    known: dict[str, SignalSource] = {}
     with compiling(programs, model.mesh):
         loaders, valid_loaders = (
             [
-                with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder)
+                with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder, known)
                 for loader, teachers_M in zip(own, teachers, strict=False)
             ]
             for own in (job.loaders, job.valid_loaders)

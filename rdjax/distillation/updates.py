@@ -179,7 +179,12 @@ def make_loader(
 
 
 def with_signals(
-    loader: GroupLoader, teachers_M: Adapter, scale: float, train: config_dict.ConfigDict, folder: pathlib.Path
+    loader: GroupLoader,
+    teachers_M: Adapter,
+    scale: float,
+    train: config_dict.ConfigDict,
+    folder: pathlib.Path,
+    known: dict[str, SignalSource],
 ) -> GroupLoader:
     """Returns the loader with the teachers' signals of all its pairs, where the objective has a teacher.
 
@@ -187,6 +192,8 @@ def with_signals(
       teachers_M: the teachers' adapters, with `scale`.
       train: the config's section; says where signals are cached, or that they are computed in every step.
       folder: of caches on disk.
+      known: cached signals by their fingerprints. Those of another group whose teachers read the same are taken from
+        there, and new ones are added.
     """
     if not loader.objective.has_teacher:
         return loader
@@ -197,21 +204,20 @@ def with_signals(
     parts = parts_by_rule(loader)
     order = [number for numbers, _ in parts for number in numbers]
     pairs_M = [[pairs[number] for number in order] for pairs in loader.pairs_M]
-    offsets_M = [position_offsets(pairs, positions) for pairs in pairs_M]
-    size = signal_bytes(model, offsets_M)
-    place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
-    rules = f" of {len(parts)} rules, each of which is read once" if len(parts) > 1 else ""
-    print(f"teacher signals of {len(order)} pairs{rules}: {size / 2**20:.1f} MiB, cached on the {place}")
-    if place == "disk":
-        texts = [
-            [[p.prompts.teacher_ids, p.response_ids, *count_positions(p, positions)] for p in pairs]
-            for pairs in pairs_M
-        ]
-        fingerprint = signals_fingerprint(model, teachers_M, scale, [texts, positions])
+    texts = [
+        [[p.prompts.teacher_ids, p.response_ids, *count_positions(p, positions)] for p in pairs] for pairs in pairs_M
+    ]
+    fingerprint = signals_fingerprint(model, teachers_M, scale, [texts, positions])
+    if fingerprint not in known:
+        offsets_M = [position_offsets(pairs, positions) for pairs in pairs_M]
+        size = signal_bytes(model, offsets_M)
+        place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
+        rules = f" of {len(parts)} rules, each of which is read once" if len(parts) > 1 else ""
+        print(f"teacher signals of {len(order)} pairs{rules}: {size / 2**20:.1f} MiB, cached on the {place}")
+        computed = compute_in_parts([part for _, part in parts], teachers_M, scale, train.batch_size)
         folder = folder / fingerprint[:16] / f"process-{jax.process_index()}"
-    computed = compute_in_parts([part for _, part in parts], teachers_M, scale, train.batch_size)
-    source = cached_signals(model, offsets_M, computed, place, folder)
-    return dataclasses.replace(loader, source=in_order(source, order))
+        known[fingerprint] = cached_signals(model, offsets_M, computed, place, folder)
+    return dataclasses.replace(loader, source=in_order(known[fingerprint], order))
 
 
 def parts_by_rule(loader: GroupLoader) -> list[tuple[list[int], GroupLoader]]:

@@ -86,7 +86,7 @@ class Problem:
         self.loaders = []
         for groups_M, numbers in zip(zip(*map(groups_of, range(members)), strict=True), self.numbers, strict=True):
             loader = make_loader(groups_M, [numbers], SHARED, objective, self.model, self.config.train)
-            self.loaders.append(with_signals(loader, teachers_M, SPEC.scale, self.config.train, folder))
+            self.loaders.append(with_signals(loader, teachers_M, SPEC.scale, self.config.train, folder, {}))
         fetched = [loader.fetch(own) for loader, own in zip(self.loaders, self.numbers, strict=True)]
         self.update = place_update(self.loaders, fetched)
 

@@ -12,6 +12,7 @@ import pytest
 
 from configs import base
 from rdjax.data.groups import PairGroup, make_group
+from rdjax.data.pairs import keep_rule
 from rdjax.distillation.objective import TUNE_WITH_RULE
 from rdjax.distillation.programs import Program, compiling
 from rdjax.distillation.updates import (
@@ -63,7 +64,7 @@ def make(
     teachers_M = jax.device_put(teachers_M, replicated(model.mesh))
     batches = sequential_batches(len(pairs), batch_size, 1) * epochs
     loader = make_loader([make_group(pairs, OURS)], batches, OURS, objective, model, config.train)
-    return with_signals(loader, teachers_M, SPEC.scale, config.train, folder)
+    return with_signals(loader, teachers_M, SPEC.scale, config.train, folder, {})
 
 
 def groups_of(*counts):
@@ -94,6 +95,28 @@ def test_a_group_with_a_share_of_the_batch_does_not_lengthen_the_epoch():
     assert [[len(own) for (own,) in update] for update in updates] == [[4, 1], [4, 1]]
     least = plan_epoch([whole, dataclasses.replace(part, batch_share=0.25)], seeds=[1], epoch=1, batch_size=2)
     assert [len(own) for _, (own,) in least] == [1, 1, 1, 1]
+
+
+def test_groups_whose_teachers_read_the_same_share_their_signals(capsys):
+    """As with the rule in the student's prompt too: the teacher reads every pair once."""
+    config, pairs = base.get_config(), ruled_pairs()
+    model, batches = make_model(config), sequential_batches(len(pairs), 4, 1)
+    teachers_M = jax.device_put(
+        jax.tree.map(lambda leaf: leaf[None], random_adapter(model.config)), replicated(model.mesh)
+    )
+
+    def load(pairs, known):
+        loader = make_loader([make_group(pairs, OURS)], batches, OURS, DISTILL, model, config.train)
+        return with_signals(loader, teachers_M, SPEC.scale, config.train, pathlib.Path("unused"), known)
+
+    known = {}
+    loaders = [load(pairs, known), load([keep_rule(pair) for pair in pairs], known)]
+    assert capsys.readouterr().out.count("teacher signals of") == len(known) == 1
+    loaders.append(load([keep_rule(pair) for pair in pairs], {}))
+    _, shared, alone = (loader.place(loader.fetch(batches[0])) for loader in loaders)
+    jax.tree.map(np.testing.assert_array_equal, shared, alone)
+    load([dataclasses.replace(pair, response_ids=pair.response_ids[:1]) for pair in pairs], known)
+    assert len(known) == 2
 
 
 def test_both_sides_leave_out_what_all_prompts_share():

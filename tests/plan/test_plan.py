@@ -189,7 +189,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     train.teacher_signals = "online"
     group = make_group(programs.planned_pairs(config), stage.positions)
     loader = make_loader([group], numbers, stage.positions, stage.objective, model, train)
-    loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals")
+    loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals", {})
     update = place_update([loader], [loader.fetch(numbers[0])])
     optimizer = make_optimizer(with_auto_rate(config, model.config.width).optimizer, config.train.updates)
     step = train_step.lower(
