@@ -27,10 +27,15 @@ def get_config() -> config_dict.ConfigDict:
         for rate in (1e-3, 2e-3, 5e-4)
         for name, method in methods.items()
     }
-    # Twice as many updates, and another weight on hidden states.
+    # Twice as many updates, other weights on hidden states, and hidden states of the response alone.
     for name in ("enhanced", "tune"):
         variants[f"{name}_128_updates"] = {**methods[name], "train": {"epochs": 16}}
-    variants["enhanced_weight30"] = {**methods["enhanced"], "loss": {"hidden_weight": 30.0}}
+    losses = {
+        "weight30": {"hidden_weight": 30.0},
+        "weight0": {"hidden_weight": 0.0},
+        "response_positions": {"hidden_positions": "response"},
+    }
+    variants.update({f"enhanced_{name}": {**methods["enhanced"], "loss": loss} for name, loss in losses.items()})
     config.sweep.methods = tuple(variants)
     config.sweep.settings.update(variants)
     return config
