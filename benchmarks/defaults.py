@@ -17,8 +17,8 @@ from absl import app, flags
 from tabulate import tabulate
 
 from configs import base
-from rdjax.config import RETAIN
 from rdjax.data.generated import GENERATORS
+from rdjax.data.splits import RETAIN
 
 _OUT = flags.DEFINE_string("out", "runs/defaults", "Folder of the cases and their runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every case.", lower_bound=1)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import check_config
+from rdjax.data.splits import NEAR_MISSES, RETAIN
 from rdjax.defaults import rule_config
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System, answer, prompts_of
@@ -85,6 +86,7 @@ def distill(
     valid: Rows = (),
     test: Rows = (),
     retain: Rows = (),
+    near_misses: Rows = (),
     judge: str = "",
     workdir: str | pathlib.Path | None = None,
     **settings: Any,
@@ -96,7 +98,8 @@ def distill(
       rule: its text, or a task folder (docs/reference.md), which then has the inputs too.
       inputs: training inputs, with outputs or without; none: the model writes some.
       valid, test: likewise, for validation and test; none: parts of `inputs` that are then not trained on.
-      retain: inputs that the rule is not about.
+      retain, near_misses: inputs that the rule is not about, and inputs that resemble its own but do not meet its
+        condition: what the model says to them is to stay as it is.
       judge: decides which answers follow the rule, as in `eval.judges`.
       workdir: a new or an unfinished run's folder; default: a new temporary one.
       settings: fields of the config, with "__" for the dot: train__updates=100.
@@ -110,7 +113,8 @@ def distill(
     workdir = user_path(workdir or tempfile.mkdtemp(prefix="rdjax-"))
     config = rule_config()
     config.model.path = model
-    config.task.root = str(_task_folder(rule, inputs, valid, test, retain, workdir))
+    splits = {"train": inputs, "valid": valid, "test": test, RETAIN: retain, NEAR_MISSES: near_misses}
+    config.task.root = str(_task_folder(rule, splits, workdir))
     config.eval.judges = (judge,) if judge else ()
     for name, value in settings.items():
         _set_field(config, name.replace("__", "."), value)
@@ -135,11 +139,8 @@ def _set_field(config: Any, path: str, value: Any) -> None:
         raise UserError(f"{path} = {value!r}: {error}; rdjax/defaults.py lists every field") from None
 
 
-def _task_folder(
-    rule: str | pathlib.Path, inputs: Rows, valid: Rows, test: Rows, retain: Rows, workdir: pathlib.Path
-) -> pathlib.Path:
+def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Rows], workdir: pathlib.Path) -> pathlib.Path:
     """Returns the folder of the task: the user's, or a new one beside the workdir."""
-    splits = {"train": inputs, "valid": valid, "test": test, "retain": retain}
     if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and _is_folder(rule)):
         if any(splits.values()):
             raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")

@@ -8,8 +8,6 @@ from ml_collections import config_dict
 from rdjax.defaults import get_config
 from rdjax.errors import UserError
 
-RETAIN = "retain"  # the split that the rule is not about
-RETAIN_TRAIN = "retain_train"  # its part that is trained on
 DISTILLED = ("rule_distill_base", "rule_distill_enhanced")  # the methods that have a teacher
 METHODS = (*DISTILLED, "inst_tune_without_rule", "inst_tune_with_rule")
 ROUND = "practice_"  # what the names of the stages of practice begin with

@@ -1,5 +1,6 @@
 """Tests a whole run of several rules in one adapter, and the student that keeps to its rule when it reads it again."""
 
+import html
 import json
 
 import jax
@@ -32,6 +33,7 @@ def root(tmp_path_factory):
         for split in ("train", "test"):
             write_rows(folder / f"{split}.jsonl", ROWS)
     write_rows(root / "retain.jsonl", ROWS[:4])
+    write_rows(root / "rules" / "first" / "near_misses.jsonl", ROWS[3:])
     return root
 
 
@@ -65,8 +67,14 @@ def workdir(model, root, tmp_path_factory):
 
 def test_every_rule_has_its_own_scores_and_predictions(workdir):
     results = json.loads((workdir / "eval.json").read_text())
-    assert set(results["splits"]) == {"first/test", "second-1/test", "retain"}
-    assert results["metric"] == {"first/test": "exact_match", "second-1/test": "regex", "retain": "exact_match"}
+    tests, held = {"first/test", "second-1/test"}, {"retain", "first/near_misses"}
+    assert set(results["splits"]) == {*tests, *held}
+    assert results["metric"] == {"second-1/test": "regex"} | dict.fromkeys({"first/test", *held}, "exact_match")
+    for split in held:
+        assert results["splits"][split]["student"]["gap_closed"] is None
+        assert (
+            results["splits"][split]["student"]["kl_from_base"] > 0 == results["splits"][split]["base"]["kl_from_base"]
+        )
     assert results["rule"] == f"first: {RULE}\n\nsecond-1: {OTHER_RULE}"
     for name, rule, other in (("first", RULE, OTHER_RULE), ("second-1", OTHER_RULE, RULE)):
         lines = (workdir / "predictions" / name / "test.base_with_rule.jsonl").read_text().splitlines()
@@ -78,14 +86,18 @@ def test_the_page_and_the_card_name_every_rule(workdir):
     page, card = (workdir / "report.html").read_text(), (workdir / "adapter" / "README.md").read_text()
     for text in (RULE, OTHER_RULE.split(",")[0], "second-1"):
         assert text in page and text in card
-    assert "One adapter, 2 rules, 2 tests." in page and "One adapter, 2 rules, 2 tests." in card
+    for text in (
+        "One adapter, 2 rules, 2 tests.",
+        "inputs that do not meet the rule&#39;s condition (first/near_misses)",
+    ):
+        assert text in page and html.unescape(text) in card
 
 
 def test_a_split_of_no_rule_is_refused(model, root, tmp_path, capfd):
     arguments = (f"--config={base.__file__}", f"--workdir={tmp_path / 'run'}", f"--config.model.path={model}")
     settings = ("--config.task.name=rule", f"--config.task.root={root}", "--config.task.k=0")
     assert run_command(train.main, *arguments, *settings, "--config.eval.judges=('third/test=json',)") == 2
-    assert "no such split; accepted: first/test, second-1/test, retain" in capfd.readouterr().err
+    assert "no such split; accepted: first/near_misses, first/test, second-1/test, retain" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -103,7 +115,7 @@ def losses_of(config, workdir) -> dict[str, np.ndarray]:
         job.loaders, [loader.fetch(numbers) for loader, numbers in zip(job.loaders, updates[0], strict=True)]
     )
     settings = job.step.keywords["settings"]
-    names = ("on_rule", "off_rule", "consistency")
+    names = ("on_rule", "off_rule", "near_misses", "consistency")
     found = {}
     for number, name in enumerate(names):
         alone = settings.__class__(**{**vars(settings), "objectives": (settings.objectives[number],)})
@@ -117,8 +129,8 @@ def test_a_student_that_reads_the_rule_is_held_to_its_teacher(model, root, tmp_p
     """Before training it is its teacher, on the rule's inputs with the rule and on others without."""
     losses = losses_of(config_of(model, root), tmp_path / "run")
     assert losses["on_rule start"] > 1e-3
-    assert abs(losses["off_rule start"]) < 1e-6 and abs(losses["consistency start"]) < 1e-6
-    assert losses["off_rule noise"] > 1e-4 and losses["consistency noise"] > 1e-4
+    for group in ("off_rule", "near_misses", "consistency"):
+        assert abs(losses[f"{group} start"]) < 1e-6 and losses[f"{group} noise"] > 1e-4
 
 
 def test_an_adapter_for_each_rule_equals_one_trained_alone(model, root, tmp_path):
@@ -138,7 +150,8 @@ def test_an_adapter_for_each_rule_equals_one_trained_alone(model, root, tmp_path
     summary = json.loads((tmp_path / "each" / "summary.json").read_text())
     assert summary["metric"]["second-1/test"] == "regex" and summary["metric"]["first/test"] == "exact_match"
     assert set(summary["splits"]) == {
-        f"{name}/{split}" for name in ("first", "second-1") for split in ("test", "retain")
+        "first/near_misses",
+        *(f"{name}/{split}" for name in ("first", "second-1") for split in ("test", "retain")),
     }
     ours, theirs = (
         load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("each/first", "alone")

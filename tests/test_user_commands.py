@@ -146,10 +146,12 @@ def test_a_rule_is_distilled_from_python(model, tmp_path):
         [row["input"] for row in ROWS[:8]],
         test=ROWS[8:12],
         retain=["What is this?", "Who are you?"],
+        near_misses=["Is 18 even?", "Is 19 odd?"],
         judge="regex:.",
         workdir=tmp_path / "run",
         **settings,
     )
+    assert result.scores["splits"]["near_misses"]["student"]["n"] == 1
     assert result.scores["metric"]["test"] == "regex" and (result.adapter / "adapter_config.json").exists()
     assert isinstance(result.generate("Is 18 a prime?"), str)
     assert len(result.generate(["Is 18 a prime?", "Is 20?"], "base_with_rule")) == 2

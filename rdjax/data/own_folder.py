@@ -1,12 +1,12 @@
-"""Reads a user's own task folder: rule.md, train.jsonl, and optional validation, test and retain files."""
+"""Reads a user's own task folder: rule.md, train.jsonl, and optional files of other splits."""
 
 import pathlib
 from collections.abc import Sequence
 
 from ml_collections import config_dict
 
-from rdjax.config import RETAIN, RETAIN_TRAIN
 from rdjax.data.rows import Row, read_json_lines
+from rdjax.data.splits import HELD, LEARNT, train_part
 from rdjax.errors import UserError
 from rdjax.storage.files import read_text
 
@@ -14,7 +14,7 @@ REQUIRED = "a task folder holds rule.md and train.jsonl"
 
 
 def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[str, list[Row]]:
-    """Reads the splits of a folder: train.jsonl, valid.jsonl, retain.jsonl, retain_train.jsonl and test*.jsonl.
+    """Reads the splits of a folder, each from the file of its name: train, valid, test*, and what is held.
 
     Args:
       root: the folder.
@@ -30,7 +30,7 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
         exceeds the training rows.
     """
     wordings = read_wordings(root, config.one_wording)
-    named = (root / f"{split}.jsonl" for split in ("train", "valid", RETAIN, RETAIN_TRAIN))
+    named = (root / f"{split}.jsonl" for split in (*LEARNT, *HELD, *map(train_part, HELD)))
     splits = {}
     for path in (*named, *sorted(root.glob("test*.jsonl"))):
         if path.exists() or (path.stem == "train" and not are_written(root, config)):

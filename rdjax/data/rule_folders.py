@@ -5,13 +5,13 @@ import re
 
 from ml_collections import config_dict
 
-from rdjax.config import RETAIN, RETAIN_TRAIN
 from rdjax.data.own_folder import read_own_folder, read_wordings, with_wordings
 from rdjax.data.rows import Row, read_json_lines
+from rdjax.data.splits import NEAR_MISSES, RETAIN, is_test, train_part
 from rdjax.errors import UserError
 
 RULES = "rules"
-SHARED = (RETAIN, RETAIN_TRAIN)  # splits that all rules may share
+SHARED = (RETAIN, train_part(RETAIN))  # splits that all rules may share
 NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -31,8 +31,8 @@ def read_rule_folders(
         rules that are read, if not all.
 
     Returns:
-      Rows of each split, as `read_own_folder`: the training, validation and retained rows of all rules together, and
-      the tests of each rule as `<name>/<split>`. And each rule's first wording, by its name.
+      Rows of each split, as `read_own_folder`: the training, validation and off-rule rows of all rules together, and
+      the tests and near misses of each rule as `<name>/<split>`. And each rule's first wording, by its name.
 
     Raises:
       UserError: as `read_own_folder`; a rule's name is no plain one, a file stands where it belongs to no rule, only
@@ -49,7 +49,8 @@ def read_rule_folders(
     for name, folder in folders.items():
         rules[name] = read_wordings(folder, one_wording=True)[0]
         for split, rows in read_own_folder(folder, config).items():
-            splits.setdefault(f"{name}/{split}" if split.startswith("test") else split, []).extend(rows)
+            of_rule = is_test(split) or split == NEAR_MISSES
+            splits.setdefault(f"{name}/{split}" if of_rule else split, []).extend(rows)
     for split in SHARED:
         path = root / f"{split}.jsonl"
         if path.exists():

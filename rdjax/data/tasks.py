@@ -13,19 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 import datasets
 from ml_collections import config_dict
 
-from rdjax.config import RETAIN, RETAIN_TRAIN
 from rdjax.data.generated import GENERATORS
 from rdjax.data.own_folder import are_written, read_own_folder, read_wordings
 from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
 from rdjax.data.rule_folders import has_rule_folders, read_rule_folders
+from rdjax.data.splits import HELD, LEARNT, is_held, train_part
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 from rdjax.storage.files import user_path
 
 ENOUGH_TO_HOLD_OUT = 12  # training rows
-LEARNT = ("train", "valid")  # the splits that a student learns from
-MOST_RETAINED = 64  # training rows that the rule is not about
+MOST_HELD = 64  # training rows that a held split gives
 FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where", "history")}
 )
@@ -33,7 +32,7 @@ FEATURES = datasets.Features(
 
 @dataclasses.dataclass(frozen=True)
 class RuleTask:
-    """Holds the splits of a task (train, valid, test*, retain).
+    """Holds the splits of a task (train, valid, test*, retain, near_misses).
 
     Attributes:
       splits: rows of `FEATURES`.
@@ -98,12 +97,12 @@ def _taught(splits: dict[str, list[Row]], config: config_dict.ConfigDict) -> dic
     return splits | {split: [{**row, "rule": ""} for row in splits[split]] for split in LEARNT if split in splits}
 
 
-def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTask:
-    """Takes rows away from splits for what has none: validation rows from train, and training rows from retain.
+def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
+    """Takes rows away from splits for what has none: validation rows from train, and training rows from what is held.
 
     Args:
       hold_out: share of the training rows that validate, if the task has no validation rows and enough others.
-      retained: whether rows that the rule is not about are trained on: half of them, at most `MOST_RETAINED`; the
+      hold: whether rows are trained on whose answers are to stay: half of each such split, at most `MOST_HELD`; the
         others are tested.
       seed: of the choice.
     """
@@ -111,12 +110,16 @@ def divide(task: RuleTask, hold_out: float, retained: bool, seed: int) -> RuleTa
     train = splits.get("train", ())
     if hold_out and "valid" not in splits and len(train) >= ENOUGH_TO_HOLD_OUT:
         splits["valid"], splits["train"] = _draw(train, max(round(hold_out * len(train)), 2), f"valid-{seed}")
-    if retained and RETAIN in splits and RETAIN_TRAIN not in splits:
-        rows = splits[RETAIN]
-        count = min(len(rows) // 2, MOST_RETAINED)
-        splits[RETAIN_TRAIN], splits[RETAIN] = _draw(rows, count, f"retain-{seed}")
-    if not retained:
-        splits.pop(RETAIN_TRAIN, None)
+    if not hold:
+        splits = {split: rows for split, rows in splits.items() if split not in map(train_part, HELD)}
+        return dataclasses.replace(task, splits=datasets.DatasetDict(splits))
+    drawn: dict[str, list[datasets.Dataset]] = {}
+    for split in filter(is_held, task.splits):
+        if train_part(split) not in task.splits:
+            rows = splits[split]
+            part, splits[split] = _draw(rows, min(len(rows) // 2, MOST_HELD), f"{split}-{seed}")
+            drawn.setdefault(train_part(split), []).append(part)
+    splits |= {split: datasets.concatenate_datasets(parts) for split, parts in drawn.items()}
     return dataclasses.replace(task, splits=datasets.DatasetDict(splits))
 
 

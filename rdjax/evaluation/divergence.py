@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,10 +41,10 @@ class Divergence(NamedTuple):
     hidden_L: list[float]
 
 
-def gap_shapes(pairs: Mapping[str, Sequence[Pair]], options: EvalOptions, rows: int) -> dict[str, BatchShape]:
-    """Returns the shape in which the pairs of each split are compared.
+def gap_shapes(pairs: Mapping[Hashable, Sequence[Pair]], options: EvalOptions, rows: int) -> dict[Hashable, BatchShape]:
+    """Returns the shape in which the pairs of each group are compared.
 
-    Splits whose shared prefixes have the same lengths get the same shape, and all sizes are coarse, so that splits and
+    Groups whose shared prefixes have the same lengths get the same shape, and all sizes are coarse, so that groups and
     the seeds of a sweep share programs.
     """
     prefixes = {split: shared_prefix(own, GAP_POSITIONS) for split, own in pairs.items()}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from rdjax.config import RETAIN
+from rdjax.data.splits import is_held
 from rdjax.errors import UserError, describe
 from rdjax.storage.files import user_path
 
@@ -239,7 +239,7 @@ def judges_of(
       task: name of the task.
       splits: the gold outputs of each split, "" for a row without one.
       chosen: "<split>=<judge>" for splits whose judge the user chose, or "<judge>" alone: for all of them and for the
-        training rows, but not for retain.
+        training rows, but not for splits that are held.
 
     Returns:
       Judges by split; a split that none applies to is left out. `TRAIN` has one where the user chose it.
@@ -256,5 +256,5 @@ def judges_of(
         elif found and re.fullmatch(r"\w[\w./-]*", split) and split not in KINDS:
             raise UserError(f"config.eval.judges: {choice!r}: no such split; accepted: {', '.join((*splits, TRAIN))}")
         else:
-            names |= dict.fromkeys((TRAIN, *(split for split in splits if split != RETAIN)), choice)
+            names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_held(split))), choice)
     return {split: make_judge(name, classifier) for split, name in names.items()}

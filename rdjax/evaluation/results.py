@@ -6,11 +6,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdjax.config import RETAIN
+from rdjax.data.splits import is_held, is_test, rule_of_split
 
 GAP_CLOSED = "gap_closed"  # the metric of a split that no judge looks at
 TEACHER_GAP_CLOSED = "gap_closed_to_teacher"  # of a student whose teacher is not the base
-KL_FROM_BASE = "kl_from_base"  # the metric of retain if no judge looks at it
+KL_FROM_BASE = "kl_from_base"  # the metric of a held split if no judge looks at it
 
 
 def split_metrics(results: Mapping[str, Any]) -> dict[str, str]:
@@ -35,7 +35,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     columns = [
         (split, name)
         for split, metric in metrics.items()
-        for name in dict.fromkeys([metric, KL_FROM_BASE if split == RETAIN else GAP_CLOSED])
+        for name in dict.fromkeys([metric, KL_FROM_BASE if is_held(split) else GAP_CLOSED])
     ]
     columns += [
         (split, TEACHER_GAP_CLOSED)
@@ -48,11 +48,6 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     head = ["system", *(f"{split} {name}" for split, name in columns)]
     return tabulate(rows, head, tablefmt="plain", disable_numparse=True)
-
-
-def rule_of_split(split: str) -> str:
-    """Returns the name of the rule that a split `<rule>/<name>` is about; "" where a task has one rule."""
-    return split.rpartition("/")[0]
 
 
 def _rules_table(splits: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
@@ -71,7 +66,7 @@ def _rules_table(splits: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
     ]
     judged_by = collections.defaultdict(list)
     for split in splits:
-        if rule_of_split(split) and not split.endswith(f"/{RETAIN}"):
+        if rule_of_split(split) and is_test(split):
             judged_by[metrics[split]].append(split)
     for metric, tests in judged_by.items():
         scores = [_mean([splits[split][system].get(metric) for split in tests]) for system in systems]

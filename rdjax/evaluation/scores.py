@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from rdjax.config import RETAIN
 from rdjax.data.pairs import Prompts
+from rdjax.data.splits import is_held
 from rdjax.errors import describe
 from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, Divergence, divergence, gap_shapes
@@ -19,8 +19,6 @@ from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
 from rdjax.parallel.processes import exists_on_first
 from rdjax.storage.records import Prediction, check_inputs, read_records, write_records
-
-PLAIN_RETAIN = "retain, answered by the base without the rule"  # a group of pairs, beside one for each split
 
 
 class JudgeError(Exception):
@@ -51,8 +49,8 @@ def evaluate(
       {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
       "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from
       the rule-conditioned base in nats a token and `gap_closed` 1 - kl / kl of the base. Systems with another teacher
-      have `gap_closed_to_teacher` too, against that one. On the retain split `gap_closed` is None, and `kl_from_base`
-      is the divergence of a system without the rule from the base without it: what was forgotten.
+      have `gap_closed_to_teacher` too, against that one. On a held split `gap_closed` is None, and `kl_from_base` is
+      the divergence of a system without the rule from the base without it: what was forgotten.
 
     Raises:
       JudgeError: a judge failed; all predictions are written.
@@ -72,7 +70,7 @@ def evaluate(
     for name, teacher in (teachers or {}).items():
         _add_teacher_scores(scores, name, teacher, systems, model, prompts, answers, start, options)
     hidden = {split: {name: measured.hidden_L for name, measured in part.items()} for split, part in from_rule.items()}
-    metrics = {split: KL_FROM_BASE if split == RETAIN else GAP_CLOSED for split in splits}
+    metrics = {split: KL_FROM_BASE if is_held(split) else GAP_CLOSED for split in splits}
     metrics |= {split: judges[split].metric for split in splits if split in judges}
     return {"splits": scores, "metric": metrics, "hidden_distance": hidden}
 
@@ -107,30 +105,30 @@ def _divergences(
     systems: Mapping[str, System],
     start: Adapter,
     options: EvalOptions,
-) -> tuple[dict[str, dict[str, Divergence]], dict[str, Divergence]]:
-    """Measures how far the systems are from the base with the rule and, on retain, from the base without it.
+) -> tuple[dict[str, dict[str, Divergence]], dict[str, dict[str, Divergence]]]:
+    """Measures how far the systems are from the base with the rule and, on held splits, from the base without it.
 
     Returns:
-      By split, of the base and of every system, from the base with the rule; and on retain, of every system without
-      the rule, from the base without it.
+      By split, of the base and of every system, from the base with the rule; and by held split, of every system
+      without the rule, from the base without it.
     """
-    with_rule, plain = System(start, with_rule=True), System(start, with_rule=False)
+    references = {"base_with_rule": System(start, with_rule=True), "base": System(start, with_rule=False)}
+    needed = [("base_with_rule", split) for split in prompts] + [("base", split) for split in prompts if is_held(split)]
     pairs = {}
-    for split in prompts:
-        reference = answers[split].get("base_with_rule") or answer(model, with_rule, prompts[split], options)
-        pairs[split] = answered_pairs(prompts[split], reference)
-    if RETAIN in prompts:
-        reference = answers[RETAIN].get("base") or answer(model, plain, prompts[RETAIN], options)
-        pairs[PLAIN_RETAIN] = answered_pairs(prompts[RETAIN], reference)
+    for name, split in needed:
+        reference = answers[split].get(name) or answer(model, references[name], prompts[split], options)
+        pairs[name, split] = answered_pairs(prompts[split], reference)
     shapes = gap_shapes(pairs, options, row_multiple(model.mesh))
-    compared = {"base": plain, **systems}
-    from_rule = {
-        split: divergence(model, with_rule, compared, pairs[split], shapes[split], options) for split in prompts
+    compared = {
+        "base_with_rule": {"base": references["base"], **systems},
+        "base": {name: system for name, system in systems.items() if not system.with_rule},
     }
-    if RETAIN not in prompts:
-        return from_rule, {}
-    without_rule = {name: system for name, system in systems.items() if not system.with_rule}
-    return from_rule, divergence(model, plain, without_rule, pairs[PLAIN_RETAIN], shapes[PLAIN_RETAIN], options)
+    found: dict[str, dict[str, dict[str, Divergence]]] = {"base_with_rule": {}, "base": {}}
+    for name, split in needed:
+        found[name][split] = divergence(
+            model, references[name], compared[name], pairs[name, split], shapes[name, split], options
+        )
+    return found["base_with_rule"], found["base"]
 
 
 def _judge_split(
@@ -161,19 +159,20 @@ def _add_scores(
     scores: Mapping[str, Mapping[str, dict[str, Any]]],
     answers: Mapping[str, Mapping[str, Answers]],
     from_rule: Mapping[str, Mapping[str, Divergence]],
-    from_base: Mapping[str, Divergence],
+    from_base: Mapping[str, Mapping[str, Divergence]],
 ) -> None:
     """Adds to the judges' scores those that need no judge: divergences, and the number and length of the answers."""
     for split, systems in scores.items():
         gap = from_rule[split]["base"].kl
         for name, system_scores in systems.items():
             kl, ids = from_rule[split][name].kl, answers[split][name].ids
-            system_scores[GAP_CLOSED] = None if split == RETAIN else _gap_closed(kl, gap)
+            system_scores[GAP_CLOSED] = None if is_held(split) else _gap_closed(kl, gap)
             system_scores["kl"] = kl
             system_scores["n"] = len(ids)
             system_scores["mean_response_tokens"] = float(np.mean([len(tokens) for tokens in ids]))
-    for name, divergence_from_base in from_base.items():
-        scores[RETAIN][name][KL_FROM_BASE] = divergence_from_base.kl
+    for split, systems in from_base.items():
+        for name, divergence_from_base in systems.items():
+            scores[split][name][KL_FROM_BASE] = divergence_from_base.kl
 
 
 def _add_teacher_scores(
@@ -190,7 +189,7 @@ def _add_teacher_scores(
     """Adds how much of the gap between its own teacher and the base a system closes on the tests."""
     evaluated = [other for other, system in systems.items() if system.adapter is teacher.adapter and system.with_rule]
     pairs = {}
-    for split in (split for split in prompts if split != RETAIN):
+    for split in (split for split in prompts if not is_held(split)):
         given = answers[split][evaluated[0]] if evaluated else answer(model, teacher, prompts[split], options)
         pairs[split] = answered_pairs(prompts[split], given)
     shapes = gap_shapes(pairs, options, row_multiple(model.mesh))

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdjax.config import RETAIN
+from rdjax.data.splits import NEAR_MISSES, is_held, is_test, kind_of_split, rule_of_split
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO
-from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, rule_of_split, split_metrics
+from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, split_metrics
 
 ENOUGH = 0.5  # a student that closes less of the gap has not learnt the rule
 FOLLOWS = 0.5  # a base that follows the rule it reads more rarely is a weak teacher
@@ -22,12 +22,16 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
       results: the content of an eval.json.
     """
     splits, metrics = results["splits"], split_metrics(results)
-    tests = {split: systems for split, systems in splits.items() if split != RETAIN and "student" in systems}
+    tests = student_tests(splits)
     sentences = _rules_sentences(tests, metrics)
     sentences += [_test_sentence(split, tests[split], metrics[split], len(tests) > 1) for split in tests]
-    if "student" in splits.get(RETAIN, {}):
-        sentences.append(_retain_sentence(splits[RETAIN], metrics[RETAIN]))
-    return sentences
+    held = {split: systems for split, systems in splits.items() if is_held(split) and "student" in systems}
+    return sentences + [_held_sentence(split, held[split], metrics[split]) for split in held]
+
+
+def student_tests(splits: Splits) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Returns the test splits that the student has answered."""
+    return {split: systems for split, systems in splits.items() if is_test(split) and "student" in systems}
 
 
 def _rules_sentences(tests: Splits, metrics: Mapping[str, str]) -> list[str]:
@@ -63,10 +67,13 @@ def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric:
     return ", ".join([follows, *others]) + "."
 
 
-def _retain_sentence(systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
-    """Says what a student forgot on inputs that the rule is not about."""
+def _held_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    """Says what a student forgot on inputs that the rule is not about, or that do not meet its condition."""
     student = systems["student"]
     count = f"On {student['n']} inputs that the rule is not about"
+    if kind_of_split(split) == NEAR_MISSES:
+        named = f" ({split})" if rule_of_split(split) else ""
+        count = f"On {student['n']} inputs that do not meet the rule's condition{named}"
     if metric != KL_FROM_BASE and "base" in systems:
         before, after = _percent(systems["base"][metric]), _percent(student[metric])
         return f"{count} it is right in {after} of cases; before training, in {before}."
@@ -81,7 +88,7 @@ def _percent(share: float) -> str:
 
 def closed_gaps(splits: Splits) -> list[float]:
     """Returns how much of the gap the student closes on every test split, against its own teacher where it has one."""
-    students = [systems["student"] for split, systems in splits.items() if split != RETAIN and "student" in systems]
+    students = [systems["student"] for systems in student_tests(splits).values()]
     closed = [student.get(TEACHER_GAP_CLOSED, student[GAP_CLOSED]) for student in students]
     return [value for value in closed if value is not None]
 
@@ -104,7 +111,7 @@ def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], confi
       config: of the run, plain.
     """
     splits, metrics = results["splits"], split_metrics(results)
-    tests = {split: systems for split, systems in splits.items() if split != RETAIN and "student" in systems}
+    tests = student_tests(splits)
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     closed = closed_gaps(splits)
     if config["task"].get("remove_rule"):  # a gap that is not closed is what was asked for

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdjax.config import RETAIN, ROUND
+from rdjax.config import ROUND
+from rdjax.data.splits import is_held
 from rdjax.evaluation.results import GAP_CLOSED, split_metrics
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
@@ -187,7 +188,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     predictions = read_predictions(workdir, splits)
     lines = read_metrics(workdir / "metrics.jsonl")
     config = record["config"]
-    tests = {split: systems for split, systems in splits.items() if split != RETAIN}
+    tests = {split: systems for split, systems in splits.items() if not is_held(split)}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     figures = {"curves": curves_figure(lines)}
     if splits:
@@ -210,9 +211,9 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "rule": results.get("rule") or _rule(predictions),
         "verdict": verdict(results),
         "advice": advice(results, lines, config),
-        "flips": {split: rates for split, rates in results.get("flips", {}).items() if split != RETAIN},
+        "flips": {split: rates for split, rates in results.get("flips", {}).items() if not is_held(split)},
         "tests": tests,
-        "retain": splits.get(RETAIN),
+        "held": {split: systems for split, systems in splits.items() if is_held(split)},
         "splits": splits,
         "metrics": metrics,
         "judge_errors": results.get("judge_errors", {}),

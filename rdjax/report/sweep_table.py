@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from rdjax.config import RETAIN
+from rdjax.data.splits import is_held
 from rdjax.evaluation.results import GAP_CLOSED
 from rdjax.report.figures import label, spread
 from rdjax.report.sweep_data import Cell, merge_methods, score_frame, shared_systems
@@ -45,10 +45,10 @@ def _columns(scores: pd.DataFrame) -> list[tuple[str, str, int]]:
     """Returns the split, metric and number of digits of every column; what splits are judged by comes first."""
     judged = scores[scores["judged"]].drop_duplicates("split", keep="last").set_index("split")["metric"]
     splits = list(scores["split"].unique())
-    tests = [split for split in splits if split != RETAIN]
+    tests = [split for split in splits if not is_held(split)]
     columns = [(split, judged[split], 2) for split in splits]
     columns += [(split, GAP_CLOSED, 2) for split in tests]
-    columns += [(RETAIN, "kl_from_base", 3)] if RETAIN in splits else []
+    columns += [(split, "kl_from_base", 3) for split in filter(is_held, splits)]
     columns += [(split, "mean_response_tokens", 1) for split in tests]
-    # A split without a judge is judged by its gap, which needs one column; on retain there is no gap to close.
-    return [column for column in dict.fromkeys(columns) if column[:2] != (RETAIN, GAP_CLOSED)]
+    # A split without a judge is judged by its gap, which needs one column; on held ones there is no gap to close.
+    return [column for column in dict.fromkeys(columns) if column[1] != GAP_CLOSED or not is_held(column[0])]

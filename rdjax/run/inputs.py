@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import config_dict
 
-from rdjax.config import RETAIN
 from rdjax.data.own_folder import with_wordings
 from rdjax.data.rows import Row
+from rdjax.data.splits import RETAIN
 from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs, prompts_of

@@ -95,15 +95,16 @@ class Lesson(NamedTuple):
 def lessons_of(run: Run, stage: Stage, teacher: Adapter) -> list[Lesson]:
     """Returns what a stage teaches: the task's own pairs, then what goes with them where there is a teacher.
 
-    Inputs that the rule is not about have what the run starts from as their teacher. Where the rule stands in the
-    student's prompt as well, the student is to answer as its teacher does (arXiv 2606.11627); not where the teacher
-    reads no rule either, which is to be unlearnt.
+    Inputs that the rule is not about, and those that do not meet its condition, have what the run starts from as their
+    teacher. Where the rule stands in the student's prompt as well, the student is to answer as its teacher does (arXiv
+    2606.11627); not where the teacher reads no rule either, which is to be unlearnt.
     """
     loss, positions, objective = run.config.loss, stage.positions, stage.objective
     lessons = [Lesson(make_group(run.train, positions), objective, teacher)]
-    if objective.has_teacher and run.retained:
+    if objective.has_teacher:
         off_rule = retain_objective(loss, run.model.config.width)
-        lessons.append(Lesson(make_group(run.retained, positions, loss.retain_weight), off_rule, run.start))
+        groups = [make_group(pairs, positions, loss.retain_weight) for pairs in run.held.values()]
+        lessons += [Lesson(group, off_rule, run.start) for group in groups]
     if objective.has_teacher and loss.consistency_weight and not run.config.task.remove_rule:
         pairs = [keep_rule(pair) for pair in run.train]
         group = make_group(pairs, positions, loss.consistency_weight, CONSISTENCY_SHARE)

@@ -104,10 +104,10 @@ def answered(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -
     return [pair for pair in recorded_pairs(prompts, records) if pair.response_ids]
 
 
-def retained_pairs(
+def held_pairs(
     model: LanguageModel, rows: datasets.Dataset, start: Adapter, options: EvalOptions, path: pathlib.Path
 ) -> list[Pair]:
-    """Makes pairs of rows that the rule is not about: the base's own responses, and a teacher that reads no rule.
+    """Makes pairs of rows whose answers are to stay: the base's own responses, and a teacher that reads no rule.
 
     Args:
       start: the base's adapter.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import METHODS
+from rdjax.data.splits import is_evaluated
 from rdjax.data.tasks import RuleTask
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
@@ -15,7 +16,7 @@ from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
 from rdjax.run.lessons import ENHANCED, train_adapters
 from rdjax.run.practice import practise
-from rdjax.run.prepare import Experiment, Run, is_evaluated
+from rdjax.run.prepare import Experiment, Run
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
 from rdjax.storage.workdir import RECORD
@@ -83,7 +84,7 @@ def teachers_of(run: Run, adapters: dict[str, Adapter], systems: Mapping[str, Sy
 
 
 def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
-    """Scores every system on every test split and on retain; returns the content of eval.json."""
+    """Scores every system on every test and held split; returns the content of eval.json."""
     systems = systems_of(run, adapters)
     return evaluate_systems(run, systems, teachers_of(run, adapters, systems))
 
@@ -91,7 +92,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
 def evaluate_systems(
     experiment: Experiment, systems: Mapping[str, System], teachers: Mapping[str, System] | None = None
 ) -> dict[str, Any]:
-    """Scores systems on every test split and on retain; returns the content of eval.json.
+    """Scores systems on every test and held split; returns the content of eval.json.
 
     Args:
       teachers: of the systems whose teacher is not the base with the rule.

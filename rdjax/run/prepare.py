@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import datasets
 from ml_collections import config_dict
 
-from rdjax.config import RETAIN, RETAIN_TRAIN, check_config
+from rdjax.config import check_config
 from rdjax.data.pairs import Pair, check_lengths
-from rdjax.data.tasks import LEARNT, RuleTask, divide, load_task
+from rdjax.data.splits import HELD, LEARNT, RETAIN, is_evaluated, train_part
+from rdjax.data.tasks import RuleTask, divide, load_task
 from rdjax.data.templates import Template
 from rdjax.distillation.objective import extra_terms
 from rdjax.errors import UserError
@@ -22,7 +23,7 @@ from rdjax.parallel.mesh import make_mesh
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fingerprint_inputs
 from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
-from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
+from rdjax.run.pairs import gold_pairs, held_pairs, teacher_pairs
 from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import check_workdir, open_workdir
@@ -54,14 +55,14 @@ class Run(Experiment):
 
     Attributes:
       train, valid: pairs; `valid` may be empty.
-      retained: pairs that the rule is not about; may be empty.
+      held: by split, pairs on which the base is to stay as it is: those that the rule is not about, and near misses.
       valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
       initial: the adapter from which the student is trained; `start`, unless the config names another.
     """
 
     train: Sequence[Pair]
     valid: Sequence[Pair]
-    retained: Sequence[Pair]
+    held: Mapping[str, Sequence[Pair]]
     valid_is_gold: bool
     initial: Adapter
     log: MetricsLog
@@ -118,7 +119,7 @@ def prepare(
         **vars(experiment),
         train=pairs["train"],
         valid=pairs.get("valid", []),
-        retained=pairs.get(RETAIN_TRAIN, []),
+        held={split: pairs[train_part(split)] for split in HELD if pairs.get(train_part(split))},
         valid_is_gold="valid" in gold and settled.train.valid_loss == "gold",
         initial=initial,
         log=MetricsLog(workdir, settled.log.trackers),
@@ -144,7 +145,7 @@ def prepare_evaluation(
     task = divide(experiment.task, 0.0, bool(config.loss.retain_weight), config.seed)  # the tests of a run
     splits = datasets.DatasetDict({name: rows for name, rows in task.splits.items() if is_evaluated(name)})
     if not splits:
-        raise UserError(f"config.task: nothing to evaluate; accepted: a test split (test.jsonl) or {RETAIN}")
+        raise UserError(f"config.task: nothing to evaluate; accepted: a test split (test.jsonl), {' or '.join(HELD)}")
     for rows in splits.values():
         prompts_of(experiment.model, rows, experiment.options)
     task = dataclasses.replace(task, splits=splits, wordings=())
@@ -210,9 +211,9 @@ def _answered_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, li
         if split not in gold:
             path = folder / f"{split}.jsonl"
             pairs[split] = teacher_pairs(model, task.splits[split], experiment.start, options, config, path, judge)
-    if RETAIN_TRAIN in task.splits:
-        path = folder / f"{RETAIN_TRAIN}.jsonl"
-        pairs[RETAIN_TRAIN] = retained_pairs(model, task.splits[RETAIN_TRAIN], experiment.start, options, path)
+    for split in (part for part in map(train_part, HELD) if part in task.splits):
+        path = folder / f"{split}.jsonl"
+        pairs[split] = held_pairs(model, task.splits[split], experiment.start, options, path)
     return pairs
 
 
@@ -228,11 +229,6 @@ def task_judges(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, Jud
     if task.wordings:
         outputs = {"test": [""], RETAIN: [""]} | outputs
     return judges_of(config.task.name, outputs, config.eval.judges, config.eval.classifier)
-
-
-def is_evaluated(split: str) -> bool:
-    """Tells whether a split is evaluated at the end of a run."""
-    return split.rpartition("/")[2].startswith("test") or split == RETAIN  # with several rules: <rule>/test
 
 
 def _learnt_splits(task: RuleTask) -> list[str]:

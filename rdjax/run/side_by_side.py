@@ -33,10 +33,11 @@ def finish_runs(
     """
     groups = collections.defaultdict(list)
     for run in runs:
-        groups[len(run.train), len(run.valid), len(run.retained)].append(run)
+        held = tuple((split, len(pairs)) for split, pairs in run.held.items())
+        groups[len(run.train), len(run.valid), held].append(run)
     failures: dict[str, str] = {}
-    for (train, valid, retained), group in groups.items():
-        name = f"{train}_{valid}" + (f"_{retained}" if retained else "")
+    for (train, valid, held), group in groups.items():
+        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held)
         for run, adapters in train_runs(group, checkpoints, name, failures):
             try:
                 if not exists_on_first(run.workdir / FINISHED):

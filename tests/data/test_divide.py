@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from rdjax.data.tasks import MOST_RETAINED, RuleTask, as_datasets, divide
+from rdjax.data.tasks import MOST_HELD, RuleTask, as_datasets, divide
 
 
 def task(**counts: int) -> RuleTask:
@@ -39,7 +39,7 @@ def test_half_of_the_rows_off_the_rule_are_trained_on_and_the_others_tested():
     assert (len(splits["retain_train"]), len(splits["retain"])) == (4, 5)
     assert inputs(splits, "retain", "retain_train") == inputs(before.splits, "retain")
     many = divide(task(train=4, retain=500), 0.2, True, seed=0).splits
-    assert len(many["retain_train"]) == MOST_RETAINED
+    assert len(many["retain_train"]) == MOST_HELD
 
 
 def test_rows_to_train_on_that_the_user_names_are_taken_as_they_are():
@@ -47,6 +47,16 @@ def test_rows_to_train_on_that_the_user_names_are_taken_as_they_are():
     assert (len(splits["retain_train"]), len(splits["retain"])) == (3, 9)
     without = divide(task(train=4, retain=9, retain_train=3), 0.2, False, seed=0).splits
     assert set(without) == {"train", "retain"} and len(without["retain"]) == 9
+
+
+def test_near_misses_of_several_rules_are_divided_each_and_trained_on_together():
+    before = task(**{"train": 4, "retain": 4, "first/near_misses": 6, "second/near_misses": 5})
+    splits = divide(before, 0.2, True, seed=0).splits
+    counts = {"retain": 2, "retain_train": 2, "first/near_misses": 3, "second/near_misses": 3, "near_misses_train": 5}
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 4, **counts}
+    parts = [name for name in splits if "near" in name]
+    assert inputs(splits, *parts) == inputs(before.splits, "first/near_misses", "second/near_misses")
+    assert not any(name.endswith("_train") for name in divide(before, 0.2, False, seed=0).splits)
 
 
 def test_a_task_without_training_rows_is_divided_too():

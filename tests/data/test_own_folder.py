@@ -67,11 +67,12 @@ def test_output_and_instruction_may_be_left_out(root):
 
 
 def test_all_files_become_splits_of_their_name(root):
-    for name in ("valid", "retain", "test", "test_hard"):
+    names = {"valid", "retain", "near_misses", "near_misses_train", "test", "test_hard"}
+    for name in names:
         write_jsonl(root / f"{name}.jsonl", [{"input": name}])
     splits = splits_of(root)
-    assert set(splits) == {"train", "valid", "retain", "test", "test_hard"}
-    assert {splits[name]["input"][0] for name in set(splits) - {"train"}} == {"valid", "retain", "test", "test_hard"}
+    assert set(splits) == {"train", *names}
+    assert {splits[name]["input"][0] for name in names} == names
 
 
 def test_several_wordings_are_dealt_in_turn(root):
@@ -160,7 +161,7 @@ def test_a_line_ends_at_a_line_feed_alone(root, mark):
     assert splits_of(root)["train"]["input"][:] == [f"a{mark}b"]
 
 
-@pytest.mark.parametrize("name", ["valid", "test", "retain"])
+@pytest.mark.parametrize("name", ["valid", "test", "retain", "near_misses"])
 def test_an_empty_file_is_an_error(root, name):
     (root / f"{name}.jsonl").write_text("\n")
     with pytest.raises(UserError, match=rf"{name}\.jsonl: holds no rows"):

@@ -53,6 +53,14 @@ def test_what_no_rule_is_about_has_the_rules_in_turn(root):
     assert retain["rule"][:] == ["Be polite.", "Be brief.", "Be polite."]
 
 
+def test_near_misses_are_of_a_rule(root):
+    write_rows(root / "rules" / "polite" / "near_misses.jsonl", ROWS)
+    assert set(task_of(root).splits["polite/near_misses"]["rule"]) == {"Be polite."}
+    write_rows(root / "near_misses.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"near_misses\.jsonl: belongs to no rule"):
+        task_of(root)
+
+
 def test_wordings_of_a_rule_stay_with_it(root):
     (root / "rules" / "polite" / "rule.2.md").write_text("Say please.")
     assert task_of(root).splits["train"]["rule"][2:] == ["Be polite.", "Say please."]

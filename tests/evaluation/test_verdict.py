@@ -45,6 +45,8 @@ def test_what_was_forgotten_is_told_by_the_judge_or_by_the_divergence():
     found["splits"]["retain"] = {"student": {"kl_from_base": 0.02, "n": 8}}
     found["metric"]["retain"] = "kl_from_base"
     assert "0.020 nats a token away" in verdict(found)[1]
+    found["splits"]["near_misses"], found["metric"]["near_misses"] = found["splits"]["retain"], "kl_from_base"
+    assert verdict(found)[2].startswith("On 8 inputs that do not meet the rule's condition its predictions are 0.020")
 
 
 @pytest.mark.parametrize(
