@@ -1,12 +1,12 @@
 """Trains one adapter on several arithmetic rules: `python -m benchmarks.many_rules --out=runs/many_rules`.
 
-Every rule has a symbol of its own, eight training samples with the operands of all other rules' samples, and a folder
-in rules/; plain sums are what none of them is about. The model is the embedded one; `SETTINGS` is what differs from the
-defaults. The table has, for each number of rules and over seeds: how often the student follows each rule without
-reading it, over how often the base does that reads it (in distribution: operands to 99), the worst of the rules, plain
-sums before and after, and the leakage: how often the answer to a rule's question is what another of the rules would
-give. With --alone, each of the rules is also trained alone, and a line has the difference. docs/study.md shows its
-output.
+Every rule has a symbol of its own, eight training samples (--samples) with the operands of all other rules' samples,
+and a folder in rules/; plain sums are what none of them is about. The model is the embedded one; `SETTINGS` is what
+differs from the defaults. The table has, for each number of rules and over seeds: how often the student follows each
+rule without reading it, over how often the base does that reads it (in distribution: operands to 99), the worst of the
+rules, plain sums before and after, and the leakage: how often the answer to a rule's question is what another of the
+rules would give. With --alone, each of the rules is also trained alone, and a line has the difference. --figure draws
+which rule's answers are given to which rule's questions. docs/study.md shows both.
 """
 
 import json
@@ -21,10 +21,13 @@ from tabulate import tabulate
 
 from benchmarks.rule_runs import must_train, write_questions, write_rule
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
+from rdjax.report.figures import draw, label
 
 _OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and their runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every number of rules.", lower_bound=1)
 _SIZES = flags.DEFINE_list("sizes", ["2", "4", "8", "16"], "Numbers of rules.")
+_SAMPLES = flags.DEFINE_integer("samples", 8, "Training samples of every rule.", lower_bound=1)
+_FIGURE = flags.DEFINE_string("figure", "", "An SVG file that gets the figure, of the largest number of rules.")
 _ALONE = flags.DEFINE_bool("alone", False, "Also train every rule of the largest number alone.")
 
 RULES = {
@@ -45,7 +48,7 @@ RULES = {
     "difference_1": Rule("difference", 1, "~~"),
     "smaller_5": Rule("smaller", 5, "^^"),
 }
-SAMPLES, TESTS, PLAIN = 8, 50, 128
+TESTS, PLAIN = 50, 128
 # All samples are learnt, and the last state is the result: eight are too few to validate on.
 SETTINGS = (
     "task.hold_out=0.0",
@@ -55,6 +58,7 @@ SETTINGS = (
     "loss.hidden_weight=100.0",
     "lora.rank=16",
     "lora.alpha=16.0",
+    "lora.targets=('q_proj','k_proj','v_proj','o_proj','gate_proj','up_proj','down_proj')",
     "eval.batch_size=100",
     "eval.max_new_tokens=8",
     "eval.systems=('base','base_with_rule','student')",
@@ -62,9 +66,9 @@ SETTINGS = (
 )
 
 
-def write_task(root: pathlib.Path, names: Sequence[str], seed: int) -> None:
+def write_task(root: pathlib.Path, names: Sequence[str], seed: int, samples: int) -> None:
     """Writes the folder of several rules; with the same operands in all samples only the symbol tells them apart."""
-    train = distinct_operands(random.Random(f"train-{seed}"), SAMPLES, 1, 99)
+    train = distinct_operands(random.Random(f"train-{seed}"), samples, 1, 99)
     for name in names:
         rng, rule, folder = random.Random(f"{name}-{seed}"), RULES[name], root / "rules" / name
         write_rule(folder, rule.text())
@@ -75,10 +79,10 @@ def write_task(root: pathlib.Path, names: Sequence[str], seed: int) -> None:
     write_questions(root / "retain.jsonl", PLAIN_ADDITION, distinct_operands(rng, PLAIN, 1, 99))
 
 
-def run_task(names: Sequence[str], seed: int, out: pathlib.Path, label: str) -> dict[str, Any]:
+def run_task(names: Sequence[str], seed: int, out: pathlib.Path, task: str) -> dict[str, Any]:
     """Trains one adapter on some rules; returns its eval.json with the minutes that it took, and its folder."""
-    root, workdir = out / "tasks" / f"{label}_{seed}", out / f"{label}_{seed}"
-    write_task(root, names, seed)
+    root, workdir = out / "tasks" / f"{task}_{seed}", out / f"{task}_{seed}"
+    write_task(root, names, seed, _SAMPLES.value)
     return {"results": must_train(workdir, [f"task.root={root}", f"seed={seed}", *SETTINGS]), "workdir": workdir}
 
 
@@ -88,18 +92,47 @@ def relative(run: dict[str, Any], name: str, split: str) -> float:
     return systems["student"]["exact_match"] / max(systems["base_with_rule"]["exact_match"], 1e-9)
 
 
+def answered_by(run: dict[str, Any], name: str, names: Sequence[str]) -> np.ndarray:
+    """Returns whether the student's answer to each of a rule's questions is what each of the rules gives.
+
+    Returns:
+      bool [questions, rules]; another rule that gives the right answer too does not count.
+    """
+    path = run["workdir"] / "predictions" / name / "test_id.student.jsonl"
+    found = []
+    for line in map(json.loads, path.read_text().splitlines()):
+        a, b = (int(word) for word in line["input"].split() if word.isdigit())
+        given = [f"{RULES[other].answer(a, b)}." for other in names]
+        response = line["response"].strip()
+        counts = [other == name or answer != line["gold"] for other, answer in zip(names, given, strict=True)]
+        found.append([answer == response and count for answer, count in zip(given, counts, strict=True)])
+    return np.array(found)
+
+
 def leakage(run: dict[str, Any], names: Sequence[str]) -> list[float]:
     """Returns for each rule how often the student's answer is another rule's and not its own."""
-    shares = []
-    for name in names:
-        path = run["workdir"] / "predictions" / name / "test_id.student.jsonl"
-        leaked, lines = 0, path.read_text().splitlines()
-        for line in map(json.loads, lines):
-            a, b = (int(word) for word in line["input"].split() if word.isdigit())
-            others = {f"{RULES[other].answer(a, b)}." for other in names if other != name} - {line["gold"]}
-            leaked += line["response"].strip() in others
-        shares.append(leaked / len(lines))
-    return shares
+    answered = {name: answered_by(run, name, names) for name in names}
+    return [float(np.delete(answered[name], number, 1).any(1).mean()) for number, name in enumerate(names)]
+
+
+def interference_figure(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Draws how often each rule's answer is given to each rule's questions, means over runs; returns an SVG."""
+    shares = np.mean([[answered_by(run, name, names).mean(0) for name in names] for run in runs], axis=0)
+
+    def paint(axes: Sequence[Any]) -> None:
+        axis = axes[0]
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.grid(False)
+        axis.set_xticks(range(len(names)), map(label, names), rotation=90)
+        axis.set_yticks(range(len(names)), map(label, names))
+        axis.set_xlabel("rule whose answer the student gives")
+        axis.set_ylabel("rule that is asked about")
+        for row, column in np.argwhere(shares >= 0.005):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{shares[row, column]:.2f}"
+            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+
+    return draw(1, paint, height=1.8 + 0.36 * len(names), width=2.2 + 0.36 * len(names))
 
 
 def summary(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -135,9 +168,11 @@ def main(argv: list[str]) -> None:
         names = list(RULES)[:size]
         table.append(summary([run_task(names, seed, out, f"rules{size}") for seed in seeds], names))
     print(tabulate(table, headers="keys", tablefmt="github"))
+    together = [run_task(largest, seed, out, f"rules{len(largest)}") for seed in seeds]
+    if _FIGURE.value:
+        pathlib.Path(_FIGURE.value).write_text(interference_figure(together, largest))
     if not _ALONE.value:
         return
-    together = [run_task(largest, seed, out, f"rules{len(largest)}") for seed in seeds]
     lines = []
     for name in largest:
         alone = [run_task([name], seed, out, name) for seed in seeds]
