@@ -40,7 +40,8 @@ def _rules_sentences(tests: Splits, metrics: Mapping[str, str]) -> list[str]:
     known = {split: score for split, score in scores.items() if score is not None}
     if not known:
         return []
-    worst = min(known, key=known.get)
+    judged = [split for split in known if metrics[split] != GAP_CLOSED]  # a score and a gap closed do not compare
+    worst = min(judged or known, key=known.get)
     what = "closes {} of the gap" if metrics[worst] == GAP_CLOSED else "follows the rule in {} of cases"
     rules = {rule_of_split(split) for split in scores}
     return [
