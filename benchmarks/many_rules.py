@@ -27,6 +27,7 @@ _OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and th
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every number of rules.", lower_bound=1)
 _SIZES = flags.DEFINE_list("sizes", ["2", "4", "8", "16"], "Numbers of rules.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "Training samples of every rule.", lower_bound=1)
+_RESULTS = flags.DEFINE_string("results", "", "A JSON file that gets the scores of every rule.")
 _FIGURE = flags.DEFINE_string("figure", "", "An SVG file that gets the figure, of the largest number of rules.")
 _ALONE = flags.DEFINE_bool("alone", False, "Also train every rule of the largest number alone.")
 
@@ -48,7 +49,8 @@ RULES = {
     "difference_1": Rule("difference", 1, "~~"),
     "smaller_5": Rule("smaller", 5, "^^"),
 }
-TESTS, PLAIN = 50, 128
+QUESTIONS, PLAIN = 50, 128  # of each test, and plain sums
+TESTS = ("test_id", "test_ood")
 # All samples are learnt, and the last state is the result: eight are too few to validate on.
 SETTINGS = (
     "task.hold_out=0.0",
@@ -73,8 +75,8 @@ def write_task(root: pathlib.Path, names: Sequence[str], seed: int, samples: int
         rng, rule, folder = random.Random(f"{name}-{seed}"), RULES[name], root / "rules" / name
         write_rule(folder, rule.text())
         write_questions(folder / "train.jsonl", rule, train)
-        write_questions(folder / "test_id.jsonl", rule, distinct_operands(rng, TESTS, 1, 99, set(train)))
-        write_questions(folder / "test_ood.jsonl", rule, distinct_operands(rng, TESTS, 121, 1996))
+        write_questions(folder / "test_id.jsonl", rule, distinct_operands(rng, QUESTIONS, 1, 99, set(train)))
+        write_questions(folder / "test_ood.jsonl", rule, distinct_operands(rng, QUESTIONS, 121, 1996))
     rng = random.Random(f"plain-{seed}")
     write_questions(root / "retain.jsonl", PLAIN_ADDITION, distinct_operands(rng, PLAIN, 1, 99))
 
@@ -135,25 +137,33 @@ def interference_figure(runs: Sequence[dict[str, Any]], names: Sequence[str]) ->
     return draw(1, paint, height=1.8 + 0.36 * len(names), width=2.2 + 0.36 * len(names))
 
 
-def summary(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def scores_of(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Returns for each rule, of every run: the scores on both tests over the ceiling, and the leakage."""
+    leaked = [leakage(run, names) for run in runs]
+    tests = {name: {split: [relative(run, name, split) for run in runs] for split in TESTS} for name in names}
+    return {
+        name: {**tests[name], "leakage": [shares[number] for shares in leaked]} for number, name in enumerate(names)
+    }
+
+
+def summary(runs: Sequence[dict[str, Any]], scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     """Returns a line of the table: means over rules and seeds, with the lowest and the highest rule."""
+    means = {kind: {name: float(np.mean(own[kind])) for name, own in scores.items()} for kind in (*TESTS, "leakage")}
 
-    def over_rules(values: Sequence[Sequence[float]]) -> str:
-        per_rule = np.mean(values, axis=0)  # of each rule over the seeds
-        return f"{per_rule.mean():.2f} ({per_rule.min():.2f}-{per_rule.max():.2f})"
+    def over_rules(kind: str) -> str:
+        values = list(means[kind].values())
+        return f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
-    inside = [[relative(run, name, "test_id") for name in names] for run in runs]
-    outside = [[relative(run, name, "test_ood") for name in names] for run in runs]
     retain = [run["results"]["splits"]["retain"] for run in runs]
     plain = {system: np.mean([part[system]["exact_match"] for part in retain]) for system in ("base", "student")}
-    leaked = np.array([leakage(run, names) for run in runs])
+    leaked = list(means["leakage"].values())
     return {
-        "rules": len(names),
-        "in distribution, of the ceiling": over_rules(inside),
-        "worst rule": names[int(np.argmin(np.mean(inside, axis=0)))],
-        "out of it": over_rules(outside),
+        "rules": len(scores),
+        "in distribution, of the ceiling": over_rules("test_id"),
+        "worst rule": min(means["test_id"], key=means["test_id"].get),
+        "out of it": over_rules("test_ood"),
         "plain sums": f"{plain['base']:.2f} -> {plain['student']:.2f}",
-        "leakage": f"{leaked.mean():.3f} (at most {leaked.mean(axis=0).max():.3f})",
+        "leakage": f"{np.mean(leaked):.3f} (at most {max(leaked):.3f})",
         "minutes": f"{np.mean([run['results']['minutes'] for run in runs]):.1f}",
     }
 
@@ -163,11 +173,15 @@ def main(argv: list[str]) -> None:
     del argv
     out, seeds = pathlib.Path(_OUT.value), range(_SEEDS.value)
     sizes = [int(size) for size in _SIZES.value]
-    table, largest = [], list(RULES)[: max(sizes)]
+    table, found, largest = [], {}, list(RULES)[: max(sizes)]
     for size in sizes:
         names = list(RULES)[:size]
-        table.append(summary([run_task(names, seed, out, f"rules{size}") for seed in seeds], names))
+        runs = [run_task(names, seed, out, f"rules{size}") for seed in seeds]
+        found[size] = scores_of(runs, names)
+        table.append(summary(runs, found[size]))
     print(tabulate(table, headers="keys", tablefmt="github"))
+    if _RESULTS.value:
+        pathlib.Path(_RESULTS.value).write_text(json.dumps(found, indent=1) + "\n")
     together = [run_task(largest, seed, out, f"rules{len(largest)}") for seed in seeds]
     if _FIGURE.value:
         pathlib.Path(_FIGURE.value).write_text(interference_figure(together, largest))
