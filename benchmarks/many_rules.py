@@ -27,6 +27,7 @@ _OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and th
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every number of rules.", lower_bound=1)
 _SIZES = flags.DEFINE_list("sizes", ["2", "4", "8", "16"], "Numbers of rules.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "Training samples of every rule.", lower_bound=1)
+_UPDATES = flags.DEFINE_integer("updates", 1200, "Updates of every adapter.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", "", "A JSON file that gets the scores of every rule.")
 _FIGURE = flags.DEFINE_string("figure", "", "An SVG file that gets the figure, of the largest number of rules.")
 _ALONE = flags.DEFINE_bool("alone", False, "Also train every rule of the largest number alone.")
@@ -55,7 +56,6 @@ TESTS = ("test_id", "test_ood")
 SETTINGS = (
     "task.hold_out=0.0",
     "train.valid_every=0",
-    "train.updates=1200",
     "train.batch_size=16",
     "loss.hidden_weight=100.0",
     "lora.rank=16",
@@ -85,7 +85,12 @@ def run_task(names: Sequence[str], seed: int, out: pathlib.Path, task: str) -> d
     """Trains one adapter on some rules; returns its eval.json with the minutes that it took, and its folder."""
     root, workdir = out / "tasks" / f"{task}_{seed}", out / f"{task}_{seed}"
     write_task(root, names, seed, _SAMPLES.value)
-    return {"results": must_train(workdir, [f"task.root={root}", f"seed={seed}", *SETTINGS]), "workdir": workdir}
+    return {
+        "results": must_train(
+            workdir, [f"task.root={root}", f"seed={seed}", f"train.updates={_UPDATES.value}", *SETTINGS]
+        ),
+        "workdir": workdir,
+    }
 
 
 def relative(run: dict[str, Any], name: str, split: str) -> float:
