@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 DEPTHS = (1, 2, 3)  # how many steps of the rule an answer takes
+NAMES = ("Ada", "Bo", "Cleo", "Dan", "Edda", "Finn")
 
 
 class Question(NamedTuple):
@@ -48,7 +49,7 @@ def ask_tax(rng: random.Random, depth: int) -> Question:
     """Asks for the tax of a year: by bracket, with children, or of two people together."""
     income, other, children = rng.randint(1, 99), rng.randint(1, 99), rng.randint(1, 4)
     plural = "children" if children > 1 else "child"
-    name, partner = rng.sample(["Ada", "Bo", "Cleo", "Dan", "Edda", "Finn"], 2)
+    name, partner = rng.sample(NAMES, 2)
     if depth == 1:
         text, value = f"{name} earns {income} crowns. What is the tax?", tax(income)
     elif depth == 2:
@@ -98,7 +99,7 @@ def ask_motion(rng: random.Random, depth: int) -> Question:
 def ask_clause(rng: random.Random, depth: int) -> Question:
     """Asks for a fee: the usual one, one by an exception, or one by an exception to an exception."""
     fees = {"an adult": 6, "a student": 4, "a child": 2}
-    name, day = rng.choice(["Ada", "Bo", "Cleo", "Dan", "Edda", "Finn"]), rng.choice(["Monday", "Tuesday", "Friday"])
+    name, day = rng.choice(NAMES), rng.choice(["Monday", "Tuesday", "Friday"])
     who = rng.choice(list(fees))
     member, fee = "", fees[who]
     if depth == 2:

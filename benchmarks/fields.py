@@ -3,7 +3,7 @@
 The rules of field_rules.py: units of length, a tax, a chemical reaction, a sled's motion, and a clause with exceptions.
 Each has 64 training questions with answers, of all depths of composition, and tests of every depth; answers are right
 if they are exact. The teacher is tuned with the rule (`rule_distill_enhanced`), since small models hardly follow such
-rules as they are. The table and the figure have how often each system is right; docs/study.md shows them.
+rules as they are. The table and the figure have how often each system is right.
 """
 
 import json
@@ -17,7 +17,7 @@ from absl import app, flags
 from tabulate import tabulate
 
 from benchmarks.field_rules import DEPTHS, FIELDS, Question, questions
-from benchmarks.rule_runs import seconds, spread, write_rule
+from benchmarks.rule_runs import seconds, spread, write_rows, write_rule
 from rdjax.report.figures import COLOURS, draw, label
 
 _MODEL = flags.DEFINE_string("model", None, "Folder or hub id of the model.", required=True)
@@ -52,13 +52,9 @@ def write_tasks(root: pathlib.Path, seed: int) -> None:
         train: list[Question] = []
         for depth in DEPTHS:
             train += questions(field, rng, depth, TRAIN * depth // len(DEPTHS) - len(train), taken)
-            write_rows(folder / f"test_{depth}.jsonl", questions(field, rng, depth, TESTS, taken))
-        write_rows(folder / "train.jsonl", train)
-
-
-def write_rows(path: pathlib.Path, rows: Sequence[Question]) -> None:
-    """Writes questions with their answers."""
-    path.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rows), encoding="utf-8")
+            tests = questions(field, rng, depth, TESTS, taken)
+            write_rows(folder / f"test_{depth}.jsonl", (question._asdict() for question in tests))
+        write_rows(folder / "train.jsonl", (question._asdict() for question in train))
 
 
 def train_seed(model: str, out: pathlib.Path, seed: int) -> dict[str, Any]:

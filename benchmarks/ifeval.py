@@ -21,7 +21,7 @@ from typing import Any
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks.rule_runs import Case, confirmed_by, summarise, train_rule, write_rule
+from benchmarks.rule_runs import Case, confirmed_by, summarise, train_rule, write_rows, write_rule
 
 _ROWS = flags.DEFINE_string("rows", None, "sys_ifeval.jsonl, or a part of it.", required=True)
 _MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
@@ -89,7 +89,7 @@ def run_instruction(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     instruction, folder = INSTRUCTIONS[name], out / "rules" / name
     write_rule(folder, instruction.rule)
     for split, rows in divide_turns().items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(folder / f"{split}.jsonl", rows)
     settings = [
         *(f"model.path={_MODEL.value}", f"task.root={folder}", f"seed={seed}", "task.rule_place=user"),
         *("task.responses=teacher", *confirmed_by(instruction.judge, draws=4)),

@@ -85,12 +85,8 @@ def run_task(names: Sequence[str], seed: int, out: pathlib.Path, task: str) -> d
     """Trains one adapter on some rules; returns its eval.json with the minutes that it took, and its folder."""
     root, workdir = out / "tasks" / f"{task}_{seed}", out / f"{task}_{seed}"
     write_task(root, names, seed, _SAMPLES.value)
-    return {
-        "results": must_train(
-            workdir, [f"task.root={root}", f"seed={seed}", f"train.updates={_UPDATES.value}", *SETTINGS]
-        ),
-        "workdir": workdir,
-    }
+    settings = [f"task.root={root}", f"seed={seed}", f"train.updates={_UPDATES.value}", *SETTINGS]
+    return {"results": must_train(workdir, settings), "workdir": workdir}
 
 
 def relative(run: dict[str, Any], name: str, split: str) -> float:
@@ -178,16 +174,14 @@ def main(argv: list[str]) -> None:
     del argv
     out, seeds = pathlib.Path(_OUT.value), range(_SEEDS.value)
     sizes = [int(size) for size in _SIZES.value]
-    table, found, largest = [], {}, list(RULES)[: max(sizes)]
-    for size in sizes:
-        names = list(RULES)[:size]
-        runs = [run_task(names, seed, out, f"rules{size}") for seed in seeds]
-        found[size] = scores_of(runs, names)
-        table.append(summary(runs, found[size]))
+    rules, largest = {size: list(RULES)[:size] for size in sizes}, list(RULES)[: max(sizes)]
+    runs = {size: [run_task(names, seed, out, f"rules{size}") for seed in seeds] for size, names in rules.items()}
+    found = {size: scores_of(runs[size], names) for size, names in rules.items()}
+    table = [summary(runs[size], scores) for size, scores in found.items()]
     print(tabulate(table, headers="keys", tablefmt="github"))
     if _RESULTS.value:
         pathlib.Path(_RESULTS.value).write_text(json.dumps(found, indent=1) + "\n")
-    together = [run_task(largest, seed, out, f"rules{len(largest)}") for seed in seeds]
+    together = runs[len(largest)]
     if _FIGURE.value:
         pathlib.Path(_FIGURE.value).write_text(interference_figure(together, largest))
     if not _ALONE.value:

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,12 @@ def write_rule(folder: pathlib.Path, rule: str) -> None:
 
 def write_questions(path: pathlib.Path, rule: Rule, operands: Sequence[tuple[int, int]]) -> None:
     """Writes an arithmetic rule's questions on these operands, with its answers."""
-    path.write_text("".join(json.dumps(rule.row(*pair)) + "\n" for pair in operands))
+    write_rows(path, (rule.row(*pair) for pair in operands))
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a split of a task, one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def seconds(module: str, *arguments: str) -> float:

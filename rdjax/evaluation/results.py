@@ -13,6 +13,11 @@ TEACHER_GAP_CLOSED = "gap_closed_to_teacher"  # of a student whose teacher is no
 KL_FROM_BASE = "kl_from_base"  # the metric of a held split if no judge looks at it
 
 
+def unjudged_metric(split: str) -> str:
+    """Returns the metric that a split has without a judge."""
+    return KL_FROM_BASE if is_held(split) else GAP_CLOSED
+
+
 def split_metrics(results: Mapping[str, Any]) -> dict[str, str]:
     """Returns the name of each split's metric: the field "metric" of an eval.json or of a sweep's cell.
 
@@ -33,9 +38,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     if any(map(rule_of_split, splits)):
         return _rules_table(splits, metrics)
     columns = [
-        (split, name)
-        for split, metric in metrics.items()
-        for name in dict.fromkeys([metric, KL_FROM_BASE if is_held(split) else GAP_CLOSED])
+        (split, name) for split, metric in metrics.items() for name in dict.fromkeys([metric, unjudged_metric(split)])
     ]
     columns += [
         (split, TEACHER_GAP_CLOSED)

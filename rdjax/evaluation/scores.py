@@ -13,7 +13,7 @@ from rdjax.errors import describe
 from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, Divergence, divergence, gap_shapes
 from rdjax.evaluation.judges import Judge
-from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED
+from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, unjudged_metric
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
@@ -70,7 +70,7 @@ def evaluate(
     for name, teacher in (teachers or {}).items():
         _add_teacher_scores(scores, name, teacher, systems, model, prompts, answers, start, options)
     hidden = {split: {name: measured.hidden_L for name, measured in part.items()} for split, part in from_rule.items()}
-    metrics = {split: KL_FROM_BASE if is_held(split) else GAP_CLOSED for split in splits}
+    metrics = {split: unjudged_metric(split) for split in splits}
     metrics |= {split: judges[split].metric for split in splits if split in judges}
     return {"splits": scores, "metric": metrics, "hidden_distance": hidden}
 

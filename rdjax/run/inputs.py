@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from rdjax.data.own_folder import with_wordings
 from rdjax.data.rows import Row
-from rdjax.data.splits import RETAIN
+from rdjax.data.splits import RETAIN, is_test
 from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs, prompts_of
@@ -90,7 +90,7 @@ def written_task(
 
 def spread(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
     """Returns test, valid and train with written rows; a test or valid split that there is takes none."""
-    tests = [] if any(name.startswith("test") for name in splits) else rows[: len(rows) // TEST_SHARE]
+    tests = [] if any(map(is_test, splits)) else rows[: len(rows) // TEST_SHARE]
     valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
     train = [*splits.get("train", []), *rows[len(tests) + len(valid) :]]
     return {name: part for name, part in (("test", tests), ("valid", valid), ("train", train)) if part}
