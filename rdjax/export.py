@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from rdjax.config import ONE_DEVICE
 from rdjax.errors import UserError
-from rdjax.models.families.registry import read_fields
+from rdjax.models.families.registry import FAMILIES, read_fields
 from rdjax.models.layers import stack_layers
 from rdjax.models.load import load_model, resolve_folder
 from rdjax.models.lora import merge_adapter
@@ -21,7 +21,7 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.models.weights import save_params
 from rdjax.parallel.mesh import make_mesh
 from rdjax.run import cli
-from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
+from rdjax.run.adapter_folder import CHAT_TEMPLATE, PROMPT_FILE, read_prompt_fields
 from rdjax.run.card import card_text, write_card
 from rdjax.run.pipeline import FINISHED
 from rdjax.storage.files import user_path
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> None:
     merged = merge_adapter(stack_layers(model.base), adapter, spec.scale)
     base = resolve_folder(_MODEL.value, "model")
     shutil.copytree(base, out, ignore=shutil.ignore_patterns(*WEIGHTS))
-    write_merged_card(folder, out)
-    for path in (folder / "chat_template.jinja", folder / PROMPT_FILE):  # of the adapter's training
+    write_merged_card(folder, out, FAMILIES[model.config.family].auto_class)
+    for path in (folder / CHAT_TEMPLATE, folder / PROMPT_FILE):  # of the adapter's training
         if path.exists():
             shutil.copy(path, out)
     save_params(out, model.config, merged, jnp.dtype(_DTYPE.value), base)
@@ -62,16 +62,21 @@ def main(argv: list[str]) -> None:
     print(f"wrote {out}")
 
 
-def write_merged_card(adapter: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the model card of the merged model, where the adapter is in the workdir of its training."""
+def write_merged_card(adapter: pathlib.Path, out: pathlib.Path, auto_class: str) -> None:
+    """Writes the model card of the merged model, where the adapter is in the workdir of its training.
+
+    Args:
+      auto_class: of transformers, which loads the model.
+    """
     scores, record = adapter.parent / FINISHED, adapter.parent / RECORD
     if adapter.name == "adapter" and scores.exists() and record.exists():
-        task = {"template": "alpaca", "template_args": "", **read_prompt_fields(adapter)}
+        prompt = {"template": "alpaca", "template_args": "", **read_prompt_fields(adapter)}
         text = card_text(
             read_record(scores, Results),
             read_record(record, RunRecord),
             _MODEL.value,
-            task,
+            auto_class,
+            prompt,
             merged=True,
             folder=out.name,
         )

@@ -22,14 +22,17 @@ from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_conte
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
-from rdjax.run.adapter_folder import PROMPT_FILE, read_prompt_fields
+from rdjax.run.adapter_folder import CHAT_TEMPLATE, PROMPT_FILE, read_prompt_fields
 from rdjax.storage.files import read_text, user_path
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
 _RULE = flags.DEFINE_string("rule", "", "A rule to read first: its text, or @file.")
 _TEMPLATE = flags.DEFINE_enum(
-    "template", None, ["alpaca", "chat"], "The prompt template; default: that of the adapter's training, or alpaca."
+    "template",
+    None,
+    ["alpaca", "chat"],
+    "The prompt template; default: that of the adapter's (or the merged model's) training, or alpaca.",
 )
 _RAW = flags.DEFINE_bool("raw", False, "Use prompts as they are, without a template.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens of a response.", lower_bound=1)
@@ -71,18 +74,22 @@ def check_flags() -> None:
         raise UserError("--rule needs a template to stand in; leave out --raw")
 
 
-def prompt_template(model: LanguageModel, adapter: pathlib.Path | None) -> Template:
-    """Returns the template that the flags ask for, or that the adapter was trained with."""
+def prompt_template(model: LanguageModel, trained: pathlib.Path) -> Template:
+    """Returns the template that the flags ask for, or that of training.
+
+    Args:
+      trained: the folder of the adapter, or of a model that may have one merged into it.
+    """
     if _RAW.value:
         return make_template("raw", model.tokenizer)
-    fields = {} if adapter is None else read_prompt_fields(adapter)
+    fields = read_prompt_fields(trained)
     name = _TEMPLATE.value or fields.get("template", "alpaca")
     if name != fields.get("template"):
         return make_template(name, model.tokenizer)
-    path = adapter / "chat_template.jinja"
+    path = trained / CHAT_TEMPLATE
     if path.exists():
         model.tokenizer.chat_template = read_text(path, f"{path}: not found")
-    arguments = read_arguments(fields.get("template_args", ""), f"{adapter / PROMPT_FILE}: template_args")
+    arguments = read_arguments(fields.get("template_args", ""), f"{trained / PROMPT_FILE}: template_args")
     return make_template(name, model.tokenizer, fields.get("rule_place", ""), arguments)
 
 
@@ -117,12 +124,12 @@ def main(argv: list[str]) -> None:
     check_flags()
     rule = read_rule(_RULE.value)
     model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
-    adapter, scale, folder = None, 1.0, None
+    adapter, scale, trained = None, 1.0, resolve_folder(_MODEL.value, "model")
     if _ADAPTER.value:
-        folder = resolve_folder(_ADAPTER.value, "adapter")
-        adapter, spec = load_adapter(folder, model.config, model.base)
+        trained = resolve_folder(_ADAPTER.value, "adapter")
+        adapter, spec = load_adapter(trained, model.config, model.base)
         adapter, scale = put(adapter, replicated(model.mesh)), spec.scale
-    template = prompt_template(model, folder)
+    template = prompt_template(model, trained)
     ids = encode_prompts(template, rule, prompts)
     model = fit_context(ended_by(model, template.end_id), max(map(len, ids)) + _MAX_NEW_TOKENS.value)
     check_prompts(model, ids)

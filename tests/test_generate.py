@@ -1,12 +1,14 @@
 import io
+import json
+import shutil
 import sys
 
 import pytest
 from absl.testing import flagsaver
-from ml_collections import config_dict
 
 from configs import base
 from rdjax import generate
+from rdjax.data.pairs import make_template
 from rdjax.data.templates import alpaca_prompt
 from rdjax.errors import UserError
 from rdjax.generate import read_rule
@@ -16,7 +18,7 @@ from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.peft_files import save_adapter
 from rdjax.parallel.mesh import make_mesh
-from rdjax.run.adapter_folder import write_adapter
+from rdjax.run.adapter_folder import PROMPT_FILE, prompt_fields, write_adapter
 from tests import tiny
 
 
@@ -178,15 +180,24 @@ def test_an_adapter_is_loaded_with_its_scale(command, asked, model, tmp_path):
 def test_an_adapter_is_prompted_as_it_was_trained(command, asked, model, tmp_path):
     """Takes the template in the adapter's folder, unless --template asks for another."""
     spec, loaded = LoraSpec(2, 6.0, 0.0, ("q_proj",)), load_model(str(model), "float32", one_device())
-    loaded.tokenizer.chat_template = CHAT.replace("[", "(").replace("]", ")")
-    task = config_dict.ConfigDict({"template": "chat", "rule_place": "user", "template_args": ""})
-    write_adapter(tmp_path, init_adapter(loaded.config, spec, seed=0), spec, loaded, task)
+    loaded.tokenizer.chat_template = CHAT.replace("[", "{{ strftime_now('%Y') }}(").replace("]", ")")
+    template = make_template("chat", loaded.tokenizer, "user")
+    write_adapter(tmp_path, init_adapter(loaded.config, spec, seed=0), spec, loaded, template)
+    assert "strftime_now" not in (tmp_path / "chat_template.jinja").read_text()
     command("one", adapter=str(tmp_path), rule="Be brief.")
-    assert asked.texts == ["<s>(user) Be brief.\n\none\n(assistant) "]
+    assert asked.texts == ["<s>2024(user) Be brief.\n\none\n2024(assistant) "]
     command("one", adapter=str(tmp_path), template="alpaca")
     assert asked.texts[0].startswith("<s>Below is an instruction")
     command("one")
     assert asked.texts[0].startswith("<s>Below is an instruction")
+
+
+def test_a_merged_model_is_prompted_as_it_was_trained(command, asked, model, tmp_path):
+    merged = shutil.copytree(model, tmp_path / "merged")
+    template = make_template("chat", load_model(str(merged), "float32", one_device()).tokenizer)
+    (merged / PROMPT_FILE).write_text(json.dumps(prompt_fields(template)))
+    command("one", model=str(merged))
+    assert asked.texts == ["<s>[user] one\n[assistant] "]
 
 
 def test_an_adapter_that_is_not_there(command, tmp_path):

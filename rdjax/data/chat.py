@@ -58,7 +58,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments
       arguments: of the template; they win over rdjax's own: no thinking, and a fixed date.
 
     Raises:
-      UserError: the tokenizer has no template, it drops the rule, or it does not write an answer behind its prompt.
+      UserError: the tokenizer has no template, it drops the rule, it does not write an answer behind its prompt, or the
+        date that it writes cannot be fixed.
     """
     try:
         source = tokenizer.get_chat_template()
@@ -68,6 +69,11 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments
     if "enable_thinking" in source:
         own["enable_thinking"] = False
     source, dates = CLOCK.subn(lambda call: json.dumps(TODAY.strftime(call["format"])), source)
+    if "strftime_now(" in source:
+        raise UserError(
+            "config.task.template = chat: the chat template writes a date by strftime_now in a form that rdjax cannot "
+            "fix, so that prompts would differ from day to day; task.chat_template takes a file with another template"
+        )
     template = Template(
         "chat", tokenizer, source, rule_place or "system", {**own, **arguments}, end_id=tokenizer.eos_token_id
     )

@@ -28,6 +28,7 @@ from rdjax.models.families.registry import decoder_config_from_hf, read_fields
 from rdjax.models.fingerprint import checkpoint_fingerprint
 from rdjax.models.fp8 import read_block
 from rdjax.models.layers import training_layout
+from rdjax.models.peft_config import CONFIG_FILE
 from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.tensor_files import check_no_pointer
 from rdjax.models.weights import abstract_params, load_params, untie_other_head
@@ -38,6 +39,23 @@ from rdjax.storage.records import Token, of_form
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 EMBEDDED = ("rulebook", "rulebook-language")  # models that the package carries
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+AS_WRITTEN = "as transformers writes it"  # what is advised where a file has another form
+# Fields of generation_config.json that change what transformers generates without sampling, and the values that do not.
+GENERATION = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+}
 OTHER_FORMATS = ["consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*", "runs/*"]
 
 
@@ -127,6 +145,7 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     fields, where = read_fields(folder), str(folder / "config.json")
     fp8_block = read_block(fields, where)
     config = untie_other_head(folder, decoder_config_from_hf(fields, where))
+    check_no_adapter(folder)
     check_mesh(mesh, config)
     tokenizer = load_tokenizer(folder, config)
     graph, abstract = abstract_params(config, resolve_dtype(dtype, mesh), int8, mesh)
@@ -137,6 +156,16 @@ def load_model(path: str, dtype: str, mesh: Mesh, int8: bool = False) -> Languag
     name = str(folder.resolve()) if local else path
     eos_ids, fingerprint = read_eos_ids(folder, fields, tokenizer.eos_token_id), checkpoint_fingerprint(folder)
     return LanguageModel(name, config, graph, base, tokenizer, eos_ids, mesh, fingerprint)
+
+
+def check_no_adapter(folder: pathlib.Path) -> None:
+    """Refuses with UserError a model folder that has an adapter beside the weights: transformers would apply it."""
+    path = folder / CONFIG_FILE
+    if path.exists():
+        raise UserError(
+            f"{path}: the folder holds a model and an adapter, and transformers would load both; move the adapter's "
+            "files to a folder of their own, and name that as the adapter (config.model.adapter, --adapter)"
+        )
 
 
 def fit_context(model: LanguageModel, tokens: int) -> LanguageModel:
@@ -183,6 +212,10 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions on unreadable files
         raise UserError(f"{folder}: no readable tokenizer ({error})") from None
+    template = folder / "chat_template.json"  # of a model of several parts, whose processor alone reads it
+    if not tokenizer.chat_template and template.exists():
+        fields = of_form(read_json_object(template, ""), ProcessorTemplate, str(template), AS_WRITTEN)
+        tokenizer.chat_template = fields["chat_template"]
     added = set(tokenizer.get_added_vocab())
     beyond = {token for token, number in tokenizer.get_vocab().items() if number >= config.vocab}
     if beyond - added:
@@ -196,6 +229,12 @@ def load_tokenizer(folder: pathlib.Path, config: DecoderConfig) -> PreTrainedTok
     return tokenizer
 
 
+class ProcessorTemplate(msgspec.Struct):
+    """Describes `chat_template.json`."""
+
+    chat_template: str
+
+
 class Ends(msgspec.Struct):
     """Describes what config.json and generation_config.json say of the end of a sequence."""
 
@@ -204,6 +243,8 @@ class Ends(msgspec.Struct):
 
 def read_eos_ids(folder: pathlib.Path, fields: dict[str, Any], own: int) -> tuple[int, ...]:
     """Returns the tokens that end a response: the tokenizer's, and those that the files name.
+
+    Warns of what else `generation_config.json` says of generation: rdjax takes the most likely tokens of the model.
 
     Args:
       fields: of config.json, which counts where `generation_config.json` names none.
@@ -214,9 +255,12 @@ def read_eos_ids(folder: pathlib.Path, fields: dict[str, Any], own: int) -> tupl
     """
     path = folder / "generation_config.json"
     generation = read_json_object(path, "") if path.exists() else {}
+    for name, neutral in GENERATION.items():
+        if generation.get(name) not in (None, neutral):
+            logging.warning("%s: %s = %s is not applied to what rdjax generates", path, name, generation[name])
     text = fields.get("text_config") or {}
     for where, source in ((str(path), generation), ("config.json", fields), ("text_config", text)):
-        named = of_form(source, Ends, where, advice="as transformers writes it").get("eos_token_id")
+        named = of_form(source, Ends, where, AS_WRITTEN).get("eos_token_id")
         if named is not None:
             return tuple(dict.fromkeys([own, *(named if isinstance(named, list) else [named])]))
     return (own,)

@@ -91,7 +91,11 @@ def read_fields(path: pathlib.Path) -> dict[str, Any]:
 
 
 def own_scale(module: str, rank: int, fields: dict[str, Any]) -> float:
-    """Returns the scale of one module: alpha over its rank, or over the root of its rank."""
+    """Returns the scale of one module: alpha over its rank, or over the root of its rank.
+
+    Args:
+      module: its name in the model class of transformers, which the keys of `alpha_pattern` match.
+    """
     alpha = next(
         (alpha for key, alpha in (fields.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", module)),
         fields["lora_alpha"],

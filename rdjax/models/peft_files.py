@@ -163,9 +163,9 @@ def load_adapter(folder: pathlib.Path, config: DecoderConfig, base: dict[str, An
         fields["r"], fields["lora_alpha"], fields.get("lora_dropout") or 0.0, (), bool(fields.get("use_rslora"))
     )
     stacks: dict[str, list] = {}
-    for name, (a_XR, b_RX) in pairs.items():
+    for name, (full_name, a_XR, b_RX) in pairs.items():
         module, number = modules[name]
-        ratio = own_scale(name, a_XR.shape[1], fields) / known.scale
+        ratio = own_scale(full_name, a_XR.shape[1], fields) / known.scale
         for projection, columns in module.columns.items():
             stack = stacks.setdefault(projection, [None] * len(module.layers))
             stack[number] = (a_XR, b_RX[:, columns] * np.float32(ratio))
@@ -228,19 +228,21 @@ def _pair_tensors(
     base: dict[str, Any],
     fields: dict[str, Any],
     path: pathlib.Path,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns the matrices [in, rank] and [rank, out] of every adapted module.
+) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
+    """Returns every adapted module's name in the file, and its matrices [in, rank] and [rank, out].
 
     Raises:
       UserError: names the first tensors that do not fit the decoder.
     """
     parts: dict[str, dict[str, np.ndarray]] = {}
+    full_names: dict[str, str] = {}
     faults = []
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         module = table_name(match["module"], config.family) if match else ""
         if module in modules:
             parts.setdefault(module, {})[match["part"]] = tensor.astype(np.float32)
+            full_names[module] = match["module"]
         elif not _equals_base(table_name(name.removeprefix("base_model.model."), config.family), tensor, base):
             faults.append(f"{name} is not wanted")
     pairs = {}
@@ -254,7 +256,7 @@ def _pair_tensors(
                 f"{name} has B {list(b.shape)} and A {list(a.shape)}, the model wants {wanted[0]} and {wanted[1]}"
             )
         else:
-            pairs[name] = a.T, b.T
+            pairs[name] = full_names[name], a.T, b.T
     faults += [f"{name} has none" for name in _missing_layers(set(parts), modules, fields)]
     if not pairs and not faults:
         faults.append("it has no tensor of a LoRA")

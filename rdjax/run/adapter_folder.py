@@ -1,10 +1,10 @@
 """Writes the folder of a trained adapter: PEFT's files, the tokenizer, and how the adapter is prompted."""
 
+import json
 import pathlib
 from typing import Any
 
-from ml_collections import config_dict
-
+from rdjax.data.templates import Template
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.peft_config import CONFIG_FILE, WEIGHTS_FILE
@@ -14,28 +14,37 @@ from rdjax.storage.files import json_text, read_json_object, replace_text
 from rdjax.storage.sums import write_sums
 
 PROMPT_FILE = "rdjax_prompt.json"
-PROMPT_FIELDS = ("template", "rule_place", "template_args")  # of the `task` section of a run's config
+PROMPT_FIELDS = ("template", "rule_place", "template_args")
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def write_adapter(
-    folder: pathlib.Path, adapter: Adapter, spec: LoraSpec, model: LanguageModel, task: config_dict.ConfigDict
+    folder: pathlib.Path, adapter: Adapter, spec: LoraSpec, model: LanguageModel, template: Template
 ) -> None:
     """Writes an adapter that transformers, PEFT and vLLM load, with the tokenizer and chat template of its training.
 
-    Args:
-      task: the `task` section of the run's config.
+    A date that the training fixed is fixed in the chat template too.
     """
     if not is_first():
         return
     save_adapter(folder, adapter, model.config, spec, model.name)
     model.tokenizer.save_pretrained(folder)
-    fields = {name: task[name] for name in PROMPT_FIELDS}
-    replace_text(folder / PROMPT_FILE, json_text(fields))
+    if template.name == "chat":
+        replace_text(folder / CHAT_TEMPLATE, template.source)
+    replace_text(folder / PROMPT_FILE, json_text(prompt_fields(template)))
     write_sums(folder, (WEIGHTS_FILE, CONFIG_FILE, PROMPT_FILE))
 
 
+def prompt_fields(template: Template) -> dict[str, str]:
+    """Returns how a student is prompted, all arguments of its chat template included."""
+    if template.name != "chat":
+        return {"template": template.name, "rule_place": "", "template_args": ""}
+    arguments = json.dumps(dict(template.arguments)) if template.arguments else ""
+    return {"template": template.name, "rule_place": template.rule_place, "template_args": arguments}
+
+
 def read_prompt_fields(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns how an adapter was prompted in training; nothing for an adapter that rdjax did not train.
+    """Returns how an adapter or a merged model was prompted in training; nothing where rdjax did not train it.
 
     Raises:
       UserError: the file is no JSON object.

@@ -24,18 +24,18 @@ METHOD_WORDS = {
     "inst_tune_with_rule": "It was tuned with `rdjax` on outputs that follow the rule, with the rule in the prompt.",
 }
 PEFT_USE = """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 folder = "{folder}"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = {auto_class}.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, folder)
 """
-MERGED_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+MERGED_USE = """from transformers import {auto_class}, AutoTokenizer
 
 folder = "{folder}"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = {auto_class}.from_pretrained(folder)
 """
 CHAT = """messages = [{"role": "user", "content": "..."}]
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{extra})
@@ -51,7 +51,8 @@ def card_text(
     results: Mapping[str, Any],
     record: Mapping[str, Any],
     base: str,
-    task: Mapping[str, Any],
+    auto_class: str,
+    prompt: Mapping[str, str],
     merged: bool = False,
     folder: str = "adapter",
 ) -> str:
@@ -61,7 +62,8 @@ def card_text(
       results: the content of eval.json.
       record: the content of config.json.
       base: folder or hub id of the base model.
-      task: the settled `task` section of the config.
+      auto_class: of transformers, which loads the base.
+      prompt: how the student is prompted (`adapter_folder.prompt_fields`).
       merged: whether the folder holds a whole model.
       folder: where its user is told to find it.
     """
@@ -75,8 +77,8 @@ def card_text(
         "\n".join(f"* {sentence}" for sentence in verdict(results)) or "It was not evaluated.",
         scores_table(results),
         "## How to use it",
-        "Prompt it as in training: " + prompt_words(task) + ". Leave the rule out.",
-        "```python\n" + use_text(base, task, merged, folder).rstrip() + "\n```",
+        "Prompt it as in training: " + prompt_words(prompt) + ". Leave the rule out.",
+        "```python\n" + use_text(base, auto_class, prompt, merged, folder).rstrip() + "\n```",
         "## Limits",
         "\n".join(f"* {limit}" for limit in limits(results, record)),
         "## How it was made",
@@ -125,20 +127,21 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def prompt_words(task: Mapping[str, Any]) -> str:
+def prompt_words(prompt: Mapping[str, str]) -> str:
     """Says how the model is prompted."""
-    if task["template"] != "chat":
+    if prompt["template"] != "chat":
         return "the Alpaca template"
-    arguments = task["template_args"]
+    arguments = prompt["template_args"]
     return "the tokenizer's chat template" + (f" with the arguments {arguments}" if arguments else "")
 
 
-def use_text(base: str, task: Mapping[str, Any], merged: bool, folder: str) -> str:
+def use_text(base: str, auto_class: str, prompt: Mapping[str, str], merged: bool, folder: str) -> str:
     """Returns a program that loads the model and asks it something."""
-    load = (MERGED_USE if merged else PEFT_USE).replace("{folder}", folder).replace("{base}", base)
-    if task["template"] != "chat":
+    load = (MERGED_USE if merged else PEFT_USE).replace("{auto_class}", auto_class)
+    load = load.replace("{folder}", folder).replace("{base}", base)
+    if prompt["template"] != "chat":
         return load + "\n" + ALPACA.replace("{prompt}", repr(alpaca_prompt("", "...")))
-    arguments = json.loads(task["template_args"] or "{}")
+    arguments = json.loads(prompt["template_args"] or "{}")
     return load + "\n" + CHAT.replace("{extra}", "".join(f", {name}={value!r}" for name, value in arguments.items()))
 
 

@@ -7,8 +7,10 @@ from ml_collections import config_dict
 from rdjax.config import plain_config
 from rdjax.evaluation.results import results_table
 from rdjax.evaluation.verdict import advice, verdict
+from rdjax.models.families.registry import FAMILIES
 from rdjax.models.peft_files import check_undamaged
 from rdjax.parallel.processes import exists_on_first, is_first
+from rdjax.run.adapter_folder import prompt_fields
 from rdjax.run.card import CARD, base_name, card_text, write_card
 from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
 from rdjax.run.prepare import Run, prepare
@@ -46,7 +48,9 @@ def write_run_card(run: Run) -> None:
     if is_first() and not (workdir / "adapter" / CARD).exists():
         base = base_name(run.model.name, run.config.model.path)
         results, record = read_record(workdir / FINISHED, Results), read_record(workdir / RECORD, RunRecord)
-        write_card(workdir / "adapter", card_text(results, record, base, run.config.task.to_dict()))
+        auto_class = FAMILIES[run.model.config.family].auto_class
+        text = card_text(results, record, base, auto_class, prompt_fields(run.options.template))
+        write_card(workdir / "adapter", text)
 
 
 def result_lines(run: Run) -> list[str]:

@@ -28,7 +28,7 @@ def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter])
     """Writes an adapter of every run to `adapter/` (the student's) or `adapters/<name>/`."""
     for run, adapter in zip(runs, adapters, strict=True):
         folder = run.workdir / ("adapter" if name == "student" else f"adapters/{name}")
-        write_adapter(folder, adapter, run.spec, run.model, run.config.task)
+        write_adapter(folder, adapter, run.spec, run.model, run.options.template)
 
 
 def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapter]]:

@@ -92,6 +92,11 @@ def test_a_date_is_the_same_every_day():
     assert "2024-07-26" in " ".join(template.notes)
 
 
+def test_a_date_that_cannot_be_fixed_is_refused():
+    with pytest.raises(UserError, match=r"strftime_now in a form that rdjax cannot fix"):
+        chat("{% set form = '%d %b %Y' %}{{ strftime_now(form) }}" + CHATML)
+
+
 def test_an_output_that_the_template_changes_is_refused():
     with pytest.raises(UserError, match=r"line 4: the chat template writes '</s>.*' where the output has ' '"):
         make_pair(chat(CHATML.replace("m.content", "(m.content | trim)")), ROW | {"output": "Why "})

@@ -61,6 +61,14 @@ def test_near_misses_are_of_a_rule(root):
         task_of(root)
 
 
+def test_near_misses_are_trained_on_for_every_rule_that_has_them_or_for_none(root):
+    for rule in ("polite", "brief"):
+        write_rows(root / "rules" / rule / "near_misses.jsonl", ROWS)
+    write_rows(root / "rules" / "brief" / "near_misses_train.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"polite.near_misses_train\.jsonl: not found, but .*brief.near_misses_train"):
+        task_of(root)
+
+
 def test_wordings_of_a_rule_stay_with_it(root):
     (root / "rules" / "polite" / "rule.2.md").write_text("Say please.")
     assert task_of(root).splits["train"]["rule"][2:] == ["Be polite.", "Say please."]

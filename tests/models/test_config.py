@@ -42,6 +42,7 @@ def test_null_means_default():
         ({"model_type": "gpt_neox"}, ["gpt_neox", "llama"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
         ({"sliding_window": 128}, ["sliding_window", "128"]),
+        ({"is_causal": False}, ["is_causal", "False"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, ["num_attention_heads 3", "num_key_value_heads 2"]),

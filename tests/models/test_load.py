@@ -72,6 +72,27 @@ def test_responses_end_at_the_tokens_that_the_files_name(folder, config, generat
     assert loaded(folder).eos_ids == tuple(ends)
 
 
+def test_what_generation_leaves_out_is_told(folder, caplog):
+    change_json(folder / "generation_config.json", repetition_penalty=1.05, length_penalty=1.0, suppress_tokens=None)
+    loaded(folder)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("generation_config.json: repetition_penalty = 1.05 is not applied to what rdjax generates")
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder):
+    change_json(folder / "adapter_config.json", peft_type="LORA")
+    with pytest.raises(UserError, match=r"adapter_config\.json: the folder holds a model and an adapter"):
+        loaded(folder)
+
+
+def test_the_chat_template_of_a_processor_is_read(folder):
+    change_json(folder / "chat_template.json", chat_template="{{ messages }}")
+    assert loaded(folder).tokenizer.chat_template == "{{ messages }}"
+    change_json(folder / "chat_template.json", chat_template=["a"])
+    with pytest.raises(UserError, match=r"chat_template\.json: Expected `str`"):
+        loaded(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("ends", ["</s>", 2.5, [2, "3"], {"a": 1}, -1])
 def test_ends_that_are_no_tokens_are_named(folder, name, ends):

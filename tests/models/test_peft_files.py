@@ -9,6 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from rdjax.errors import UserError
+from rdjax.models.families.registry import decoder_config_from_hf
 from rdjax.models.lora import LoraSpec, scaled_adapter
 from rdjax.models.peft_files import adapter_modules, load_adapter, save_adapter
 from tests import tiny
@@ -72,6 +73,18 @@ def test_ranks_and_alphas_of_their_own(saved):
     np.testing.assert_allclose(changed[0], ab["a"][0] @ ab["b"][0] * 2.0, atol=1e-6)
     np.testing.assert_allclose(changed[1], ab["a"][1][:, :2] @ ab["b"][1][:2] * 5 / 2, atol=1e-6)
     assert narrow <= load_file(folder / "adapter_model.safetensors").keys()
+
+
+def test_an_alpha_by_the_full_name_of_a_wrapped_module(tmp_path):
+    """PEFT compares the keys with the names in the whole model."""
+    config = decoder_config_from_hf(tiny.GEMMA3_WRAPPED, "tiny")
+    adapter = random_adapter(config, spec=ALL)
+    save_adapter(tmp_path, adapter, config, ALL, "tiny")
+    change_fields(tmp_path, alpha_pattern={"model.language_model.layers.1.self_attn.q_proj": 20})
+    changed = effect(*load_adapter(tmp_path, config, {"embed_tokens": np.zeros(1)}))["self_attn.q_proj"]
+    ab = adapter["self_attn.q_proj"]
+    for layer, scale in ((0, 2.0), (1, 5.0)):
+        np.testing.assert_allclose(changed[layer], ab["a"][layer] @ ab["b"][layer] * scale, atol=1e-6)
 
 
 def test_rank_stabilised_scaling(saved):

@@ -127,6 +127,34 @@ def test_rotary_frequencies_of_every_kind(name):
     assert ours.amplitude == pytest.approx(amplitude)
 
 
+PLAIN = {"rope_type": "default", "rope_theta": 1e6}
+PLAIN_OF_TYPES = {"full_attention": PLAIN, "sliding_attention": PLAIN | {"rope_theta": 1e4}}
+# Spellings of rotary positions that a folder has after an edit, or after a conversion by another version.
+SPELLINGS = {
+    "rope_scaling added to a newer config": tiny.QWEN3 | {"rope_parameters": PLAIN, "rope_scaling": tiny.YARN},
+    "the same by types of layers": tiny.OLMO3 | {"rope_parameters": PLAIN_OF_TYPES},
+    "the same, with a local base": tiny.GEMMA3 | {"rope_parameters": PLAIN_OF_TYPES},
+    "the same of Phi 3": tiny.PHI3 | {"rope_parameters": PLAIN},
+    "Ministral 3 with the older name": {
+        {"rope_parameters": "rope_scaling"}.get(name, name): value for name, value in tiny.MINISTRAL3.items()
+    },
+    "the original context beside it": tiny.LLAMA2
+    | {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 4.0}, "original_max_position_embeddings": 32},
+    "Gemma 4 without a partial factor": tiny.GEMMA4 | {"rope_parameters": PLAIN_OF_TYPES},
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_rotary_positions_in_unusual_spellings(tmp_path, name):
+    tiny.write_random_checkpoint(tmp_path, SPELLINGS[name], seed=1)
+    assert_same_states(tiny.load_decoder(tmp_path), reference.load(tmp_path))
+
+
+def test_a_convolution_of_another_length(tmp_path):
+    tiny.write_random_checkpoint(tmp_path, tiny.QWEN3_5 | {"linear_conv_kernel_dim": 3}, seed=1)
+    assert_same_states(tiny.load_decoder(tmp_path), reference.load(tmp_path))
+
+
 def test_long_sequences_of_longrope_have_its_long_factors(tmp_path):
     """As in transformers for a batch whose longest sequence is over the original context."""
     folder, tokens_BT = tiny.write_random_checkpoint(tmp_path, tiny.PHI3, seed=1), tiny.random_tokens(2, 130)

@@ -28,6 +28,7 @@ class Family(NamedTuple):
         for the numbers of layers that share keys and values.
       prefixes: (of names in the files, of names in the table), where a model of several parts wraps the decoder.
       module_prefix: what "model." of the table is called in the model class of transformers.
+      auto_class: of transformers, which loads a model that has these modules.
     """
 
     read_config: Callable[[Fields, str], DecoderConfig]
@@ -35,6 +36,7 @@ class Family(NamedTuple):
     ignored: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     module_prefix: str = "model."
+    auto_class: str = "AutoModelForCausalLM"
 
 
 BASE_ROWS = (
@@ -147,7 +149,7 @@ def accept_only(fields: Fields, accepted: Fields, where: str) -> None:
 
 
 def read_rope(fields: Fields, where: str, default_theta: float = 10000.0, partial: bool = False) -> RopeConfig:
-    """Reads rotary positions in either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`.
+    """Reads rotary positions in either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`, which wins.
 
     Args:
       partial: the family rotates a part of each head, if `partial_rotary_factor` says so.
@@ -158,7 +160,9 @@ def read_rope(fields: Fields, where: str, default_theta: float = 10000.0, partia
     own = {"rope_theta": fields.get("rope_theta", default_theta)}
     if fields.get("partial_rotary_factor") is not None:
         own["partial_rotary_factor"] = fields["partial_rotary_factor"]
-    scaling = {**own, **(fields.get("rope_parameters") or fields.get("rope_scaling") or {})}
+    scaling = {**own, **(fields.get("rope_scaling") or fields.get("rope_parameters") or {})}
+    if fields.get("original_max_position_embeddings"):
+        scaling["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
     return scaled_rope(scaling, fields, where, partial)
 
 
@@ -209,7 +213,7 @@ def read_windowed_layers(fields: Fields, full_theta: float, sliding_theta: float
       UserError: as `scaled_rope` and `read_layer_types`.
     """
     ropes = fields.get("rope_parameters") or {}
-    full = {"rope_theta": full_theta, **(fields.get("rope_scaling") or {}), **ropes.get(FULL, {})}
+    full = {"rope_theta": full_theta, **ropes.get(FULL, {}), **(fields.get("rope_scaling") or {})}
     sliding = {"rope_theta": sliding_theta, **ropes.get(SLIDING, {})}
     kinds = {
         FULL: LayerKind(scaled_rope(full, fields, where)),

@@ -131,7 +131,7 @@ def read_pattern(
     widths = {FULL: global_attention.head_width, SLIDING: fields["head_dim"]}
     ropes = {
         name: scaled_rope(
-            ROPES[name] | (fields.get("rope_parameters") or {}).get(name, {}),
+            (fields.get("rope_parameters") or ROPES)[name],
             fields | {"head_dim": widths[name]},
             where,
             partial=True,

@@ -50,7 +50,7 @@ def read_ministral3(fields: Fields, where: str) -> DecoderConfig:
     """Translates the fields of config.json."""
     accept_only(fields, ACCEPTED, where)
     fields = {**MINISTRAL3_DEFAULTS, **fields}
-    scaling = fields["rope_parameters"]
+    scaling = fields.get("rope_scaling") or fields["rope_parameters"]
     rope = dataclasses.replace(
         read_rope(fields, where),
         query_growth=scaling["llama_4_scaling_beta"],

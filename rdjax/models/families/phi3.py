@@ -29,7 +29,7 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
 
 def with_longrope(fields: Fields) -> Fields:
     """Returns the fields with LongRoPE by its present name, and the original context where other families have it."""
-    spelling = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    spelling = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     scaling = dict(fields.get(spelling) or {})
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     scaling["rope_type"] = "longrope" if kind in ("su", "yarn") else kind

@@ -29,7 +29,7 @@ DEFAULTS = {
     "head_dim": 256,
     "max_position_embeddings": 32768,
     "partial_rotary_factor": 0.25,
-    "linear_conv_taps_dim": 4,
+    "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
@@ -61,7 +61,7 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
             value_heads,
             fields["linear_key_head_dim"],
             fields["linear_value_head_dim"],
-            fields["linear_conv_taps_dim"],
+            fields["linear_conv_kernel_dim"],
         ),
     )
 

@@ -5,7 +5,7 @@ import pathlib
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
 from rdjax.models.families import gemma, gemma4, glm4, granite, llama, mistral, olmo, phi3, qwen, qwen3_5, smollm3
-from rdjax.models.families.common import Family, Fields, check_sizes
+from rdjax.models.families.common import Family, Fields, accept_only, check_sizes
 from rdjax.models.families.wrapped import wrap
 from rdjax.models.fp8 import read_block
 from rdjax.storage.files import read_json_object
@@ -66,9 +66,12 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{where}: model_type {model_type!r} is not supported; accepted: {', '.join(FAMILIES)}")
-    check_sizes(fields, where)
+    parts = {where: fields}
     if isinstance(fields.get("text_config"), dict):
-        check_sizes(fields["text_config"], f"{where}: text_config")
+        parts[f"{where}: text_config"] = fields["text_config"]
+    for place, part in parts.items():
+        check_sizes(part, place)
+        accept_only(part, {"is_causal": True}, place)
     read_block(fields, where)
     try:
         config = FAMILIES[model_type].read_config(fields, where)

@@ -39,4 +39,6 @@ def wrap(
         return dataclasses.replace(config, family=name)
 
     table = next(iter(families.values())).table
-    return Family(read_config, table, other_parts, PREFIXES, "model.language_model.")
+    return Family(
+        read_config, table, other_parts, PREFIXES, "model.language_model.", auto_class="AutoModelForImageTextToText"
+    )
