@@ -67,8 +67,20 @@ def cell_config(config: config_dict.ConfigDict, method: str, k: int, seed: int) 
     if (run_config.task.k, run_config.seed) != (k, seed):
         raise UserError(f"config.sweep.settings.{method} sets task.k or seed, which are the sweep's ks and seeds")
     if config.sweep.updates and "epochs" not in settings.get("train", {}):
-        run_config.train.epochs = -(-config.sweep.updates // steps_per_epoch(k, run_config.train.batch_size))
+        set_updates(run_config, config.sweep.updates)
     return run_config
+
+
+def set_updates(run_config: config_dict.ConfigDict, updates: int) -> None:
+    """Sets the length of a run: whole epochs of k samples, or exactly so many updates where an epoch has other ones.
+
+    It has others where samples are held out for validation, or inputs that the rule is not about are trained on.
+    """
+    train = run_config.train
+    if run_config.task.hold_out or run_config.loss.retain_weight:
+        train.updates, train.epochs, train.patience = updates, 0, 0
+    else:
+        train.epochs = -(-updates // steps_per_epoch(run_config.task.k, train.batch_size))
 
 
 def check_sweep(config: config_dict.ConfigDict) -> None:

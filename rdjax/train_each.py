@@ -9,15 +9,17 @@ import copy
 import hashlib
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_dict
 
 from rdjax.data.rule_folders import has_rule_folders, rule_folders
+from rdjax.data.shapes import in_batches
 from rdjax.data.tasks import RuleTask, load_task
 from rdjax.errors import UserError
 from rdjax.evaluation.results import results_table
-from rdjax.models.load import load_model
+from rdjax.models.load import LanguageModel, load_model
 from rdjax.parallel.mesh import make_mesh
 from rdjax.parallel.processes import exists_on_first, exit_on_sigterm
 from rdjax.report.page import PAGE, write_page
@@ -26,7 +28,7 @@ from rdjax.run.distil import write_run_card
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Run, check_run, prepare, task_judges
-from rdjax.run.side_by_side import finish_runs
+from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, read_record, write_record
 from rdjax.storage.workdir import check_workdir, open_workdir
@@ -78,21 +80,52 @@ def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: 
     fingerprint = fingerprint_inputs(config, task)
     check_same_inputs(config, fingerprint)
     open_workdir(workdir, config, MODULE, fingerprint)
-    left = [name for name in names if not exists_on_first(workdir / name / FINISHED)]
     failures: dict[str, str] = {}
     model = None
-    for first in range(0, len(left), together):
-        part = left[first : first + together]
+    for part in in_batches(names, together):
+        if all([exists_on_first(workdir / name / FINISHED) for name in part]):  # a list: every process asks for all
+            continue
         print(f"{len(part)} of {len(names)} rules: {', '.join(part)}")
         model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
-        runs = [prepare(rule_config(config, name), workdir / name, model, MODULE) for name in part]
-        label = hashlib.sha256("/".join(part).encode()).hexdigest()[:12]
-        failures |= finish_runs(runs, workdir / "checkpoints" / label)
+        runs = prepare_rules(config, part, workdir, model, failures)
+        failures |= finish_runs(runs, checkpoint_folder(workdir, runs))
         for run in runs:
             if run.workdir.name not in failures:
                 finish_folder(run)
     write_record(workdir / SUMMARY, merged_results([workdir / name for name in names if name not in failures]))
     return failures
+
+
+def prepare_rules(
+    config: config_dict.ConfigDict,
+    names: Sequence[str],
+    workdir: pathlib.Path,
+    model: LanguageModel,
+    failures: dict[str, str],
+) -> list[Run]:
+    """Prepares the runs of rules that train together.
+
+    Those that are finished are among them while there are checkpoints of all: the others go on from these.
+
+    Args:
+      failures: gets the errors, by the rules' names.
+    """
+    runs = []
+    for name in names:
+        try:
+            runs.append(prepare(rule_config(config, name), workdir / name, model, MODULE))
+        except UserError as error:  # such as a rule whose responses nothing confirms
+            raise_if_others_wait(error)
+            failures[name] = first_line(error)
+    if exists_on_first(checkpoint_folder(workdir, runs)):
+        return runs
+    return [run for run in runs if not exists_on_first(run.workdir / FINISHED)]
+
+
+def checkpoint_folder(workdir: pathlib.Path, runs: Sequence[Run]) -> pathlib.Path:
+    """Returns the folder of the common checkpoints of rules that train together."""
+    names = "/".join(run.workdir.name for run in runs)
+    return workdir / "checkpoints" / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
 def finish_folder(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 
@@ -15,6 +16,7 @@ from configs import base
 from rdjax import train
 from rdjax.config import check_config
 from rdjax.data.pairs import Pair
+from rdjax.distillation.stage import Trained
 from rdjax.errors import UserError
 from rdjax.models.lora import Adapter
 from rdjax.run.lessons import train_adapters
@@ -67,11 +69,16 @@ def equal(left: Adapter, right: Adapter) -> bool:
     return jax.tree.all(jax.tree.map(np.array_equal, left, right))
 
 
+def student_of(run: Run) -> Trained:
+    """The student of a run before any training."""
+    return Trained(run.start, math.inf, math.inf, run.config.optimizer.learning_rate)
+
+
 def test_a_round_is_training_on_the_same_answers_given_as_data(model, task, tmp_path):
     """The adapters are the same to the last bit, so the gradients are."""
     fields = {"practice.rounds": 1, "practice.draws": 2, "practice.logit": "reverse_kl"}
     run = prepare(config_of(model, task, **fields), tmp_path / "practice")
-    (practised,) = practise([run], [run.start], [run.start], tmp_path / "practice" / "checkpoints")
+    (practised,) = practise([run], [student_of(run)], [run.start], tmp_path / "practice" / "checkpoints")
     run.log.close()
 
     seed = {"practice.rounds": 0, "train.updates": 4, "seed": seed_of_round(run.config.seed, 1)}
@@ -82,8 +89,8 @@ def test_a_round_is_training_on_the_same_answers_given_as_data(model, task, tmp_
     given = dataclasses.replace(data, train=pairs, initial=run.start)
     (trained,) = train_adapters([given], "student", "rule_distill_base", [run.start], tmp_path / "data")
     data.log.close()
-    assert equal(practised, trained)
-    assert not equal(practised, run.start)
+    assert equal(practised.adapter, trained.adapter)
+    assert not equal(practised.adapter, run.start)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +133,7 @@ def test_the_same_command_goes_on_after_the_first_round(model, task, finished, t
 def test_without_updates_before_it_practice_starts_from_the_base(model, task, tmp_path):
     run = prepare(config_of(model, task, **{"train.updates": 0}), tmp_path / "run")
     (student,) = train_adapters([run], "student", run.config.method, [run.start], tmp_path / "checkpoints")
-    assert equal(student, run.start)
+    assert equal(student.adapter, run.start)
     run.log.close()
 
 
@@ -136,11 +143,12 @@ def test_replay_has_the_training_pairs_too(model, task, tmp_path, monkeypatch):
 
     def train_round(runs, name, method, teachers, folder):
         trained.extend(runs)
-        return [run.initial for run in runs]
+        return [student_of(run) for run in runs]
 
     monkeypatch.setattr("rdjax.run.practice.train_adapters", train_round)
-    practise([run], [run.start], [run.start], tmp_path)
+    practise([run], [student_of(run)._replace(rate=3e-3)], [run.start], tmp_path)
     run.log.close()
+    assert [each.config.optimizer.learning_rate for each in trained] == [3e-3, 3e-3], "the rate that training found"
     for number, each in enumerate(trained, start=1):
         own, given = each.train[: len(ROWS)], each.train[len(ROWS) :]
         assert [list(pair.response_ids) for pair in own] == [line["ids"] for line in answers(tmp_path / "run", number)]
@@ -149,14 +157,12 @@ def test_replay_has_the_training_pairs_too(model, task, tmp_path, monkeypatch):
 
 def test_runs_side_by_side_answer_apart(model, task, tmp_path):
     runs = [prepare(config_of(model, task, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
-    first, second = (
-        answers_of(dataclasses.replace(run, config=config_of_round(run.config, 1), initial=run.start), "practice_1")
-        for run in runs
-    )
+    rounds = [dataclasses.replace(run, config=config_of_round(run.config, 1, 1e-2), initial=run.start) for run in runs]
+    first, second = (answers_of(each, "practice_1") for each in rounds)
     assert [pair.response_ids for pair in first] != [pair.response_ids for pair in second]
-    both = practise(runs, [run.start for run in runs], [run.start for run in runs], tmp_path / "both")
-    (alone,) = practise(runs[:1], [runs[0].start], [runs[0].start], tmp_path / "alone")
-    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, atol=1e-5), both[0], alone)
+    both = practise(runs, list(map(student_of, runs)), [run.start for run in runs], tmp_path / "both")
+    (alone,) = practise(runs[:1], [student_of(runs[0])], [runs[0].start], tmp_path / "alone")
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, atol=1e-5), both[0].adapter, alone.adapter)
     for run in runs:
         run.log.close()
 

@@ -15,6 +15,7 @@ from rdjax.distillation.progress import stack_adapters
 from rdjax.distillation.stage import load_signals, make_job, plan_updates
 from rdjax.distillation.step import evaluate_loss, init_state
 from rdjax.distillation.updates import place_update
+from rdjax.errors import UserError
 from rdjax.run.distil import run_experiment
 from rdjax.run.lessons import stage_of
 from rdjax.run.prepare import prepare
@@ -159,5 +160,30 @@ def test_an_adapter_for_each_rule_equals_one_trained_alone(model, root, tmp_path
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], atol=2e-4)
+    # One whose scores are gone is evaluated again; neither is trained again.
+    (tmp_path / "each" / "second-1" / "eval.json").unlink()
+    metrics = tmp_path / "each" / "second-1" / "metrics.jsonl"
+    before, folders = metrics.read_text(), sorted((tmp_path / "each" / "checkpoints").iterdir())
+    assert train_each.train_each(config, tmp_path / "each", together=16) == {}
+    assert metrics.read_text() == before and sorted((tmp_path / "each" / "checkpoints").iterdir()) == folders
     other = load_file(tmp_path / "each" / "second-1" / "adapter" / "adapter_model.safetensors")
     assert any(np.abs(other[name] - array).max() > 1e-2 for name, array in ours.items())
+
+
+def test_a_rule_that_cannot_be_prepared_keeps_no_other_back(model, root, tmp_path, monkeypatch):
+    def prepare_all_but_one(config, workdir, *more):
+        if workdir.name == "first":
+            raise UserError("none of the 4 responses is confirmed")
+        return prepare(config, workdir, *more)
+
+    config = config_of(model, root)
+    config.train.updates, config.eval.systems = 1, ("student",)
+    monkeypatch.setattr(train_each, "prepare", prepare_all_but_one)
+    failures = train_each.train_each(config, tmp_path / "each", together=16)
+    assert failures == {"first": "none of the 4 responses is confirmed"}
+    assert (tmp_path / "each" / "second-1" / "eval.json").exists()
+    monkeypatch.undo()
+    metrics = tmp_path / "each" / "second-1" / "metrics.jsonl"
+    before = metrics.read_text()
+    assert train_each.train_each(config, tmp_path / "each", together=16) == {}
+    assert (tmp_path / "each" / "first" / "eval.json").exists() and metrics.read_text() == before

@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
 
 from ml_collections import config_dict
 
@@ -37,7 +36,7 @@ def read_rule_folders(
 
     Raises:
       UserError: as `read_own_folder`; a rule's name is no plain one, a file stands where it belongs to no rule, only
-        some rules have validation rows or training rows of near misses, or inputs are to be written.
+        some rules have validation rows, or inputs are to be written.
     """
     folders = rule_folders(root)
     for name in config.rules:
@@ -50,7 +49,7 @@ def read_rule_folders(
     for name, folder in folders.items():
         rules[name] = read_wordings(folder, one_wording=True)[0]
         for split, rows in read_own_folder(folder, config).items():
-            of_rule = is_test(split) or split == NEAR_MISSES
+            of_rule = is_test(split) or split in (NEAR_MISSES, train_part(NEAR_MISSES))
             splits.setdefault(f"{name}/{split}" if of_rule else split, []).extend(rows)
     for split in SHARED:
         path = root / f"{split}.jsonl"
@@ -85,14 +84,10 @@ def _check_files(root: pathlib.Path, folders: dict[str, pathlib.Path], config: c
     for folder in folders.values():
         if not (folder / "train.jsonl").exists():
             raise UserError(f"{folder / 'train.jsonl'}: not found; with several rules each has inputs of its own")
-    _check_all_or_none("valid", list(folders.values()))
-    conditional = [folder for folder in folders.values() if (folder / f"{NEAR_MISSES}.jsonl").exists()]
-    _check_all_or_none(train_part(NEAR_MISSES), conditional)
-
-
-def _check_all_or_none(split: str, folders: Sequence[pathlib.Path]) -> None:
-    """Raises UserError where some folders have the file of a split and others do not: it serves all of them."""
-    files = [folder / f"{split}.jsonl" for folder in folders]
-    found, missing = [file for file in files if file.exists()], [file for file in files if not file.exists()]
-    if found and missing:
-        raise UserError(f"{missing[0]}: not found, but {found[0]} exists; accepted: one for every rule, or for none")
+    validated = [folder for folder in folders.values() if (folder / "valid.jsonl").exists()]
+    if validated and len(validated) < len(folders):
+        other = next(folder for folder in folders.values() if folder not in validated)
+        raise UserError(
+            f"{other / 'valid.jsonl'}: not found, but {validated[0] / 'valid.jsonl'} exists; "
+            "accepted: one for every rule, or for none"
+        )

@@ -32,5 +32,5 @@ def is_evaluated(split: str) -> bool:
 
 
 def train_part(split: str) -> str:
-    """Returns the name of the part of a held split that is trained on; rules share it."""
-    return f"{kind_of_split(split)}_train"
+    """Returns the name of the part of a held split that is trained on."""
+    return f"{split}_train"

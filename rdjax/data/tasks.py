@@ -18,7 +18,7 @@ from rdjax.data.own_folder import are_written, read_own_folder, read_wordings
 from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
 from rdjax.data.rule_folders import has_rule_folders, read_rule_folders
-from rdjax.data.splits import HELD, LEARNT, is_held, train_part
+from rdjax.data.splits import HELD, LEARNT, is_held, kind_of_split, train_part
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 from rdjax.storage.files import user_path
@@ -102,24 +102,24 @@ def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
 
     Args:
       hold_out: share of the training rows that validate, if the task has no validation rows and enough others.
-      hold: whether rows are trained on whose answers are to stay: half of each such split, at most `MOST_HELD`; the
-        others are tested.
+      hold: whether rows are trained on whose answers are to stay: those of the split's own file of training rows, else
+        half of the split, at most `MOST_HELD`; the others are tested. Several rules' near misses are joined.
       seed: of the choice.
     """
     splits = dict(task.splits)
     train = splits.get("train", ())
     if hold_out and "valid" not in splits and len(train) >= ENOUGH_TO_HOLD_OUT:
         splits["valid"], splits["train"] = _draw(train, max(round(hold_out * len(train)), 2), f"valid-{seed}")
-    if not hold:
-        splits = {split: rows for split, rows in splits.items() if split not in map(train_part, HELD)}
-        return dataclasses.replace(task, splits=datasets.DatasetDict(splits))
-    drawn: dict[str, list[datasets.Dataset]] = {}
-    for split in filter(is_held, task.splits):
-        if train_part(split) not in task.splits:
+    trained: dict[str, list[datasets.Dataset]] = {}
+    for split in task.splits:
+        if kind_of_split(split) in map(train_part, HELD):
+            trained.setdefault(kind_of_split(split), []).append(splits.pop(split))
+        elif hold and is_held(split) and train_part(split) not in task.splits:
             rows = splits[split]
             part, splits[split] = _draw(rows, min(len(rows) // 2, MOST_HELD), f"{split}-{seed}")
-            drawn.setdefault(train_part(split), []).append(part)
-    splits |= {split: datasets.concatenate_datasets(parts) for split, parts in drawn.items()}
+            trained.setdefault(train_part(kind_of_split(split)), []).append(part)
+    if hold:
+        splits |= {split: datasets.concatenate_datasets(parts) for split, parts in trained.items()}
     return dataclasses.replace(task, splits=datasets.DatasetDict(splits))
 
 

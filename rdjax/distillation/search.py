@@ -46,21 +46,12 @@ def train_stage(
         if len(members) > 1:
             raise
         return [retry(stage, model, members[0], config, folder, rate, None, str(error))]
-    return [
-        result
-        if has_learnt(result)
-        else retry(
-            stage if len(members) == 1 else dataclasses.replace(stage, name=f"{stage.name}_seed{member.seed}"),
-            model,
-            member,
-            config,
-            folder,
-            rate,
-            result,
-            "the validation loss did not fall",
-        )
-        for member, result in zip(members, results, strict=True)
-    ]
+    reason = "the validation loss did not fall"
+    for number, (member, result) in enumerate(zip(members, results, strict=True)):
+        if not has_learnt(result):
+            alone = stage if len(members) == 1 else dataclasses.replace(stage, name=f"{stage.name}_member{number}")
+            results[number] = retry(alone, model, member, config, folder, rate, result, reason)
+    return results
 
 
 def has_learnt(result: Trained) -> bool:
@@ -88,7 +79,8 @@ def retry(
     rates = [rate * factor for factor in TRIALS]
     print(f"{stage.name}: {reason}; trying the rates {', '.join(f'{other:.2g}' for other in rates)}")
     short = with_rate(config, rate)
-    short.train.updates = max(short.train.updates // TRIAL_SHARE, 1)
+    length = "epochs" if short.train.epochs else "updates"
+    short.train[length] = max(short.train[length] // TRIAL_SHARE, 1)
     losses = {}
     for other in rates:
         trial = dataclasses.replace(stage, name=f"{stage.name}_trial_{other:.1e}")
@@ -101,7 +93,7 @@ def retry(
         raise UserError(f"{stage.name}: {reason}, and at lower rates too; set config.optimizer.learning_rate by hand")
     best = min(losses, key=lambda other: (losses[other], other))  # without validations the lowest that stays finite
     start = math.inf if result is None else result.start_loss
-    if not has_learnt(Trained(member.initial, losses[best], start)):
+    if not has_learnt(Trained(member.initial, losses[best], start, best)):
         print(f"{stage.name}: no rate lowers the validation loss")
         return result
     print(f"{stage.name}: training at {best:.2g}")

@@ -106,7 +106,7 @@ class Member:
 
 
 class Trained(NamedTuple):
-    """Holds the result of a member: its adapter, and its validation loss now and before the first update.
+    """Holds the result of a member: its adapter, its validation loss now and before the first update, and its rate.
 
     The losses are infinite where there were no validations.
     """
@@ -114,6 +114,7 @@ class Trained(NamedTuple):
     adapter: Adapter
     valid_loss: float
     start_loss: float
+    rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +189,9 @@ def run_stage(
         job = load_signals(job, reached.state, folder.parent / "signals")
         reached = train(job, reached, checkpoints)
     checkpoints.close()
+    rate = config.optimizer.learning_rate
     return [
-        Trained(take_member(reached.best, number), reached.best_losses[number], reached.start_losses[number])
+        Trained(take_member(reached.best, number), reached.best_losses[number], reached.start_losses[number], rate)
         for number in range(len(members))
     ]
 
@@ -302,7 +304,7 @@ def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
 def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     """Takes the updates that are left; saves, and ends the command, where a signal asks for it."""
     steps, settings, metrics = len(job.updates), job.config.train, None
-    if not reached.updates and not settings.epochs and job.valid_loaders:
+    if not reached.updates and job.valid_loaders:
         reached = validate_start(job, reached)
     profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
     upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
@@ -335,12 +337,16 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
 
 
 def validate_start(job: Job, reached: Progress) -> Progress:
-    """Validates the adapters before the first update; one that training does not improve is kept as it is."""
+    """Validates the adapters before the first update.
+
+    One that training does not improve is kept as it is, but where the length is in epochs: then one of these is.
+    """
     losses = validate(job, reached.state.adapter)
     check_losses(job.place, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
     for member, loss in zip(job.members, losses, strict=True):
         member.log.write(job.stage.name, 0, {"valid_loss": loss, "epoch": 0})
-    return reached._replace(best_losses=losses, start_losses=losses, fallen_to=losses)
+    reached = reached._replace(start_losses=losses)
+    return reached if job.config.train.epochs else reached._replace(best_losses=losses, fallen_to=losses)
 
 
 def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], number: int) -> Progress:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rdjax.config import DISTILLED
 from rdjax.data.splits import NEAR_MISSES, is_held, is_test, kind_of_split, rule_of_split
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, split_metrics
@@ -57,7 +58,10 @@ def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric:
     count = f"On {student['n']} unseen inputs{where}"
     if metric == GAP_CLOSED:
         if student[GAP_CLOSED] is None:
-            return f"{count} the rule changes next to nothing in what the model says, read or learnt."
+            said = f"{count} the rule in the prompt changes next to nothing in what the model says"
+            if student["kl"] <= GAP_NEAR_ZERO:
+                return f"{said}, and the student says the same."
+            return f"{said}; the student's predictions are {student['kl']:.3f} nats a token away from that."
         return (
             f"{count} the student, which does not read the rule, has closed {_percent(student[GAP_CLOSED])} of the "
             "distance between the model that does not know the rule and the one that reads it."
@@ -127,7 +131,7 @@ def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], confi
     judged = judged_scores(tests, metrics)
     # Trained on answers that a judge confirmed, the student may follow more often than the model that reads the rule,
     # and is then far from that model's predictions.
-    if len(judged) == len(tests) and all(student >= ruled > 0 for student, ruled in judged):
+    if len(judged) == len(tests) and all(student >= ruled and student > 0 for student, ruled in judged):
         return []
     found = [f"The student closes only {_percent(min(closed))} of the gap. What to try first:"]
     followed = [ruled for _, ruled in judged]
@@ -146,7 +150,9 @@ def _advice_of_curves(lines: Sequence[Mapping[str, Any]], config: Mapping[str, A
     valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
     if not losses:
         return []
-    if len(valid) > 1 and min(valid) > OVERFITTED * losses[-1]:
+    # Of a student that was distilled, gold outputs validate by another loss than the one that is minimised.
+    comparable = config["train"]["valid_loss"] != "gold" or config["method"] not in DISTILLED
+    if comparable and len(valid) > 1 and min(valid) > OVERFITTED * losses[-1]:
         return ["The training loss is far below the validation loss: give more inputs, and more varied ones."]
     if len(valid) > 2 and valid[-1] < min(valid[:-1]) * (1 - STILL_FALLING):
         return ["The validation loss was still falling at the end: train longer (config.train.updates)."]

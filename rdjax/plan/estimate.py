@@ -58,7 +58,7 @@ def describe_workload(config: config_dict.ConfigDict, model: LanguageModel, load
         lengths["student"],
         lengths["teacher"],
         shape.teacher.prefix,
-        (loader.accumulation, loader.rows, shape.student.tokens),
+        (loader.accumulation, loader.rows, getattr(shape, loader.objective.trained).tokens),
         work,
         signal_bytes(model, [offsets]),
     )
@@ -104,7 +104,23 @@ def make_plan(
             teacher_flops(model.config, workload.teacher_lengths, workload.teacher_prefix) if distils else 0.0
         ),
         "floor_seconds": _floor_seconds(config, model, spec, workload.work, chip),
+        "not_counted": not_counted(config),
     }
+
+
+def not_counted(config: config_dict.ConfigDict) -> list[str]:
+    """Lists the parts of a run that the plan leaves out."""
+    distils, loss = config.method.startswith("rule_distill"), config.loss
+    parts = {
+        "the training of the enhanced teacher (config.method = inst_tune_with_rule plans it)": (
+            config.method == "rule_distill_enhanced"
+        ),
+        "batches of inputs that the rule is not about, if there are any": distils and loss.retain_weight,
+        "samples with the rule in the student's prompt": distils and loss.consistency_weight,
+        "practice": config.practice.rounds,
+        "validation and evaluation": True,
+    }
+    return [part for part, is_done in parts.items() if is_done]
 
 
 def _model_figures(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> dict[str, Any]:
@@ -170,6 +186,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "signals of all pairs": f"{_gib(plan['signal_bytes'])} in total",
         **{f"peak, {name}": _peak_text(program, plan["memory"]) for name, program in plan["compiled"].items()},
         "fits": "yes" if plan["fits"] else "NO",
+        "not counted": ", ".join(plan["not_counted"]),
         "FLOPs": f"step {plan['step_flops'] / 1e12:.2f} T, its teacher pass {plan['teacher_flops'] / 1e12:.2f} T",
     }
     if plan["floor_seconds"]:

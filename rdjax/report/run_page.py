@@ -190,6 +190,14 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     config = record["config"]
     tests = {split: systems for split, systems in splits.items() if not is_held(split)}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
+    trained = "rdjax.evaluate" not in record["command"]
+    title = label(config["method"]) if trained else "evaluation"
+    of_training = {
+        "method": config["method"],
+        "k": config["task"]["k"] or "all",
+        "seed": config["seed"],
+        "gap to close": "-" if gap is None else f"{gap:.3f} nats a token",
+    }
     figures = {"curves": curves_figure(lines)}
     if splits:
         scores, panels = scores_figure if len(splits) <= MOST_PANELS else rules_figure, hardest_splits(splits)
@@ -199,14 +207,11 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         figures["hidden"] = hidden_figure({split: hidden[split] for split in panels if split in hidden})
     return {
         "kind": "run",
-        "title": f"{label(config['method'])} on {config['task']['name']}, k = {config['task']['k'] or 'all'}",
+        "title": f"{title} on {config['task']['name']}" + (f", k = {of_training['k']}" if trained else ""),
         "facts": {
-            "method": config["method"],
             "model": config["model"]["path"],
             "task": config["task"]["name"],
-            "k": config["task"]["k"] or "all",
-            "seed": config["seed"],
-            "gap to close": "-" if gap is None else f"{gap:.3f} nats a token",
+            **(of_training if trained else {}),
         },
         "rule": results.get("rule") or _rule(predictions),
         "verdict": verdict(results),

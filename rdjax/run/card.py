@@ -69,8 +69,7 @@ def card_text(
     """
     parts = [
         front_matter(base, merged),
-        "# A rule, distilled into " + ("a model" if merged else "a LoRA adapter"),
-        "This model follows the rule below without it in the prompt. " + METHOD_WORDS[record["config"]["method"]],
+        *heading(record["config"], "a model" if merged else "a LoRA adapter"),
         "## The rule",
         "\n".join(f"> {line}" for line in results.get("rule", "").splitlines()),
         "## How well it follows it",
@@ -88,6 +87,15 @@ def card_text(
         + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def heading(config: Mapping[str, Any], kind: str) -> tuple[str, str]:
+    """Returns the title and what the model does; one whose rule was removed does not follow it any more."""
+    if config["task"].get("remove_rule"):
+        text = f"This model has unlearnt the rule below. {DISTILLED}the base that reads no rule was the teacher."
+        return f"# A rule, removed from {kind}", text
+    text = "This model follows the rule below without it in the prompt. " + METHOD_WORDS[config["method"]]
+    return f"# A rule, distilled into {kind}", text
 
 
 def front_matter(base: str, merged: bool) -> str:
@@ -149,11 +157,9 @@ def limits(results: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[st
     """Says what the scores do not show."""
     config = record["config"]
     metrics = split_metrics(results)
-    found = [
-        f"Trained from {config['task']['k'] or 'all'} rows or written inputs of one kind; other kinds, languages and "
-        "longer conversations were not tested.",
-        "The student can be no better than its teacher, the base with the rule in its prompt.",
-    ]
+    found = ["Not tested: inputs of other kinds, in other languages, or in longer conversations than in training."]
+    if config["method"] == "rule_distill_base" and not config["task"].get("remove_rule"):
+        found.append("The student learns what the base with the rule in its prompt does, its mistakes too.")
     if all(metric in (GAP_CLOSED, KL_FROM_BASE) for metric in metrics.values()):
         found.append("No judge looked at the answers: the gap closed says how close the predictions are, not how good.")
     if not any(map(is_held, results["splits"])):

@@ -5,6 +5,7 @@ import pathlib
 from ml_collections import config_dict
 
 from rdjax.config import plain_config
+from rdjax.distillation.programs import release_programs
 from rdjax.evaluation.results import results_table
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.models.families.registry import FAMILIES
@@ -26,6 +27,7 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module
     Args:
       module: the command that runs, for the record.
     """
+    release_programs()
     run = prepare(config, workdir, module=module)
     finished = workdir / FINISHED
     if exists_on_first(finished):

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from ml_collections import config_dict
 
+from rdjax.config import METHODS
 from rdjax.data.pairs import Pair
 from rdjax.data.splits import is_evaluated, is_held
 from rdjax.distillation.optimizer import with_auto_rate
@@ -112,10 +114,22 @@ def estimate_cost(run: Run, answering: float) -> dict[str, Any]:
         "update_seconds": trial.update,
         "updates": trial.updates,
         "training_seconds": trial.preparing + trial.update * trial.updates,
+        "further_training": further_training(run.config),
         "evaluation_seconds": answering * max(len(config.eval.systems) - 2, 0),
         "device_bytes": peak,
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def further_training(config: config_dict.ConfigDict) -> list[str]:
+    """Lists what a run trains beside the student's own updates, which alone are timed."""
+    found = []
+    if "rule_distill_enhanced" in (config.method, *config.eval.systems) or "enhanced_with_rule" in config.eval.systems:
+        found.append("the enhanced teacher")
+    found += [name for name in config.eval.systems if name in METHODS and name != config.method]
+    if config.practice.rounds and config.train.updates:
+        found.append(f"{config.practice.rounds} rounds of practice with {config.practice.updates} updates each")
+    return found
 
 
 def inspection_lines(found: dict[str, Any]) -> list[str]:
@@ -155,9 +169,11 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     """Says how long a run takes and how much memory."""
     memory = cost["device_bytes"]
     where = f"{memory / 2**30:.1f} GiB on the device, " if memory else ""
+    further = cost["further_training"]
     return [
-        f"training: at most {cost['updates']} updates of {cost['update_seconds']:.2f} s after "
+        f"training of the student: at most {cost['updates']} updates of {cost['update_seconds']:.2f} s after "
         f"{cost['preparing_seconds']:.0f} s of preparation, {cost['training_seconds'] / 60:.1f} minutes on "
         f"{cost['device']}; then about {cost['evaluation_seconds'] / 60:.1f} minutes of evaluation",
+        *([f"not in this estimate: the training of {', '.join(further)}"] if further else []),
         f"memory so far: {where}{cost['host_bytes'] / 2**30:.1f} GiB on the host",
     ]

@@ -19,7 +19,7 @@ from rdjax.distillation.objective import (
     retain_objective,
 )
 from rdjax.distillation.search import train_stage
-from rdjax.distillation.stage import Member, Stage
+from rdjax.distillation.stage import Member, Stage, Trained
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.run.prepare import Run
 
@@ -54,7 +54,7 @@ def make_stage(
 
 def train_adapters(
     runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter], folder: pathlib.Path
-) -> list[Adapter]:
+) -> list[Trained]:
     """Trains one adapter of every run, side by side.
 
     Args:
@@ -62,7 +62,7 @@ def train_adapters(
       folder: of checkpoints; those of this stage are in `<folder>/<name>`.
     """
     stage, members = stage_of(runs, name, method, teachers)
-    return [trained.adapter for trained in train_stage(stage, runs[0].model, members, runs[0].config, folder)]
+    return train_stage(stage, runs[0].model, members, runs[0].config, folder)
 
 
 def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter]) -> tuple[Stage, list[Member]]:

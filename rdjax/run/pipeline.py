@@ -7,6 +7,7 @@ from typing import Any
 from rdjax.config import METHODS
 from rdjax.data.splits import is_evaluated
 from rdjax.data.tasks import RuleTask
+from rdjax.distillation.stage import Trained
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System
 from rdjax.evaluation.judges import judges_of
@@ -48,19 +49,25 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
     needs_enhanced = "rule_distill_enhanced" in methods.values() or "enhanced_with_rule" in config.eval.systems
     adapters: dict[str, list[Adapter]] = {}
     if needs_enhanced:
-        adapters[ENHANCED] = train_adapters(runs, ENHANCED, "inst_tune_with_rule", starts, folder)
+        adapters[ENHANCED] = adapters_of(train_adapters(runs, ENHANCED, "inst_tune_with_rule", starts, folder))
         export_adapters(runs, ENHANCED, adapters[ENHANCED])
     for name, method in methods.items():
         if method == "inst_tune_with_rule" and needs_enhanced:
             adapters[name] = adapters[ENHANCED]  # the same training under another name
         else:
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
-            adapters[name] = train_adapters(runs, name, method, teachers, folder)
+            trained = train_adapters(runs, name, method, teachers, folder)
             if name == "student":
-                adapters[name] = practise(runs, adapters[name], teachers, folder)
+                trained = practise(runs, trained, teachers, folder)
+            adapters[name] = adapters_of(trained)
         export_adapters(runs, name, adapters[name])
         exit_if_signalled()
     return [{name: trained[number] for name, trained in adapters.items()} for number in range(len(runs))]
+
+
+def adapters_of(trained: Sequence[Trained]) -> list[Adapter]:
+    """Returns the adapters of what was trained."""
+    return [one.adapter for one in trained]
 
 
 def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from rdjax.config import ROUND
 from rdjax.data.pairs import Pair
-from rdjax.distillation.stage import VALIDATIONS
+from rdjax.distillation.stage import VALIDATIONS, Trained
 from rdjax.evaluation.answers import System, answer
 from rdjax.generation.options import Decoding
 from rdjax.models.lora import Adapter
@@ -28,36 +28,42 @@ from rdjax.storage.records import Response, check_inputs, read_records
 
 
 def practise(
-    runs: Sequence[Run], adapters: Sequence[Adapter], teachers: Sequence[Adapter], folder: pathlib.Path
-) -> list[Adapter]:
+    runs: Sequence[Run], trained: Sequence[Trained], teachers: Sequence[Adapter], folder: pathlib.Path
+) -> list[Trained]:
     """Trains the student of every run in `practice.rounds` rounds on its own answers, side by side.
 
     Args:
-      adapters: of the students before the first round.
+      trained: the students before the first round; the lowest of their rates is that of the rounds, unless the config
+        names one.
       teachers: the frozen adapter of each run's teacher.
       folder: of checkpoints; those of a round are in `<folder>/practice_<round>`.
 
     Returns:
-      The adapters after the last round.
+      The students after the last round.
     """
-    adapters = list(adapters)
+    trained, rate = list(trained), min(one.rate for one in trained)
     for number in range(1, runs[0].config.practice.rounds + 1):
         name = f"{ROUND}{number}"
         rounds = []
-        for run, adapter in zip(runs, adapters, strict=True):
-            own = dataclasses.replace(run, config=config_of_round(run.config, number), valid=(), initial=adapter)
+        for run, student in zip(runs, trained, strict=True):
+            config = config_of_round(run.config, number, rate)
+            own = dataclasses.replace(run, config=config, valid=(), initial=student.adapter)
             pairs = [*answers_of(own, name), *(run.train if run.config.practice.replay else ())]
             rounds.append(dataclasses.replace(own, train=pairs))
-        adapters = train_adapters(rounds, name, runs[0].config.method, teachers, folder)
-    return adapters
+        trained = train_adapters(rounds, name, runs[0].config.method, teachers, folder)
+    return trained
 
 
-def config_of_round(config: config_dict.ConfigDict, number: int) -> config_dict.ConfigDict:
-    """Returns a run's config with what `practice` says of a round; the round's last state is its result."""
+def config_of_round(config: config_dict.ConfigDict, number: int, rate: float) -> config_dict.ConfigDict:
+    """Returns a run's config with what `practice` says of a round; the round's last state is its result.
+
+    Args:
+      rate: the learning rate, unless `practice` names another.
+    """
     changed, practice = copy.deepcopy(config), config.practice
     changed.seed = seed_of_round(config.seed, number)
     changed.loss.logit = practice.logit or config.loss.logit
-    changed.optimizer.learning_rate = practice.learning_rate or config.optimizer.learning_rate
+    changed.optimizer.learning_rate = practice.learning_rate or rate
     changed.train.updates, changed.train.epochs = practice.updates, 0
     changed.train.valid_every, changed.train.checkpoint_every = 0, VALIDATIONS
     return changed

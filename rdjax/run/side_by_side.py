@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from rdjax.distillation.finite import DivergedError
+from rdjax.distillation.programs import release_programs
 from rdjax.errors import describe
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
@@ -37,6 +38,7 @@ def finish_runs(
         groups[len(run.train), len(run.valid), held].append(run)
     failures: dict[str, str] = {}
     for (train, valid, held), group in groups.items():
+        release_programs()
         name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held)
         for run, adapters in train_runs(group, checkpoints, name, failures):
             try:

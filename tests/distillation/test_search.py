@@ -34,11 +34,11 @@ def with_losses(monkeypatch, loss_of) -> list[float]:
 
     def run_stage(stage, model, members, config, folder):
         rate = config.optimizer.learning_rate
-        rates.append((rate, config.train.updates))
+        rates.append((rate, config.train.epochs or config.train.updates))
         loss = loss_of(rate)
         if math.isnan(loss):
             raise DivergedError("the loss is nan")
-        return [Trained({"rate": rate}, loss, 1.0) for _ in members]
+        return [Trained({"rate": rate}, loss, 1.0, rate) for _ in members]
 
     monkeypatch.setattr(search, "run_stage", run_stage)
     return rates
@@ -69,6 +69,14 @@ def test_a_rate_that_is_wrong_gives_way_to_the_best_of_three(monkeypatch, tmp_pa
     assert found.adapter["rate"] == pytest.approx(usual / 3) and rates[-1][0] == pytest.approx(usual / 3)
 
 
+def test_trials_are_a_part_of_the_epochs_where_these_give_the_length(monkeypatch, tmp_path):
+    config = base.get_config()
+    config.train.epochs = 20
+    lengths = with_losses(monkeypatch, lambda rate: 1.0 if rate > 1e-3 else 0.5)
+    search.train_stage(stage(), Model, [member()], config, tmp_path)
+    assert [epochs for _, epochs in lengths] == [20, 5, 5, 5, 20]
+
+
 def test_what_was_learnt_stays_where_no_rate_is_better(monkeypatch, tmp_path):
     with_losses(monkeypatch, lambda rate: 0.97)
     (found,) = search.train_stage(stage(), Model, [member()], base.get_config(), tmp_path)
@@ -80,10 +88,10 @@ def test_members_that_fail_go_on_apart(monkeypatch, tmp_path):
 
     def run_stage(stage, model, members, config, folder):
         names.append(stage.name)
-        return [Trained({}, 1.0 if stage.name == "student" else 0.5, 1.0) for _ in members]
+        return [Trained({}, 1.0 if stage.name == "student" else 0.5, 1.0, 1e-3) for _ in members]
 
     monkeypatch.setattr(search, "run_stage", run_stage)
-    members = [dataclasses.replace(member(), seed=seed) for seed in (3, 4)]
+    members = [dataclasses.replace(member(), seed=3) for _ in range(2)]  # several rules have one seed
     search.train_stage(stage(), Model, members, base.get_config(), tmp_path)
     assert len(names) == len({*names}) == 9
 

@@ -5,6 +5,7 @@ import pytest
 from rdjax.evaluation.verdict import advice, verdict
 
 CONFIG = {"task": {"remove_rule": False}, "lora": {"rank": 16}}
+CONFIG |= {"method": "rule_distill_base", "train": {"valid_loss": "training"}}
 
 
 def results(closed: float | None, student: float = 0.9, teacher: float = 0.95, metric: str = "exact_match", **more):
@@ -75,6 +76,22 @@ def test_advice_follows_from_the_curves(found, lines, word):
 def test_a_student_that_follows_as_often_as_the_model_that_reads_the_rule_gets_no_advice():
     assert advice(results(-0.5, student=0.5, teacher=0.3), losses((1.0, 1.0)), CONFIG) == []
     assert advice(results(-0.5, student=0.0, teacher=0.0), losses((1.0, 1.0)), CONFIG) != []
+
+
+def test_a_student_that_follows_a_rule_that_its_teacher_never_does_gets_no_advice():
+    assert advice(results(-3.0, student=0.98, teacher=0.0), losses((1.0, 1.0)), CONFIG) == []
+
+
+def test_losses_of_different_kinds_are_not_compared():
+    curves = losses((1.0, 2.0), (0.7, 1.8), (0.6, 1.7), (0.5, 1.45))
+    gold = CONFIG | {"train": {"valid_loss": "gold"}}
+    assert "more inputs" in " ".join(advice(results(0.3), curves, CONFIG))
+    assert "train longer" in " ".join(advice(results(0.3), curves, gold))
+
+
+def test_a_rule_that_changes_nothing_says_nothing_of_a_student_that_changed():
+    assert verdict(results(None, metric="gap_closed", kl=0.001))[0].endswith("and the student says the same.")
+    assert "1.237 nats a token away" in verdict(results(None, metric="gap_closed", kl=1.237))[0]
 
 
 def test_a_student_that_has_learnt_gets_no_advice():

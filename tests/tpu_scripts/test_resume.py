@@ -42,6 +42,19 @@ def test_resume_looks_twice_where_a_host_fails_before_the_preemption_shows(cloud
     assert len(named(ended.calls, "create")) == launched(ended.calls) == 2
 
 
+def test_resume_launches_again_where_a_host_is_lost_and_jax_aborts_the_other(cloud, command):
+    reset_once = """
+        if [ -e "$CLOUD/ran$HOST" ]; then exit 0; fi
+        touch "$CLOUD/ran$HOST"
+        if [ "$HOST" = 1 ]; then sleep 0.3; kill -9 0; fi
+        sleep 0.6
+        exit 134
+    """
+    ended = cloud.run("resume", "--", *command(reset_once))
+    assert ended.status == 0, ended
+    assert launched(ended.calls) == 2
+
+
 def test_resume_deletes_a_suspended_request_and_queues_anew(cloud):
     cloud.set(request="SUSPENDED", then={"WAITING_FOR_RESOURCES": "ACTIVE"}, wait=True)
     ended = cloud.run("resume", "--queued", "--", "true")
