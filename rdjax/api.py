@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import check_config
+from rdjax.data.rows import check_sample
 from rdjax.data.splits import NEAR_MISSES, RETAIN
 from rdjax.defaults import rule_config
 from rdjax.errors import UserError
@@ -25,6 +26,8 @@ from rdjax.storage.records import Results, read_record
 from rdjax.storage.workdir import FROM_PYTHON
 
 Rows = Sequence[str | Mapping[str, str]]  # inputs, or {"input": ..., "output": ...}
+# Fields that arguments give, which settings must not.
+GIVEN = {"model.path": "model", "task.root": "rule", "task.name": "rule"}
 
 
 class Distilled:
@@ -110,15 +113,20 @@ def distill(
     Raises:
       UserError: names what is wrong, and what would be accepted.
     """
-    workdir = user_path(workdir or tempfile.mkdtemp(prefix="rdjax-"))
-    config = rule_config()
-    config.model.path = model
     splits = {"train": inputs, "valid": valid, "test": test, RETAIN: retain, NEAR_MISSES: near_misses}
-    config.task.root = str(_task_folder(rule, splits, workdir))
-    config.eval.judges = (judge,) if judge else ()
+    config = rule_config()
     for name, value in settings.items():
-        _set_field(config, name.replace("__", "."), value)
+        field = name.replace("__", ".")
+        if field in GIVEN:
+            raise UserError(f"{name} is given by {GIVEN[field]}; leave it out")
+        _set_field(config, field, value)
+    config.model.path, config.eval.judges = model, (judge,) if judge else config.eval.judges
+    if judge and "eval__judges" in settings:
+        raise UserError("judge and eval__judges are both given; accepted: one of the two")
     check_config(config)
+    lines = {split: _row_lines(rows, "inputs" if split == "train" else split) for split, rows in splits.items()}
+    workdir = user_path(workdir or tempfile.mkdtemp(prefix="rdjax-")).absolute()
+    config.task.root = str(_task_folder(rule, lines, workdir))
     try:
         run = run_experiment(config, workdir, FROM_PYTHON)
         if not (workdir / PAGE).exists():
@@ -139,16 +147,38 @@ def _set_field(config: Any, path: str, value: Any) -> None:
         raise UserError(f"{path} = {value!r}: {error}; rdjax/defaults.py lists every field") from None
 
 
-def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Rows], workdir: pathlib.Path) -> pathlib.Path:
+def _row_lines(rows: Rows, name: str) -> list[str]:
+    """Returns rows as JSON, one a line.
+
+    Raises:
+      UserError: they are no list, or one is faulty; names the argument and the row.
+    """
+    if rows is None or isinstance(rows, str | Mapping):
+        raise UserError(f"{name} = {str(rows)[:60]!r}; accepted: a list of inputs, or of rows with input and output")
+    lines = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, str | Mapping):
+            raise UserError(
+                f"{name}, row {number}: {str(row)[:60]!r}; accepted: a text, or a row with input and output"
+            )
+        fields = {"input": row} if isinstance(row, str) else dict(row)
+        check_sample(fields, f"{name}, row {number}")
+        lines.append(json.dumps(fields, ensure_ascii=False))
+    return lines
+
+
+def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Sequence[str]], workdir: pathlib.Path) -> pathlib.Path:
     """Returns the folder of the task: the user's, or a new one beside the workdir."""
-    if isinstance(rule, pathlib.Path) or ("\n" not in rule and len(rule) < 255 and _is_folder(rule)):
+    if isinstance(rule, pathlib.Path) or _is_path(rule):
+        path = user_path(rule)
+        if not path.is_dir():
+            raise UserError(f"rule = {str(rule)!r} is no folder; accepted: the text of a rule, or a task folder")
         if any(splits.values()):
             raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")
-        return user_path(rule)
+        return path
     folder = workdir.with_name(f"{workdir.name}-rule")
     files = {"rule.md": rule.strip() + "\n"}
-    for split, rows in splits.items():
-        lines = [json.dumps({"input": row} if isinstance(row, str) else dict(row), ensure_ascii=False) for row in rows]
+    for split, lines in splits.items():
         if lines:
             files[f"{split}.jsonl"] = "\n".join(lines) + "\n"
     if folder.exists():
@@ -165,9 +195,11 @@ def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Rows], workdir: 
     return folder
 
 
-def _is_folder(rule: str) -> bool:
-    """Tells whether a short text names a folder."""
+def _is_path(rule: str) -> bool:
+    """Tells whether a text is a path: of something that exists, or one word with a separator in it."""
+    if "\n" in rule or len(rule) >= 255:
+        return False
     try:
-        return user_path(rule).is_dir()
+        return user_path(rule).exists() or (len(rule.split()) == 1 and "/" in rule)
     except (UserError, ValueError):  # a rule that begins with "~", or has a null character
         return False

@@ -118,6 +118,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     _check_task(config)
     _check_loss(config.loss)
     _check_practice(config)
+    _check_method(config)
     if not config.lora.targets:
         raise UserError("config.lora.targets is empty; accepted: any of " + ", ".join(TARGETS))
     if config.train.batch_size % config.train.accumulation:
@@ -209,6 +210,17 @@ def _check_loss(loss: config_dict.ConfigDict) -> None:
     if any(not isinstance(layer, int) or layer < 0 for layer in loss.hidden_layers):
         raise UserError(f"config.loss.hidden_layers = {loss.hidden_layers}; accepted: numbers of layers from 0")
     _check_terms("loss.logit", loss.logit, loss)
+
+
+def _check_method(config: config_dict.ConfigDict) -> None:
+    """Checks that what only distillation reads is not set where nothing is distilled."""
+    loss = config.loss
+    if loss.terms and not {config.method, *config.eval.systems} & {*DISTILLED}:
+        raise UserError(f"config.loss.terms = {tuple(loss.terms)}: config.method = {config.method} has no such terms")
+    if loss.top_k and "reverse_kl" not in (loss.logit, config.practice.logit):
+        raise UserError(
+            f"config.loss.top_k = {loss.top_k} needs config.loss.logit or config.practice.logit = reverse_kl"
+        )
 
 
 def _check_terms(field: str, logit: str, loss: config_dict.ConfigDict) -> None:

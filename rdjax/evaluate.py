@@ -22,6 +22,7 @@ from rdjax.parallel.mesh import put, replicated
 from rdjax.parallel.processes import exists_on_first
 from rdjax.report.page import write_page
 from rdjax.run import cli, experiment
+from rdjax.run.adapter_folder import adapter_notes
 from rdjax.run.pipeline import FINISHED, evaluate_systems
 from rdjax.run.prepare import Experiment, check_run, prepare_evaluation
 from rdjax.storage.records import Results, read_record, write_record
@@ -41,7 +42,8 @@ def name_adapters(texts: list[str]) -> dict[str, pathlib.Path]:
         name, found, path = text.partition("=")
         if not found:
             name, path = "student", text
-        if not name or name in (*TAKEN, *folders):
+        taken = {other for known in folders for other in (known, f"{known}_with_rule")}
+        if not name or {name, f"{name}_with_rule"} & {*TAKEN, *taken}:
             raise UserError(f"--adapters: the name {name!r} is taken; accepted: <name>=<folder> with different names")
         folders[name] = resolve_folder(path, "adapter")
     return folders
@@ -56,6 +58,8 @@ def read_systems(prepared: Experiment, adapters: dict[str, pathlib.Path]) -> dic
     start, model = prepared.start, prepared.model
     systems = {"base": System(start, with_rule=False), "base_with_rule": System(start, with_rule=True)}
     for name, folder in adapters.items():
+        for note in adapter_notes(folder, model, prepared.options.template):
+            print(f"note: {note}")
         adapter, spec = load_adapter(folder, model.config, model.base)
         # Systems are run at one scale, that of the config.
         adapter = put(scaled_adapter(adapter, spec.scale / prepared.options.scale), replicated(model.mesh))

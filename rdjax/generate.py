@@ -22,7 +22,7 @@ from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_conte
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
-from rdjax.run.adapter_folder import CHAT_TEMPLATE, PROMPT_FILE, read_prompt_fields
+from rdjax.run.adapter_folder import CHAT_TEMPLATE, PROMPT_FILE, adapter_notes, read_prompt_fields
 from rdjax.storage.files import read_text, user_path
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
@@ -127,6 +127,8 @@ def main(argv: list[str]) -> None:
     adapter, scale, trained = None, 1.0, resolve_folder(_MODEL.value, "model")
     if _ADAPTER.value:
         trained = resolve_folder(_ADAPTER.value, "adapter")
+        for note in adapter_notes(trained, model):
+            print(f"note: {note}", file=sys.stderr)
         adapter, spec = load_adapter(trained, model.config, model.base)
         adapter, scale = put(adapter, replicated(model.mesh)), spec.scale
     template = prompt_template(model, trained)

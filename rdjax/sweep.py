@@ -5,6 +5,7 @@ out like that of `rdjax.train`. The same command, run again, resumes: finished c
 """
 
 import copy
+import difflib
 import functools
 import pathlib
 import sys
@@ -104,6 +105,14 @@ def _check_sweep_section(config: config_dict.ConfigDict) -> None:
     if missing:
         raise UserError(f"config.sweep.{min(missing)} is missing; a sweep starts from configs/sweeps/arithmetic.py")
     known = (*METHODS, *config.sweep.settings)
+    for name, settings in config.sweep.settings.items():
+        close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.9)
+        if close and name not in (*METHODS, *config.sweep.methods):
+            raise UserError(f"config.sweep.settings.{name} is of no method; accepted: such as {close[0]}")
+        if config.sweep.updates and "updates" in settings.get("train", {}):
+            raise UserError(
+                f"config.sweep.settings.{name} sets train.updates; accepted with config.sweep.updates: epochs"
+            )
     for method in config.sweep.methods:
         if method not in known:
             raise UserError(f"config.sweep.methods: {method!r} is unknown; accepted: {', '.join(dict.fromkeys(known))}")

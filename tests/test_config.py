@@ -233,3 +233,13 @@ def test_a_field_that_an_earlier_version_did_not_have_counts_as_empty():
     assert differences({**ours, "task": {**ours["task"], "rule_place": "user"}}, theirs) == [
         "task.rule_place: None there, 'user' here"
     ]
+
+
+def test_fields_that_the_method_does_not_read_are_refused():
+    config = base.get_config()
+    config.loss.top_k = 8
+    with pytest.raises(UserError, match=r"loss\.top_k = 8 needs config\.loss\.logit"):
+        check_config(config)
+    config.loss.top_k, config.loss.terms, config.method = 0, ("hidden=1",), "inst_tune_without_rule"
+    with pytest.raises(UserError, match=r"loss\.terms = \('hidden=1',\): config\.method = inst_tune_without_rule"):
+        check_config(config)

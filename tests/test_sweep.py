@@ -212,6 +212,11 @@ def test_seeds_that_fail_side_by_side_are_tried_one_by_one(model, tmp_path, monk
         ({"sweep.settings": {"tune": {"lora": {"depth": 3}}}}, r"config\.sweep\.settings\.tune.*depth"),
         ({"sweep.settings": {"tune": {"lora": {"rank": "high"}}}}, r"config\.sweep\.settings\.tune"),
         ({"sweep.settings": {"tune": {"lora": {"rank": 0}}}}, r"config\.lora\.rank = 0"),
+        (
+            {"sweep.settings": {"tune": {}, "rule_distil_base": {}}},
+            r"is of no method; accepted: such as rule_distill_base",
+        ),
+        ({"sweep.settings": {"tune": {"train": {"updates": 5}}}, "sweep.updates": 4}, r"tune sets train\.updates"),
     ],
 )
 def test_a_mistake_is_told_before_any_cell_starts(model, changes, message):

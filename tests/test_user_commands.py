@@ -109,6 +109,8 @@ def test_evaluate_refuses_a_name_twice(model, folder, inspected, tmp_path, capfd
     flag = f"--adapters=base={inspected[0] / 'adapter'}"
     failure = run_to_error(evaluate.main, *arguments(model, folder, tmp_path / "scores"), flag, capfd=capfd)
     assert failure.status == 2 and "the name 'base' is taken" in failure.error
+    with pytest.raises(UserError, match="the name 'one_with_rule' is taken"):
+        evaluate.name_adapters([f"{name}={inspected[0] / 'adapter'}" for name in ("one", "one_with_rule")])
 
 
 def test_init_writes_a_folder_that_trains_and_nothing_over_another(model, tmp_path, capfd):
@@ -173,3 +175,22 @@ def test_a_field_that_is_none_is_named(model, tmp_path):
         rdjax.distill(str(model), "A rule.", ["an input"], workdir=tmp_path / "run", train__steps=3)
     with pytest.raises(UserError, match="is a folder: its files have the inputs"):
         rdjax.distill(str(model), tmp_path, ["an input"], workdir=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"inputs": "train.jsonl"}, "inputs = 'train.jsonl'; accepted: a list"),
+        ({"retain": None}, "retain = 'None'; accepted: a list"),
+        ({"test": [1]}, "test, row 0: '1'; accepted: a text"),
+        ({"inputs": [{"input": "a", "answer": "b"}]}, "inputs, row 0: fields that are not understood: answer"),
+        ({"rule": "rules/mine.md"}, "rule = 'rules/mine.md' is no folder"),
+        ({"task__root": "rules"}, "task__root is given by rule"),
+        ({"judge": "json", "eval__judges": ("json",)}, "judge and eval__judges are both given"),
+    ],
+)
+def test_arguments_that_would_be_read_as_something_else_are_refused(model, tmp_path, given, message):
+    arguments = {"rule": "Answer in French.", "inputs": ["an input"], **given}
+    with pytest.raises(UserError, match=message):
+        rdjax.distill(str(model), workdir=tmp_path / "run", **arguments)
+    assert not any(tmp_path.iterdir()), "nothing is left behind"

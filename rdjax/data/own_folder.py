@@ -10,7 +10,9 @@ from rdjax.data.splits import HELD, LEARNT, train_part
 from rdjax.errors import UserError
 from rdjax.storage.files import read_text
 
-REQUIRED = "a task folder holds rule.md and train.jsonl"
+REQUIRED = "a task folder holds rule.md and, unless the model writes the inputs, train.jsonl"
+NAMES = (*LEARNT, *HELD, *map(train_part, HELD))  # of the files of rows, beside test*
+OTHER_FORMS = (".json", ".csv", ".tsv", ".parquet")  # in which others keep rows
 
 
 def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[str, list[Row]]:
@@ -26,11 +28,12 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
       has wording i modulo their number.
 
     Raises:
-      UserError: rule.md is missing, or train.jsonl where inputs are not written; a file is empty or faulty, or k
-        exceeds the training rows.
+      UserError: rule.md is missing, or train.jsonl where inputs are not written; a file is empty, faulty, or has
+        another name; or k exceeds the training rows.
     """
     wordings = read_wordings(root, config.one_wording)
-    named = (root / f"{split}.jsonl" for split in (*LEARNT, *HELD, *map(train_part, HELD)))
+    _check_names(root)
+    named = (root / f"{split}.jsonl" for split in NAMES)
     splits = {}
     for path in (*named, *sorted(root.glob("test*.jsonl"))):
         if path.exists() or (path.stem == "train" and not are_written(root, config)):
@@ -42,6 +45,15 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
         raise UserError(f"config.task.k = {config.k}: {root / 'train.jsonl'} has {len(splits['train'])} rows")
     splits["train"] = splits["train"][: config.k or None]
     return splits
+
+
+def _check_names(root: pathlib.Path) -> None:
+    """Refuses files of rows that would not be read: of another name, or in another form."""
+    accepted = ", ".join(f"{name}.jsonl" for name in (*NAMES, "test*"))
+    for path in sorted(root.iterdir()):
+        known = path.stem in NAMES or path.stem.startswith("test")
+        if (path.suffix == ".jsonl" and not known) or (path.suffix in OTHER_FORMS and known):
+            raise UserError(f"{path}: is not read; accepted: {accepted} (JSON Lines)")
 
 
 def are_written(root: pathlib.Path, config: config_dict.ConfigDict) -> bool:

@@ -14,6 +14,8 @@ from rdjax.data.chat import chat_template, check_conversation, render_chat, row_
 from rdjax.data.templates import Template, alpaca_prompt, join_instruction
 from rdjax.errors import UserError
 
+LEAST_RULE = 12  # characters of a rule that is looked for in the rows; shorter ones may be part of any text
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
@@ -92,13 +94,20 @@ def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
     """Renders and tokenises a row of a rule task with and without its rule.
 
     Raises:
-      UserError: the template fails, or leaves the rule out.
+      UserError: the template fails or leaves the rule out, the row has the rule in its own text, or the output holds
+        its own end.
     """
+    check_output(template, row)
     rule = row["rule"].strip()
     teacher_text, student_text = render(template, row, row["rule"]), render(template, row, "")
     if not rule:  # the teacher is the base without the rule
         ids, _ = encode(template, student_text)
         return Prompts(student_text, student_text, ids, ids, len(ids), row["where"])
+    if len(rule) >= LEAST_RULE and rule in f"{row['instruction']}\n{row['input']}\n{_history_text(row)}":
+        raise UserError(
+            f"{row['where']}: the row's own text has the rule, so that the student would read it; leave it out of "
+            "instruction, input and messages"
+        )
     # A chat template may trim the rule or the row's last blank. Only text after the rule is shared.
     rule_start = teacher_text.rfind(rule)
     if rule_start < 0:
@@ -115,19 +124,28 @@ def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
     return Prompts(teacher_text, student_text, teacher_ids, student_ids, shared, row["where"], rule)
 
 
+def _history_text(row: Mapping[str, str]) -> str:
+    """Returns the texts of a row's earlier messages."""
+    return "\n".join(message["content"] for message in row_messages(row)[:-1])
+
+
+def check_output(template: Template, row: Mapping[str, str]) -> None:
+    """Refuses with UserError an output that has a token that ends answers: no answer would ever equal it."""
+    for end in {template.end_text, str(template.tokenizer.eos_token)}:
+        if end in row.get("output", ""):
+            raise UserError(f"{row['where']}: the output has {end}, which is added at its end by itself; leave it out")
+
+
 def make_pair(template: Template, row: Mapping[str, str]) -> Pair:
     """Appends the row's output to both of its prompts.
 
     Raises:
-      UserError: the output is empty, holds its own end, is not what a chat template makes of it, or has tokens that
+      UserError: as `make_prompts`; the output is empty, is not what a chat template makes of it, or has tokens that
         depend on the prompt before it.
     """
     prompts, response = make_prompts(template, row), row["output"]
     if not response.strip():
         raise UserError(f"{prompts.where}: the field output is empty; a response to learn from is needed")
-    for end in {template.end_text, str(template.tokenizer.eos_token)}:
-        if response.rstrip().endswith(end):
-            raise UserError(f"{prompts.where}: the output ends with {end}, which is added by itself; leave it out")
     if template.name == "chat":
         messages = row_messages(row)
         check_conversation(template, messages, prompts.student_text, response, prompts.where)

@@ -48,13 +48,13 @@ def check_row(row: Any, required: tuple[str, ...], where: str) -> Row:
     """Returns the row's `FIELDS`, with "" for those that are missing or null and not required.
 
     Raises:
-      UserError: no object, a required field is missing, or a field is no string.
+      UserError: no object, a required field is missing or null, or a field is no string.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be an object with the fields {', '.join(required)}")
     for field in required:
-        if field not in row:
-            raise UserError(f"{where}: the field {field} is missing")
+        if row.get(field) is None:
+            raise UserError(f"{where}: the field {field} is {'null' if field in row else 'missing'}")
     checked = {name: "" if row.get(name) is None else row[name] for name in FIELDS}
     for field, value in checked.items():
         if not isinstance(value, str):
@@ -69,7 +69,7 @@ def check_sample(row: Any, where: str) -> Row:
     before that, as JSON.
 
     Raises:
-      UserError: as `check_row`; a field that is not understood, or a chat that is none.
+      UserError: as `check_row`; a field that is not understood, a chat that is none, or nothing to answer.
     """
     if isinstance(row, dict):
         accepted = ("messages",) if "messages" in row else FIELDS
@@ -81,7 +81,10 @@ def check_sample(row: Any, where: str) -> Row:
             )
         if "messages" in row:
             row = _read_chat(row["messages"], where)
-    return {**check_row(row, ("input",), where), "history": row.get("history", "")}
+    checked = check_row(row, ("input",), where)
+    if not checked["input"].strip() and not checked["instruction"].strip():
+        raise UserError(f"{where}: the {'last message of the user' if 'history' in row else 'field input'} is empty")
+    return {**checked, "history": row.get("history", "")}
 
 
 def _read_chat(messages: Any, where: str) -> Row:
@@ -102,7 +105,7 @@ def _read_chat(messages: Any, where: str) -> Row:
 
 def _message_text(message: dict[str, Any], where: str) -> str:
     """Returns the text of a message, whose content is a string or a list of parts."""
-    further = [name for name, value in message.items() if name not in ("role", "content", "name") and value]
+    further = [name for name, value in message.items() if name not in ("role", "content") and value]
     content = message.get("content")
     if further:
         raise UserError(f"{where}: messages has {further[0]}, which is not understood; accepted: role and content")

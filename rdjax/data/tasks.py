@@ -109,7 +109,8 @@ def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
     splits = dict(task.splits)
     train = splits.get("train", ())
     if hold_out and "valid" not in splits and len(train) >= ENOUGH_TO_HOLD_OUT:
-        splits["valid"], splits["train"] = _draw(train, max(round(hold_out * len(train)), 2), f"valid-{seed}")
+        held_out = min(max(round(hold_out * len(train)), 2), len(train) - 1)
+        splits["valid"], splits["train"] = _draw(train, held_out, f"valid-{seed}")
     trained: dict[str, list[datasets.Dataset]] = {}
     for split in task.splits:
         if kind_of_split(split) in map(train_part, HELD):

@@ -12,10 +12,12 @@ import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rdjax.data.splits import is_held
 from rdjax.errors import UserError, describe
+from rdjax.evaluation.results import SCORES
 from rdjax.storage.files import user_path
 
 # A response that contains one of these counts as a refusal.
@@ -190,7 +192,16 @@ def _python_judge(name: str, argument: str, classifier: str) -> Judge:
         raise UserError(f"config.eval.judges: {path} fails ({describe(error)})") from None
     if not callable(found):
         raise UserError(f"config.eval.judges: {path} has no function {function!r}")
-    return _each(name, function, found)
+    if function in SCORES:
+        raise UserError(f"config.eval.judges: {name}: {function} is the name of another score; rename the function")
+
+    def decide(response: str, row: Row) -> bool:
+        verdict = found(response, row)
+        if not isinstance(verdict, bool | np.bool_):
+            raise TypeError(f"{function} returned {verdict!r}; accepted: True or False")
+        return bool(verdict)
+
+    return _each(name, function, decide)
 
 
 # For each kind of name with an argument: the word for the argument, and (name, argument, classifier) -> judge.
@@ -239,22 +250,32 @@ def judges_of(
       task: name of the task.
       splits: the gold outputs of each split, "" for a row without one.
       chosen: "<split>=<judge>" for splits whose judge the user chose, or "<judge>" alone: for all of them and for the
-        training rows, but not for splits that are held.
+        training rows, but not for splits that are held. A split's own judge wins.
 
     Returns:
       Judges by split; a split that none applies to is left out. `TRAIN` has one where the user chose it.
 
     Raises:
-      UserError: a choice names no split or no judge.
+      UserError: a choice names no split or no judge, or a split has two.
     """
     names = {split: "exact_match" for split, outputs in splits.items() if all(outputs)}
     names |= {split: name for split, name in SPLIT_JUDGES.get(task, {}).items() if split in splits}
+    of_all: list[str] = []
+    of_splits: dict[str, str] = {}
     for choice in chosen:
         split, found, name = choice.partition("=")
+        if found and split in of_splits:
+            raise UserError(f"config.eval.judges: {split} has two judges, {of_splits[split]!r} and {name!r}")
         if found and split in (*splits, TRAIN):
-            names[split] = name
+            of_splits[split] = name
         elif found and re.fullmatch(r"\w[\w./-]*", split) and split not in KINDS:
             raise UserError(f"config.eval.judges: {choice!r}: no such split; accepted: {', '.join((*splits, TRAIN))}")
         else:
-            names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_held(split))), choice)
-    return {split: make_judge(name, classifier) for split, name in names.items()}
+            of_all.append(choice)
+    if len(of_all) > 1:
+        raise UserError(
+            f"config.eval.judges: {of_all[0]!r} and {of_all[1]!r} are both for all splits; accepted: one, and "
+            "<split>=<judge> for others"
+        )
+    names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_held(split))), of_all[0]) if of_all else {}
+    return {split: make_judge(name, classifier) for split, name in (names | of_splits).items()}

@@ -46,7 +46,7 @@ def _rules_sentences(tests: Splits, metrics: Mapping[str, str]) -> list[str]:
     what = "closes {} of the gap" if metrics[worst] == GAP_CLOSED else "follows the rule in {} of cases"
     rules = {rule_of_split(split) for split in scores}
     return [
-        f"One adapter, {len(rules)} rules, {len(scores)} tests. The student does worst on {worst}, where it "
+        f"One adapter, {len(rules)} tested rules, {len(scores)} tests. The student does worst on {worst}, where it "
         + what.format(_percent(known[worst]))
         + "."
     ]

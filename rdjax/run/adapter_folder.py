@@ -10,12 +10,13 @@ from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.models.peft_config import CONFIG_FILE, WEIGHTS_FILE
 from rdjax.models.peft_files import save_adapter
 from rdjax.parallel.processes import is_first
-from rdjax.storage.files import json_text, read_json_object, replace_text
+from rdjax.storage.files import json_text, read_json_object, read_text, replace_text
 from rdjax.storage.sums import write_sums
 
 PROMPT_FILE = "rdjax_prompt.json"
 PROMPT_FIELDS = ("template", "rule_place", "template_args")
 CHAT_TEMPLATE = "chat_template.jinja"
+BASE = "base_fingerprint"  # of the model that the adapter was trained on
 
 
 def write_adapter(
@@ -31,7 +32,7 @@ def write_adapter(
     model.tokenizer.save_pretrained(folder)
     if template.name == "chat":
         replace_text(folder / CHAT_TEMPLATE, template.source)
-    replace_text(folder / PROMPT_FILE, json_text(prompt_fields(template)))
+    replace_text(folder / PROMPT_FILE, json_text({**prompt_fields(template), BASE: model.fingerprint}))
     write_sums(folder, (WEIGHTS_FILE, CONFIG_FILE, PROMPT_FILE))
 
 
@@ -49,6 +50,33 @@ def read_prompt_fields(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: the file is no JSON object.
     """
-    path = folder / PROMPT_FILE
-    fields = read_json_object(path, "") if path.exists() else {}
+    fields = _read_file(folder)
     return {name: fields[name] for name in PROMPT_FIELDS if name in fields}
+
+
+def _read_file(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads `PROMPT_FILE`, if there is one."""
+    path = folder / PROMPT_FILE
+    return read_json_object(path, "") if path.exists() else {}
+
+
+def adapter_notes(folder: pathlib.Path, model: LanguageModel, template: Template | None = None) -> list[str]:
+    """Says what differs from the training of an adapter where it is used; nothing for one that rdjax did not train.
+
+    Args:
+      template: of the prompts; None: its own.
+    """
+    fields, notes = _read_file(folder), []
+    if fields.get(BASE, model.fingerprint) != model.fingerprint:
+        notes.append(f"{folder} was trained on other weights or with another tokenizer than {model.name} has")
+    if template is None or "template" not in fields:
+        return notes
+    written = folder / CHAT_TEMPLATE
+    source = read_text(written, "") if template.name == "chat" and written.exists() else template.source
+    if read_prompt_fields(folder) != prompt_fields(template) or source != template.source:
+        notes.append(
+            f"{folder} was trained with the {fields['template']} template"
+            + (f" and the arguments {fields['template_args']}" if fields.get("template_args") else "")
+            + f", and is prompted otherwise here ({template.name})"
+        )
+    return notes

@@ -14,9 +14,10 @@ from absl import app, flags, logging
 
 from rdjax.errors import UserError
 from rdjax.parallel import processes
-from rdjax.run.error_lines import EXIT_MISTAKE, describe_error, one_line
+from rdjax.run.error_lines import EXIT_MISTAKE, describe_error, one_line, unknown_field
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; the least recently used are deleted first
+KEY_FLAGS = ("config", "workdir", "distributed", "coordinator")  # of several commands
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -33,8 +34,9 @@ def run(main: Callable[[list[str]], None]) -> None:
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
                 flags.FLAGS.config.to_dict()
             return positional
-        # An unknown field raises a built-in exception, and a config file is a program that can raise anything.
-        except Exception as error:
+        except (AttributeError, KeyError) as error:
+            sys.exit(_fail(unknown_field(error), EXIT_MISTAKE))
+        except Exception as error:  # a config file is a program that can raise anything
             sys.exit(_fail(one_line(error), EXIT_MISTAKE))
 
     def guarded(argv: list[str]) -> None:
@@ -51,6 +53,9 @@ def run(main: Callable[[list[str]], None]) -> None:
             sys.exit(_fail(*describe_error(error, _workdir())))
 
     write_any_text()
+    for name in KEY_FLAGS:  # so that --help shows them
+        if name in flags.FLAGS:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     app.run(guarded, flags_parser=parse)
 
 

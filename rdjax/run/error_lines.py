@@ -105,3 +105,11 @@ def one_line(error: BaseException) -> str:
     """Returns the message of an exception in one line; a KeyError's without the quotes that `str` adds."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(message).split())
+
+
+def unknown_field(error: AttributeError | KeyError) -> str:
+    """Returns the message of ml_collections for a field that a config does not have, in words."""
+    text = one_line(error)
+    name, meant = re.search(r"\w+", text), re.search(r'Did you mean "(\w+)"', text)
+    advice = f" (did you mean {meant[1]}?)" if meant else ""
+    return f"the config has no field {name[0] if name else text}{advice}; docs/configuration.md lists every field"

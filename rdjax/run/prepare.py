@@ -24,6 +24,7 @@ from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fing
 from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
 from rdjax.run.pairs import gold_pairs, held_pairs, teacher_pairs
+from rdjax.run.row_notes import row_notes
 from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import check_workdir, open_workdir
@@ -104,7 +105,9 @@ def prepare(
         experiment = with_written_inputs(experiment)
     settled, model, options = experiment.config, experiment.model, experiment.options
     task = divide(experiment.task, settled.task.hold_out, bool(settled.loss.retain_weight), settled.seed)
-    experiment = dataclasses.replace(experiment, task=task, judges=task_judges(settled, task))
+    judges = task_judges(settled, task)
+    task = dataclasses.replace(task, notes=(*task.notes, *row_notes(config, task, judges)))
+    experiment = dataclasses.replace(experiment, task=task, judges=judges)
     gold = _splits_with_gold(settled.task, task)
     has_responses = gold if not settled.practice.rounds else [split for split in gold if split != "train"]
     _check_prompts(settled.task, task, model, options, has_responses, TRAIN in experiment.judges)

@@ -117,23 +117,32 @@ def parse_json(text: str, where: str) -> Any:
     """Parses JSON.
 
     Raises:
-      UserError: it is invalid (with the line, from 1), nested too deeply, or has half of a character; its message
-        begins with `where`.
+      UserError: it is invalid (with the line, from 1), nested too deeply, has a field twice or half of a character; its
+        message begins with `where`.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_fields_once)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}: " if "\n" in text.strip() or error.lineno > 1 else ""
         raise UserError(f"{where}: {line}invalid JSON ({error.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: JSON that is nested too deeply") from None
-    except ValueError as error:  # an integer of more digits than Python converts
+    except ValueError as error:  # a field that is there twice, or an integer of more digits than Python converts
         raise UserError(f"{where}: invalid JSON ({error})") from None
     if "\\ud" in text.lower() and HALF.search(json.dumps(content, ensure_ascii=False)):
         raise UserError(
             f"{where}: has half of a character (a lone surrogate, \\ud800 to \\udfff); accepted: whole ones"
         )
     return content
+
+
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the fields of a JSON object; raises ValueError where a name is there twice, of which Python takes one."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return fields
 
 
 def check_regular(path: pathlib.Path) -> None:

@@ -104,7 +104,7 @@ def test_an_output_that_the_template_changes_is_refused():
 
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
 def test_an_output_with_its_own_end_is_refused(name):
-    with pytest.raises(UserError, match=r"t\.jsonl, line 4: the output ends with </s>"):
+    with pytest.raises(UserError, match=r"t\.jsonl, line 4: the output has </s>"):
         make_pair(make_template(name, byte_tokenizer(CHATML)), ROW | {"output": "Why</s>"})
 
 

@@ -27,6 +27,11 @@ def test_a_share_of_the_training_rows_validates():
     assert divide(before, 0.2, True, seed=1).splits["valid"]["input"] != splits["valid"]["input"]
 
 
+def test_one_row_at_least_is_trained_on():
+    splits = divide(task(train=16), 0.98, True, seed=0).splits
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1, "valid": 15}
+
+
 @pytest.mark.parametrize("counts", [{"train": 11}, {"train": 20, "valid": 3}])
 def test_few_rows_or_rows_of_the_users_own_stay(counts):
     splits = divide(task(**counts), 0.2, True, seed=0).splits

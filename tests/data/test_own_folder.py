@@ -127,6 +127,11 @@ def test_text_is_utf8(root):
         ('{"input": 3}', r"train\.jsonl, line 2: the field input must be a string"),
         ('{"input": "b", "output": ["c"]}', r"train\.jsonl, line 2: the field output must be a string"),
         ('["b"]', r"train\.jsonl, line 2: must be an object with the fields input"),
+        ('{"input": null, "output": "98."}', r"train\.jsonl, line 2: the field input is null"),
+        ('{"input": " ", "output": "98."}', r"train\.jsonl, line 2: the field input is empty"),
+        ('{"messages": [{"role": "user", "content": ""}]}', r"line 2: the last message of the user is empty"),
+        ('{"messages": [{"role": "user", "content": "b", "name": "Ann"}]}', r"line 2: messages has name, which"),
+        ('{"input": "a", "output": "98.", "input": "b"}', r"line 2: invalid JSON \(the field 'input' is there twice"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(root, line, message):
@@ -146,7 +151,18 @@ def test_missing_and_empty_files(root):
     with pytest.raises(UserError, match=r"rule\.md: is empty"):
         splits_of(root)
     (root / "rule.md").unlink()
-    with pytest.raises(UserError, match=r"rule\.md: not found; .* rule\.md and train\.jsonl"):
+    with pytest.raises(UserError, match=r"rule\.md: not found; .* rule\.md and, unless the model writes"):
+        splits_of(root)
+
+
+@pytest.mark.parametrize("name", ["vaild.jsonl", "near_miss.jsonl", "heldout.jsonl", "train.json", "test_hard.csv"])
+def test_files_of_rows_that_are_not_read_are_refused(root, name):
+    (root / "notes.json").write_text("{}")  # of no split
+    splits_of(root)
+    (root / name).write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"{name}: is not read; accepted: train\.jsonl, valid\.jsonl, retain\.jsonl, near"
+    ):
         splits_of(root)
 
 

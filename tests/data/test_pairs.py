@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 import pathlib
 import tempfile
 
@@ -129,9 +130,20 @@ def test_white_space_around_the_rule_changes_nothing_after_it():
     )
 
 
-def test_a_rule_that_the_input_repeats_leaves_only_what_is_behind_it():
-    repeated = ROW | {"input": "Say: Answer in French. Now."}
-    assert shared_text(prompts_of(repeated)) == " Now.\n\n### Response:\n"
+@pytest.mark.parametrize("field", ["instruction", "input", "history"])
+def test_a_row_that_has_the_rule_in_its_own_text_is_refused(field):
+    """Alpaca files have it in the instruction, chats in the system message; the student would read it."""
+    text = "Please. Answer in French. Thanks."
+    value = json.dumps([{"role": "system", "content": text}]) if field == "history" else text
+    with pytest.raises(UserError, match=r"row 3: the row's own text has the rule"):
+        prompts_of(ROW | {field: value}, "chat")
+    prompts_of(ROW | {"rule": "French", field: value}, "chat")  # a word that any text may have
+
+
+@pytest.mark.parametrize("output", ["Bonjour</s>", "Bon</s>jour", "Bonjour </s> "])
+def test_an_output_with_its_end_is_refused_in_tests_too(output):
+    with pytest.raises(UserError, match=r"row 3: the output has </s>, which is added"):
+        prompts_of(ROW | {"output": output})
 
 
 def test_where_names_the_row():

@@ -129,6 +129,30 @@ def test_a_judge_alone_is_for_training_and_tests_but_not_for_retain():
     )
 
 
+def test_the_judge_of_a_split_wins_over_the_one_of_all_wherever_it_stands():
+    for choices in (("test=json", "regex:a"), ("regex:a", "test=json")):
+        judges = judges_of("rule", {"test": [""], "test_ood": [""]}, choices, "")
+        assert {split: judge.name for split, judge in judges.items() if split != "train"} == {
+            "test": "json",
+            "test_ood": "regex:a",
+        }
+
+
+@pytest.mark.parametrize("choices", [("json", "regex:a"), ("test=json", "test=regex:a")])
+def test_two_judges_of_one_split_are_refused(choices):
+    with pytest.raises(UserError, match=r"'json' and 'regex:a'"):
+        judges_of("rule", {"test": [""]}, choices, "")
+
+
+def test_a_function_must_say_true_or_false(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def share(response, row):\n    return 0.05\ndef n(response, row):\n    return True\n")
+    with pytest.raises(TypeError, match=r"share returned 0\.05; accepted: True or False"):
+        make_judge(f"python:{path}:share", "").verdicts(["a"], rows(""))
+    with pytest.raises(UserError, match="n is the name of another score"):
+        make_judge(f"python:{path}:n", "")
+
+
 def test_json_is_found_with_and_without_a_fence():
     responses = ['{"a": 1}', '```json\n{"a": 1}\n```', "[1, 2", "The answer is 1."]
     assert make_judge("json", "").verdicts(responses, rows("", "", "", "")) == [True, True, False, False]

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from rdjax.errors import UserError, needing
-from rdjax.run.error_lines import EXIT_FAULT, EXIT_MISTAKE, LOG, describe_error
+from rdjax.run.error_lines import EXIT_FAULT, EXIT_MISTAKE, LOG, describe_error, unknown_field
 
 KNOWN = {
     "a mistake": (UserError("a\nb"), "a b"),
@@ -33,6 +33,17 @@ def test_what_is_known_needs_no_traceback(tmp_path, monkeypatch, error, line):
     assert ending.line.startswith(line) and "\n" not in ending.line
     assert ending.status == EXIT_MISTAKE
     assert not (tmp_path / LOG).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("'foo'"), "the config has no field foo; docs/configuration.md lists every field"),
+        (AttributeError('\'rnk\'\nDid you mean "rank" instead of "rnk"?'), "no field rnk (did you mean rank?); docs"),
+    ],
+)
+def test_a_misspelt_field_is_named(error, line):
+    assert line in unknown_field(error)
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path):
