@@ -1,4 +1,4 @@
-"""Trains your own rule into Llama-2-7B on a TPU slice or on several GPUs, with the authors' settings.
+"""Trains your own rule into Llama-2-7B on a TPU slice or on several GPUs.
 
     python -m rdjax.plan --config=configs/llama2_7b.py --topology=v5e:4x4
     python -m rdjax.train --config=configs/llama2_7b.py --workdir=<folder> --config.task.root=<folder of the rule>
@@ -13,7 +13,7 @@ from rdjax.defaults import large_rule_config
 
 def get_config() -> config_dict.ConfigDict:
     return large_rule_config(
-        "meta-llama/Llama-2-7b-hf",
+        "meta-llama/Llama-2-7b-chat-hf",
         {
             "model_type": "llama",
             "vocab_size": 32000,

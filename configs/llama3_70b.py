@@ -1,4 +1,4 @@
-"""Trains your own rule into Llama-3-70B on a TPU slice, with the authors' settings.
+"""Trains your own rule into Llama-3-70B on a TPU slice.
 
     python -m rdjax.plan --config=configs/llama3_70b.py --topology=v5p:4x4x4
     python -m rdjax.train --config=configs/llama3_70b.py --workdir=<folder> --config.task.root=<folder of the rule>
@@ -14,7 +14,7 @@ from rdjax.defaults import large_rule_config
 
 def get_config() -> config_dict.ConfigDict:
     config = large_rule_config(
-        "meta-llama/Meta-Llama-3-70B",
+        "meta-llama/Meta-Llama-3-70B-Instruct",
         {
             "model_type": "llama",
             "vocab_size": 128256,

@@ -14,7 +14,7 @@ from rdjax.defaults import large_rule_config
 
 def get_config() -> config_dict.ConfigDict:
     return large_rule_config(
-        "meta-llama/Llama-3.1-8B",
+        "meta-llama/Llama-3.1-8B-Instruct",
         {
             "model_type": "llama",
             "vocab_size": 128256,

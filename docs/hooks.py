@@ -1,8 +1,9 @@
-"""Writes the page of the configuration from rdjax/defaults.py when the site is built."""
+"""Writes the page of the configuration from rdjax/defaults.py when the site is built, and fits links to the site."""
 
 import ast
 import html
 import pathlib
+import re
 from typing import Any
 
 DEFAULTS = pathlib.Path(__file__).parents[1] / "rdjax" / "defaults.py"
@@ -66,3 +67,14 @@ def on_pre_build(config: Any) -> None:
     text = configuration_page()
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Names files of the repository that the site does not have, in place of links to them."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./([^)#\s]+)[^)\s]*\)", named_file, markdown)
+
+
+def named_file(link: re.Match[str]) -> str:
+    """Returns the text of a link with the path of its file behind it, unless the text is that path already."""
+    text, path = link[1], link[2]
+    return text if path in text else f"{text} (`{path}`)"

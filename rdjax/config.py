@@ -92,6 +92,7 @@ AT_LEAST = {
     "mesh.data": -1,
     "mesh.fsdp": -1,
     "mesh.tensor": -1,
+    "plan.samples": 1,
     "plan.rule_tokens": 1,
     "plan.prompt_tokens": 1,
     "plan.response_tokens": 1,

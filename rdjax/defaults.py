@@ -152,7 +152,7 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.batch_size = 32
     config.eval.limit = 0  # rows of each split; 0: all
     config.eval.gap_rows = 32  # prompts on which the gap to close is measured before training; 0: none
-    # "<split>=<judge>", or a judge alone, which then judges the training rows and all splits but retain: exact_match,
+    # "<split>=<judge>", or a judge alone, which then judges the training rows and all tests: exact_match,
     # negative, positive, refusal, answer, json, regex:<pattern>, classifier:<label>, python:<file>.py:<function>,
     # ifeval:<instruction>, ifeval:<instruction>:{"<argument>": <value>}. Other splits have the judge of the published
     # task, or exact_match if every row has an output.
@@ -170,13 +170,12 @@ def get_config() -> config_dict.ConfigDict:
     # Where metrics go beside metrics.jsonl and TensorBoard: wandb, mlflow. Their packages must be installed; they read
     # their own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI).
     config.log.trackers = ()
-    config.log.profile = (
-        0  # updates, from the tenth on, of which <workdir>/profile gets a trace for TensorBoard or Perfetto
-    )
+    # Updates, from the tenth on, of which <workdir>/profile gets a trace for TensorBoard or Perfetto.
+    config.log.profile = 0
 
-    # The lengths that rdjax.plan assumes, in tokens.
     config.plan = config_dict.ConfigDict()
-    config.plan.rule_tokens = 256
+    config.plan.samples = 64  # that rdjax.plan assumes where task.k = 0
+    config.plan.rule_tokens = 256  # tokens that it assumes of the rule
     config.plan.prompt_tokens = 128  # of a student's prompt; the teacher's prompt has the rule in front
     config.plan.response_tokens = 64
     return config.lock()  # a misspelt field is an error
@@ -219,7 +218,6 @@ def large_rule_config(path: str, architecture: dict[str, Any]) -> config_dict.Co
     config.model.remat = "full"
     with config.unlocked():
         config.model.architecture = config_dict.ConfigDict(architecture)
-    config.task.k = 64
     config.train.batch_size = 16
     config.mesh.fsdp = -1
     return config

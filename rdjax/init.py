@@ -1,6 +1,6 @@
 """Starts a rule's folder: `python -m rdjax.init my_rule/`.
 
-It has a rule to replace, examples of the files that it may have, and a config, each with comments.
+Writes a rule to replace, examples of the files that the folder may have, and a README.md that says what each is for.
 """
 
 import pathlib

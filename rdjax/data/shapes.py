@@ -65,6 +65,12 @@ def in_batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def even_batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Splits items into as few batches of at most `size` as are needed, equally large but for the last."""
+    count = -(-len(items) // size)
+    return in_batches(items, -(-len(items) // count)) if items else []
+
+
 def deal(items: Sequence[Any], rows: int) -> list[Sequence[Any]]:
     """Splits items into `rows` rows, in order: as many to each, the last rows fewer or none."""
     per_row = -(-len(items) // rows)

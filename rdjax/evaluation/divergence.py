@@ -14,7 +14,7 @@ from rdjax.data.batches import Batch, Side, collate
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
 from rdjax.data.prefix import shared_prefix
-from rdjax.data.shapes import BatchShape, batch_shape, coarse, in_batches
+from rdjax.data.shapes import BatchShape, batch_shape, coarse, even_batches
 from rdjax.distillation.forward import Signals, forward_side
 from rdjax.distillation.losses import LossInputs, hidden_distance, kl_term
 from rdjax.errors import UserError
@@ -52,7 +52,7 @@ def gap_shapes(pairs: Mapping[Hashable, Sequence[Pair]], options: EvalOptions, r
     shapes = {}
     for split, prefix in prefixes.items():
         alike = [pairs[other] for other in pairs if lengths[other] == lengths[split]]
-        batches = [batch for own in alike for batch in in_batches(own, options.batch_size)]
+        batches = [batch for own in alike for batch in even_batches(own, options.batch_size)]
         if lengths[split] not in shapes:
             shapes[lengths[split]] = batch_shape(batches, rows, GAP_POSITIONS, prefix, coarse)
     return {split: shapes[lengths[split]] for split in pairs}
@@ -81,7 +81,8 @@ def divergence(
         "teacher": place_prefix(prompts.teacher_ids, shape.teacher.prefix, model.mesh),
         "student": place_prefix(prompts.student_ids, shape.student.prefix, model.mesh),
     }
-    kls, hidden = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
+    kls, hidden = dict.fromkeys(systems, 0.0), {name: np.zeros(model.config.layers) for name in systems}
+    same = {name for name, system in systems.items() if _is_same(system, reference)}  # their divergence is zero
     tokens = positions = 0.0
 
     def signals_of(system: System, batch: Batch) -> Signals:
@@ -89,16 +90,16 @@ def divergence(
         scaled = scaled_adapter(system.adapter, options.scale)
         return _forward(model.base, scaled, getattr(batch, side), prefixes[side], graph=model.graph)
 
-    for part in in_batches(pairs, options.batch_size):
+    for part in even_batches(pairs, options.batch_size):
         batch = collate(part, rows, shape, GAP_POSITIONS, model.eos_ids[0])
         tokens += float(batch.weight_BP.sum())
         positions += float(batch.hidden_weight_BQ.sum())
         batch = put(batch, rows_sharding(model.mesh))
         expected = signals_of(reference, batch)
         for name, system in systems.items():
-            same = system.adapter is reference.adapter and system.with_rule == reference.with_rule
-            signals = expected if same else signals_of(system, batch)
-            kl, hidden_L = _compare(model.base, expected, signals, batch, graph=model.graph)
+            if name in same:
+                continue
+            kl, hidden_L = _compare(model.base, expected, signals_of(system, batch), batch, graph=model.graph)
             kls[name] += float(kl)
             hidden[name] += np.asarray(hidden_L, np.float64)
     bad = next((name for name in systems if not np.isfinite(kls[name]) or not np.all(np.isfinite(hidden[name]))), None)
@@ -108,6 +109,11 @@ def divergence(
             "config.model.dtype, or its weights are damaged"
         )
     return {name: Divergence(kls[name] / tokens, (hidden[name] / positions).tolist()) for name in systems}
+
+
+def _is_same(system: System, other: System) -> bool:
+    """Tells whether two systems are one."""
+    return system.adapter is other.adapter and system.with_rule == other.with_rule
 
 
 def row_divergences(

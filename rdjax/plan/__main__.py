@@ -33,8 +33,6 @@ def check_flags(config: config_dict.ConfigDict) -> None:
       UserError: a field or flag has a value that cannot be planned.
     """
     check_config(config)
-    if not config.task.k:
-        raise UserError("config.task.k = 0 takes all samples of a folder; a plan wants their number")
     if _SLICES.value > 1 and not _TOPOLOGY.value:
         raise UserError(f"--slices={_SLICES.value} is of a topology; give one, e.g. --topology=v5e:4x4")
 

@@ -68,11 +68,11 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
 
 
 def planned_pairs(config: config_dict.ConfigDict) -> list[Pair]:
-    """Returns `task.k` pairs with the lengths of the config's `plan` section; their prompts share only the rule."""
+    """Returns `task.k` pairs (`plan.samples` where that is 0) of the lengths in `plan`; their prompts share the rule."""
     plan = config.plan
     rule, prompt = (1,) * plan.rule_tokens, (2,) * (plan.prompt_tokens - 1)
     pairs = []
-    for number in range(config.task.k):
+    for number in range(config.task.k or plan.samples):
         student = (3 + number % 100, *prompt)
         prompts = Prompts("", "", rule + student, student, len(student), f"pair {number}")
         pairs.append(Pair(prompts, (4,) * plan.response_tokens))

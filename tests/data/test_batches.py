@@ -11,7 +11,7 @@ from rdjax.data.batches import Batch, Side, as_update, collate, epoch_order, ind
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions, position_offsets
 from rdjax.data.prefix import NO_PREFIX, SharedPrefix, equal_lengths, shared_prefix, shared_prefix_length
-from rdjax.data.shapes import BatchShape, SideShape, batch_shape, choose_sizes, coarse, deal, fine
+from rdjax.data.shapes import BatchShape, SideShape, batch_shape, choose_sizes, coarse, deal, even_batches, fine
 
 EOS = 99
 OURS = LossPositions(variant="ours", hidden_positions="response", reduction="token")
@@ -180,6 +180,15 @@ def test_rows_are_dealt_as_many_pairs_as_there_are(count, rows):
     assert len(dealt) == rows
     assert [*itertools.chain(*dealt)] == list(range(count))
     assert max(map(len, dealt)) == -(-count // rows)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(100, [25] * 4), (33, [17, 16]), (32, [32]), (1, [1]), (70, [24, 24, 22]), (0, [])]
+)
+def test_even_batches_are_as_few_and_of_about_one_size(count, sizes):
+    batches = even_batches(range(count), 32)
+    assert [len(batch) for batch in batches] == sizes
+    assert [item for batch in batches for item in batch] == list(range(count))
 
 
 def test_the_shape_holds_every_pair_in_steps_of_eight():

@@ -40,7 +40,9 @@ def test_the_worst_of_several_rules_is_one_that_a_judge_looked_at():
     parts = {"a/test": results(0.9, student=0.8), "b/test": results(0.9, student=0.7), "c/test": results(0.6)}
     splits = {name: part["splits"]["test"] for name, part in parts.items()}
     metric = {"a/test": "exact_match", "b/test": "exact_match", "c/test": "gap_closed"}
-    assert "3 rules, 3 tests. The student does worst on b/test" in verdict({"splits": splits, "metric": metric})[0]
+    assert (
+        "3 tested rules, 3 tests. The student does worst on b/test" in verdict({"splits": splits, "metric": metric})[0]
+    )
     del splits["a/test"], splits["b/test"]
     assert "worst on c/test, where it closes 60% of the gap" in verdict({"splits": splits, "metric": metric})[0]
 
