@@ -3,7 +3,7 @@
 Each case is a folder of a rule as a user would write it (rule.md, train.jsonl, test*.jsonl, retain.jsonl), on an
 embedded model; the command is `rdjax.train` with configs/rule.py and no setting but model, folder and seed. Runs that
 are finished are not repeated. The table has the student's scores relative to the base's: with the rule on the tests,
-without it on retain. docs/study.md shows its output.
+without it on retain. docs/study_defaults.md shows its output.
 """
 
 import json

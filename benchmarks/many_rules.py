@@ -6,7 +6,7 @@ differs from the defaults. The table has, for each number of rules and over seed
 rule without reading it, over how often the base does that reads it (in distribution: operands to 99), the worst of the
 rules, plain sums before and after, and the leakage: how often the answer to a rule's question is what another of the
 rules would give. With --alone, each of the rules is also trained alone, and a line has the difference. --figure draws
-which rule's answers are given to which rule's questions. docs/study.md shows both.
+which rule's answers are given to which rule's questions. docs/study_rules.md shows both.
 """
 
 import json

@@ -4,7 +4,7 @@ The embedded model learns "the larger number plus 6" and moves over to "the smal
 (model.student_adapter), learns the second rule from scratch, and unlearns the first (task.remove_rule); all with the
 defaults and 16 samples. The table has the share of 100 questions, in distribution (operands to 99) and out of it, that
 are answered by the new rule and by the old one, and plain sums, which neither is about; means over seeds, with the
-range. docs/study.md shows its output.
+range. docs/study_rules.md shows its output.
 """
 
 import pathlib

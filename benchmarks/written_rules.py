@@ -2,7 +2,7 @@
 
 Each case is a folder with rule.md; the model writes the inputs and the responses, and everything else is the default of
 configs/rule.py. Those with a judge draw eight responses and keep what it confirms. Runs that are finished are not
-repeated. docs/study.md shows the output on SmolLM2-135M-Instruct.
+repeated. docs/study_defaults.md shows the output on SmolLM2-135M-Instruct.
 """
 
 import concurrent.futures

@@ -191,13 +191,13 @@ def rule_config() -> config_dict.ConfigDict:
     config.task.responses = "auto"
     config.task.inputs = "auto"
     # Of few inputs a small adapter learns more that holds for others, and so does a larger weight on hidden states than
-    # the authors' (docs/study.md, The defaults).
+    # the authors' (docs/study_defaults.md).
     config.lora.rank = 8
     config.lora.alpha = 8.0
     config.loss.hidden_weight = 30.0
     config.loss.hidden_positions = "shared"
     # A larger weight leaves the student less room to learn the rule (refusal), a smaller one lets it confuse inputs on
-    # the rule with others (sentiment; docs/study.md, The rule in the prompt again).
+    # the rule with others (sentiment; docs/study_defaults.md).
     config.loss.retain_hidden_weight = 10.0
     # Without this the student is worse than the base where it reads the rule after all.
     config.loss.consistency_weight = 0.5

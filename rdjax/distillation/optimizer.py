@@ -13,7 +13,7 @@ def rate_for_width(width: int) -> float:
     """Returns the learning rate at which LoRA adapters of a model of width D usually learn well.
 
     5e-4 * (2000 / D)^0.78 is a fit that tinker-cookbook made to Llamas of 1 to 70 billion parameters; here it held on
-    models of width 160 and 576 too (docs/study.md).
+    models of width 160 and 576 too (docs/study_defaults.md).
     """
     return 5e-4 * (2000 / width) ** 0.78
 

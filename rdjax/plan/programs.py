@@ -68,7 +68,7 @@ def abstract_model(config: config_dict.ConfigDict, devices) -> LanguageModel:
 
 
 def planned_pairs(config: config_dict.ConfigDict) -> list[Pair]:
-    """Returns `task.k` pairs (`plan.samples` where that is 0) of the lengths in `plan`; their prompts share the rule."""
+    """Returns `task.k` pairs (`plan.samples` where that is 0) of lengths in `plan`; their prompts share the rule."""
     plan = config.plan
     rule, prompt = (1,) * plan.rule_tokens, (2,) * (plan.prompt_tokens - 1)
     pairs = []

@@ -27,7 +27,7 @@ from rdjax.run.prepare import Run
 GOLD_POSITIONS = LossPositions("ours", "response", "token")
 TUNING = {"inst_tune_without_rule": TUNE_WITHOUT_RULE, "inst_tune_with_rule": TUNE_WITH_RULE}
 ENHANCED = "enhanced_teacher"
-# The student reads the rule there, which takes its time; a few pairs an update are enough (docs/study.md).
+# The student reads the rule there, which takes its time; a few pairs an update are enough (docs/study_defaults.md).
 CONSISTENCY_SHARE = 0.25
 
 
