@@ -33,7 +33,7 @@ class Divergence(NamedTuple):
     """Says how far a system is from a reference.
 
     Attributes:
-      kl: E KL(reference || system), nats a token.
+      kl: E KL(reference || system), nats per token.
       hidden_L: mean ||u_t - u_s||^2 of the normalised inputs of every block, over the shared positions.
     """
 
@@ -119,7 +119,7 @@ def _is_same(system: System, other: System) -> bool:
 def row_divergences(
     model: LanguageModel, reference: System, system: System, pairs: Sequence[Pair], options: EvalOptions
 ) -> list[float]:
-    """Measures for each pair KL(reference || system) on the reference's response, nats a token."""
+    """Measures for each pair KL(reference || system) on the reference's response, nats per token."""
     single = dataclasses.replace(options, batch_size=1)
     shape = gap_shapes({"pairs": pairs}, single, row_multiple(model.mesh))["pairs"]
     return [divergence(model, reference, {"system": system}, [pair], shape, single)["system"].kl for pair in pairs]
@@ -144,7 +144,7 @@ def _compare(
 
 
 def gap_to_close(model: LanguageModel, start: Adapter, prompts: Sequence[Prompts], options: EvalOptions) -> float:
-    """Measures E KL(base with rule || base), nats a token: what the rule in context changes, before any training."""
+    """Measures E KL(base with rule || base), nats per token: what the rule in context changes, before any training."""
     reference = System(start, with_rule=True)
     pairs = answered_pairs(prompts, answer(model, reference, prompts, options))
     base = {"base": System(start, with_rule=False)}

@@ -48,7 +48,7 @@ def evaluate(
     Returns:
       {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
       "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from
-      the rule-conditioned base in nats a token and `gap_closed` 1 - kl / kl of the base. Systems with another teacher
+      the rule-conditioned base in nats per token and `gap_closed` 1 - kl / kl of the base. Systems with another teacher
       have `gap_closed_to_teacher` too, against that one. On a held split `gap_closed` is None, and `kl_from_base` is
       the divergence of a system without the rule from the base without it: what was forgotten.
 

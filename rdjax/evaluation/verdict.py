@@ -61,7 +61,7 @@ def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric:
             said = f"{count} the rule in the prompt changes next to nothing in what the model says"
             if student["kl"] <= GAP_NEAR_ZERO:
                 return f"{said}, and the student says the same."
-            return f"{said}; the student's predictions are {student['kl']:.3f} nats a token away from that."
+            return f"{said}; the student's predictions are {student['kl']:.3f} nats per token away from that."
         return (
             f"{count} the student, which does not read the rule, has closed {_percent(student[GAP_CLOSED])} of the "
             "distance between the model that does not know the rule and the one that reads it."
@@ -82,7 +82,7 @@ def _held_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric:
     if metric != KL_FROM_BASE and "base" in systems:
         before, after = _percent(systems["base"][metric]), _percent(student[metric])
         return f"{count} it is right in {after} of cases; before training, in {before}."
-    distance = f"{student[KL_FROM_BASE]:.3f} nats a token"
+    distance = f"{student[KL_FROM_BASE]:.3f} nats per token"
     return f"{count} its predictions are {distance} away from those before training (0: the same)."
 
 

@@ -196,7 +196,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "method": config["method"],
         "k": config["task"]["k"] or "all",
         "seed": config["seed"],
-        "gap to close": "-" if gap is None else f"{gap:.3f} nats a token",
+        "gap to close": "-" if gap is None else f"{gap:.3f} nats per token",
     }
     figures = {"curves": curves_figure(lines)}
     if splits:

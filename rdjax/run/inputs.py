@@ -35,7 +35,7 @@ TEST_SHARE, VALID_SHARE = 4, 8  # one input in so many
 
 
 class Written(NamedTuple):
-    """Holds inputs that the model wrote, and for each how much the rule changes the base's answer, nats a token."""
+    """Holds inputs that the model wrote, and for each how much the rule changes the base's answer, nats per token."""
 
     texts: list[str]
     effects: list[float]
@@ -181,8 +181,8 @@ class InputWriter:
             upper = effect_limit(effects) / OFF_RULE
             if upper < GAP_NEAR_ZERO:
                 raise UserError(
-                    f"the rule in the prompt changes next to nothing in what this model says ({upper:.4f} nats a token "
-                    "where it changes most): there is nothing to distil; try another wording, or a stronger model"
+                    f"the rule in the prompt changes next to nothing in what this model says ({upper:.4f} nats per "
+                    "token where it changes most): there is nothing to distil; try another wording, or a stronger model"
                 )
             if sum(effect > effect_limit(effects) for effect in effects) >= ENOUGH * wanted:
                 break
@@ -228,7 +228,7 @@ class InputWriter:
         if not exists_on_first(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             effects = rule_effects(self.model, self.start, rows, self.options)
-            write_record(path, {"unit": "nats a token", "inputs": inputs, "effects": effects})
+            write_record(path, {"unit": "nats per token", "inputs": inputs, "effects": effects})
         record = read_record(path, Effects)
         if record["inputs"] != inputs or len(record["effects"]) != len(inputs):
             raise UserError(f"{path}: is of other inputs; delete it, and the same command makes it again")
@@ -250,7 +250,7 @@ class InputWriter:
 
 
 def rule_effects(model: LanguageModel, start: Adapter, rows: Sequence[Row], options: EvalOptions) -> list[float]:
-    """Measures for each row KL(base with rule || base) on the answer with the rule, nats a token."""
+    """Measures for each row KL(base with rule || base) on the answer with the rule, nats per token."""
     if not rows:
         return []
     prompts = prompts_of(model, rows, options)

@@ -152,7 +152,7 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
     for split, systems in results["splits"].items():
         base, ruled = systems["base"], systems["base_with_rule"]
         if not is_held(split):
-            lines.append(f"{split}: gap to close {base['kl']:.3f} nats a token")
+            lines.append(f"{split}: gap to close {base['kl']:.3f} nats per token")
         if metrics[split] in base and metrics[split] not in ("gap_closed", "kl_from_base"):
             name = metrics[split]
             lines.append(f"{split}: {name} of the base {base[name]:.2f}, with the rule in its prompt {ruled[name]:.2f}")

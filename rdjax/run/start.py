@@ -43,7 +43,7 @@ def report_gap(run: Run) -> None:
     gap = gap_to_close(run.model, run.start, prompts, run.options)
     run.log.truncate("gap", -1)
     run.log.write("gap", 0, {"kl": gap})
-    print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats a token over {len(prompts)} prompts")
+    print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats per token over {len(prompts)} prompts")
     if gap < GAP_NEAR_ZERO:
         print(
             "warning: the rule in context changes next to nothing in what this model says: there is nothing to distil"

@@ -28,7 +28,7 @@ class Input(msgspec.Struct):
 
 
 class Effects(msgspec.Struct):
-    """Describes inputs/*_effects.json: what the rule changes in the answer to each input, nats a token."""
+    """Describes inputs/*_effects.json: what the rule changes in the answer to each input, nats per token."""
 
     inputs: list[str]
     effects: list[float]

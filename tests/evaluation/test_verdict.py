@@ -56,7 +56,7 @@ def test_what_was_forgotten_is_told_by_the_judge_or_by_the_divergence():
     )
     found["splits"]["retain"] = {"student": {"kl_from_base": 0.02, "n": 8}}
     found["metric"]["retain"] = "kl_from_base"
-    assert "0.020 nats a token away" in verdict(found)[1]
+    assert "0.020 nats per token away" in verdict(found)[1]
     found["splits"]["near_misses"], found["metric"]["near_misses"] = found["splits"]["retain"], "kl_from_base"
     assert verdict(found)[2].startswith("On 8 inputs that do not meet the rule's condition its predictions are 0.020")
 
@@ -93,7 +93,7 @@ def test_losses_of_different_kinds_are_not_compared():
 
 def test_a_rule_that_changes_nothing_says_nothing_of_a_student_that_changed():
     assert verdict(results(None, metric="gap_closed", kl=0.001))[0].endswith("and the student says the same.")
-    assert "1.237 nats a token away" in verdict(results(None, metric="gap_closed", kl=1.237))[0]
+    assert "1.237 nats per token away" in verdict(results(None, metric="gap_closed", kl=1.237))[0]
 
 
 def test_a_student_that_has_learnt_gets_no_advice():
