@@ -81,18 +81,22 @@ def written_task(
                 f"config.task.inputs = written: the rule changes the answers to only {len(on_rule)} of the inputs that "
                 f"the model wrote ({folder}); give {LEAST_INPUTS} or more that it is about in train.jsonl"
             )
-        splits |= spread(writer.rows(on_rule, "on_rule.jsonl"), splits)
+        splits |= spread(writer.rows(on_rule, "on_rule.jsonl"), splits, config.task.k)
     if without.texts and off_rule:
         splits[RETAIN] = writer.rows(off_rule, "off_rule.jsonl")
     notes = (*task.notes, *([note] if note else []))
     return dataclasses.replace(task, splits=as_datasets(splits), notes=notes, wordings=())
 
 
-def spread(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    """Returns test, valid and train with written rows; a test or valid split that there is takes none."""
+def spread(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]], k: int) -> dict[str, list[Row]]:
+    """Returns test, valid and train with written rows; a test or valid split that there is takes none.
+
+    Args:
+      k: the most training rows, the user's own among them; 0: all.
+    """
     tests = [] if any(map(is_test, splits)) else rows[: len(rows) // TEST_SHARE]
     valid = [] if "valid" in splits else rows[len(tests) :][: max(len(rows) // VALID_SHARE, 2)]
-    train = [*splits.get("train", []), *rows[len(tests) + len(valid) :]]
+    train = [*splits.get("train", []), *rows[len(tests) + len(valid) :]][: k or None]
     return {name: part for name, part in (("test", tests), ("valid", valid), ("train", train)) if part}
 
 

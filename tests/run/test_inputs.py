@@ -4,7 +4,7 @@ import pytest
 
 from rdjax.errors import UserError
 from rdjax.generation.inputs import Rejected
-from rdjax.run.inputs import Written, alternate, check_enough, divide_by_effect, effect_limit
+from rdjax.run.inputs import Written, alternate, check_enough, divide_by_effect, effect_limit, spread
 
 
 def written(*effects: float) -> Written:
@@ -51,3 +51,10 @@ def test_too_few_inputs_are_an_error_with_the_reasons(capsys):
         check_enough(["one", "two"], rejected, "on_rule", 64)
     check_enough([], rejected, "off_rule", 32)
     assert "inputs off rule: 0 of 32 written; left out: 3 no sentence, 1 empty" in capsys.readouterr().out
+
+
+def test_k_bounds_the_written_rows_that_are_learnt():
+    rows = [{"input": f"{number}"} for number in range(32)]
+    assert {name: len(part) for name, part in spread(rows, {}, 0).items()} == {"test": 8, "valid": 4, "train": 20}
+    parts = spread(rows, {"train": [{"input": "mine"}], "test": [], "valid": []}, 4)
+    assert [row["input"] for row in parts["train"]] == ["mine", "0", "1", "2"] and set(parts) == {"train"}
