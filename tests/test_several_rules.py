@@ -88,7 +88,7 @@ def test_the_page_and_the_card_name_every_rule(workdir):
     for text in (RULE, OTHER_RULE.split(",")[0], "second-1"):
         assert text in page and text in card
     for text in (
-        "One adapter, 2 rules, 2 tests.",
+        "One adapter, 2 tested rules, 2 tests.",
         "inputs that do not meet the rule&#39;s condition (first/near_misses)",
     ):
         assert text in page and html.unescape(text) in card

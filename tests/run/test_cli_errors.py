@@ -87,7 +87,7 @@ def test_a_missing_task_folder(fails_on, tmp_path):
 def test_a_missing_file_of_an_own_folder(fails_on, own_folder, name):
     (own_folder / name).unlink()
     error = fails_on("rule", own_folder)
-    assert f"{own_folder / name}: not found; a task folder holds rule.md and train.jsonl" in error
+    assert f"{own_folder / name}: not found; a task folder holds rule.md and, unless the model writes" in error
 
 
 def test_a_k_that_is_not_there(fails_on, published):
