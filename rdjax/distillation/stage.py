@@ -339,14 +339,17 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
 def validate_start(job: Job, reached: Progress) -> Progress:
     """Validates the adapters before the first update.
 
-    One that training does not improve is kept as it is, but where the length is in epochs: then one of these is.
+    One that training does not improve is kept as it is. Where the length is in epochs, one of these is kept, and this
+    validation, by which training at an automatic rate is judged, is not logged as if it were one.
     """
     losses = validate(job, reached.state.adapter)
     check_losses(job.place, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
+    reached = reached._replace(start_losses=losses)
+    if job.config.train.epochs:
+        return reached
     for member, loss in zip(job.members, losses, strict=True):
         member.log.write(job.stage.name, 0, {"valid_loss": loss, "epoch": 0})
-    reached = reached._replace(start_losses=losses)
-    return reached if job.config.train.epochs else reached._replace(best_losses=losses, fallen_to=losses)
+    return reached._replace(best_losses=losses, fallen_to=losses)
 
 
 def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], number: int) -> Progress:

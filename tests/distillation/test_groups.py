@@ -193,8 +193,7 @@ def run(folder, weights, groups=2, updates=3):
 
 def test_a_stage_trains_and_validates_on_two_groups(tmp_path):
     both, lines = run(tmp_path / "both", (1.0, 0.5))
-    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]  # it validates before the first update too
-    assert lines[-1]["loss"] < lines[1]["loss"] and lines[-1]["valid_loss"] > 0
+    assert len(lines) == 3 and lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["valid_loss"] > 0
     first, _ = run(tmp_path / "first", (1.0, 0.5), groups=1)
     nothing, _ = run(tmp_path / "nothing", (1.0, 1e-9))
     assert_close(nothing, first, 1e-3)
