@@ -188,8 +188,7 @@ def _check_task(config: config_dict.ConfigDict) -> None:
         raise UserError(f"config.task.draws = {task.draws}: all draws would be the same; set config.task.temperature")
     if task.only_confirmed and task.responses == "gold":
         raise UserError("config.task.only_confirmed goes with config.task.responses = 'teacher'")
-    enhanced = {config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"}
-    if enhanced and task.responses == "teacher":
+    if needs_enhanced(config) and task.responses == "teacher":
         raise UserError(
             "config.task.responses = 'teacher' does not go with an enhanced teacher, which is tuned on gold outputs; "
             "accepted: gold"
@@ -254,6 +253,16 @@ def _check_practice(config: config_dict.ConfigDict) -> None:
             f"config.practice.draws = {practice.draws}: all answers would be the same; set config.practice.temperature"
         )
     _check_terms("practice.logit", practice.logit, config.loss)
+
+
+def needs_enhanced(config: config_dict.ConfigDict) -> bool:
+    """Tells whether a run trains an enhanced teacher, for its method or for a system that it evaluates."""
+    return bool({config.method, *config.eval.systems} & {"rule_distill_enhanced", "enhanced_with_rule"})
+
+
+def baselines(config: config_dict.ConfigDict) -> list[str]:
+    """Returns the methods that a run trains as baselines, beside its own."""
+    return [name for name in config.eval.systems if name in METHODS and name != config.method]
 
 
 def hidden_weight(loss: config_dict.ConfigDict, width: int) -> float:

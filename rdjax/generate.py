@@ -124,9 +124,9 @@ def main(argv: list[str]) -> None:
     check_flags()
     rule = read_rule(_RULE.value)
     model = load_model(_MODEL.value, _DTYPE.value, make_mesh(config_dict.ConfigDict(ONE_DEVICE)))
-    adapter, scale, trained = None, 1.0, resolve_folder(_MODEL.value, "model")
+    adapter, scale = None, 1.0
+    trained = resolve_folder(*((_ADAPTER.value, "adapter") if _ADAPTER.value else (_MODEL.value, "model")))
     if _ADAPTER.value:
-        trained = resolve_folder(_ADAPTER.value, "adapter")
         for note in adapter_notes(trained, model):
             print(f"note: {note}", file=sys.stderr)
         adapter, spec = load_adapter(trained, model.config, model.base)

@@ -42,19 +42,18 @@ is_lost() { [[ " PREEMPTED TERMINATED SUSPENDING SUSPENDED FAILED ACTIVE " == *"
 verdict() {
   local state
   case " $* " in *" 2 "*) echo 2 && return ;; esac
-  # Where one host was reset, JAX aborts the others, with a status of their own.
+  # Where one host was reset, JAX aborts the others, with a status of their own: no failure of the command.
   case " $* " in
-    *" lost "*)
-      case " $* " in *" running "*) echo running ;; *) echo again ;; esac
-      return
+    *" lost "*) ;;
+    *)
+      for state; do
+        case $state in 0 | 75 | running | none) ;; *) echo "$state" && return ;; esac
+      done
       ;;
   esac
-  for state; do
-    case $state in 0 | 75 | running | none) ;; *) echo "$state" && return ;; esac
-  done
   case " $* " in
     *" running "*) echo running ;;
-    *" 75 "* | *" none "*) echo again ;;
+    *" 75 "* | *" lost "* | *" none "*) echo again ;;
     *" 0 "*) echo 0 ;;
     *) echo unknown ;;
   esac

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ml_collections import config_dict
 
 from rdjax.data.rows import Row, read_json_lines
-from rdjax.data.splits import HELD, LEARNT, train_part
+from rdjax.data.splits import HELD, LEARNT, is_test, train_part
 from rdjax.errors import UserError
 from rdjax.storage.files import read_text
 
@@ -51,7 +51,7 @@ def _check_names(root: pathlib.Path) -> None:
     """Refuses files of rows that would not be read: of another name, or in another form."""
     accepted = ", ".join(f"{name}.jsonl" for name in (*NAMES, "test*"))
     for path in sorted(root.iterdir()):
-        known = path.stem in NAMES or path.stem.startswith("test")
+        known = path.stem in NAMES or is_test(path.stem)
         if (path.suffix == ".jsonl" and not known) or (path.suffix in OTHER_FORMS and known):
             raise UserError(f"{path}: is not read; accepted: {accepted} (JSON Lines)")
 

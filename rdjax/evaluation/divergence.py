@@ -82,7 +82,8 @@ def divergence(
         "student": place_prefix(prompts.student_ids, shape.student.prefix, model.mesh),
     }
     kls, hidden = dict.fromkeys(systems, 0.0), {name: np.zeros(model.config.layers) for name in systems}
-    same = {name for name, system in systems.items() if _is_same(system, reference)}  # their divergence is zero
+    # That of a system from itself is zero.
+    others = {name: system for name, system in systems.items() if not _is_same(system, reference)}
     tokens = positions = 0.0
 
     def signals_of(system: System, batch: Batch) -> Signals:
@@ -96,9 +97,7 @@ def divergence(
         positions += float(batch.hidden_weight_BQ.sum())
         batch = put(batch, rows_sharding(model.mesh))
         expected = signals_of(reference, batch)
-        for name, system in systems.items():
-            if name in same:
-                continue
+        for name, system in others.items():
             kl, hidden_L = _compare(model.base, expected, signals_of(system, batch), batch, graph=model.graph)
             kls[name] += float(kl)
             hidden[name] += np.asarray(hidden_L, np.float64)

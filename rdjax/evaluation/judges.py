@@ -277,5 +277,6 @@ def judges_of(
             f"config.eval.judges: {of_all[0]!r} and {of_all[1]!r} are both for all splits; accepted: one, and "
             "<split>=<judge> for others"
         )
-    names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_held(split))), of_all[0]) if of_all else {}
+    for name in of_all:
+        names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_held(split))), name)
     return {split: make_judge(name, classifier) for split, name in (names | of_splits).items()}

@@ -8,6 +8,7 @@ import jax
 from ml_collections import config_dict
 from tabulate import tabulate
 
+from rdjax.config import DISTILLED
 from rdjax.data.positions import position_offsets
 from rdjax.distillation.signals import signal_bytes
 from rdjax.distillation.updates import GroupLoader
@@ -86,7 +87,7 @@ def make_plan(
     model = abstract_model(config, devices)
     spec = lora_spec(config.lora, model.config)
     loader, programs = lower(config, model, spec)
-    distils = config.method.startswith("rule_distill")
+    distils = config.method in DISTILLED
     compiled = {"step": compile_program(programs.step, quick)}
     if distils:
         compiled["teacher"] = compile_program(programs.teacher, quick)
@@ -110,7 +111,7 @@ def make_plan(
 
 def not_counted(config: config_dict.ConfigDict) -> list[str]:
     """Lists the parts of a run that the plan leaves out."""
-    distils, loss = config.method.startswith("rule_distill"), config.loss
+    distils, loss = config.method in DISTILLED, config.loss
     parts = {
         "the training of the enhanced teacher (config.method = inst_tune_with_rule plans it)": (
             config.method == "rule_distill_enhanced"

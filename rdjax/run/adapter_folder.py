@@ -73,7 +73,7 @@ def adapter_notes(folder: pathlib.Path, model: LanguageModel, template: Template
         return notes
     written = folder / CHAT_TEMPLATE
     source = read_text(written, "") if template.name == "chat" and written.exists() else template.source
-    if read_prompt_fields(folder) != prompt_fields(template) or source != template.source:
+    if any(fields.get(name) != value for name, value in prompt_fields(template).items()) or source != template.source:
         notes.append(
             f"{folder} was trained with the {fields['template']} template"
             + (f" and the arguments {fields['template_args']}" if fields.get("template_args") else "")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from rdjax.config import METHODS
+from rdjax.config import baselines, needs_enhanced
 from rdjax.data.pairs import Pair
 from rdjax.data.splits import is_evaluated, is_held
 from rdjax.distillation.optimizer import with_auto_rate
@@ -123,10 +123,7 @@ def estimate_cost(run: Run, answering: float) -> dict[str, Any]:
 
 def further_training(config: config_dict.ConfigDict) -> list[str]:
     """Lists what a run trains beside the student's own updates, which alone are timed."""
-    found = []
-    if "rule_distill_enhanced" in (config.method, *config.eval.systems) or "enhanced_with_rule" in config.eval.systems:
-        found.append("the enhanced teacher")
-    found += [name for name in config.eval.systems if name in METHODS and name != config.method]
+    found = [*(["the enhanced teacher"] if needs_enhanced(config) else []), *baselines(config)]
     if config.practice.rounds and config.train.updates:
         found.append(f"{config.practice.rounds} rounds of practice with {config.practice.updates} updates each")
     return found

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdjax.config import METHODS
+from rdjax.config import METHODS, baselines, needs_enhanced
 from rdjax.data.splits import is_evaluated
 from rdjax.data.tasks import RuleTask
 from rdjax.distillation.stage import Trained
@@ -44,15 +44,13 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
     """
     config = runs[0].config
     starts = [run.start for run in runs]
-    methods = {"student": config.method}
-    methods |= {name: name for name in config.eval.systems if name in METHODS and name != config.method}
-    needs_enhanced = "rule_distill_enhanced" in methods.values() or "enhanced_with_rule" in config.eval.systems
+    methods = {"student": config.method} | {name: name for name in baselines(config)}
     adapters: dict[str, list[Adapter]] = {}
-    if needs_enhanced:
+    if needs_enhanced(config):
         adapters[ENHANCED] = adapters_of(train_adapters(runs, ENHANCED, "inst_tune_with_rule", starts, folder))
         export_adapters(runs, ENHANCED, adapters[ENHANCED])
     for name, method in methods.items():
-        if method == "inst_tune_with_rule" and needs_enhanced:
+        if method == "inst_tune_with_rule" and ENHANCED in adapters:
             adapters[name] = adapters[ENHANCED]  # the same training under another name
         else:
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
