@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdjax.config import check_config
 from rdjax.data.rows import check_sample
 from rdjax.data.splits import NEAR_MISSES, RETAIN
 from rdjax.defaults import rule_config
@@ -18,12 +17,11 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
 from rdjax.report.page import PAGE, write_page
 from rdjax.run.distil import result_lines, run_experiment
-from rdjax.run.pipeline import FINISHED
-from rdjax.run.prepare import Run
+from rdjax.run.prepare import Run, check_run
 from rdjax.storage.files import user_path
 from rdjax.storage.lock import unlock_folder
 from rdjax.storage.records import Results, read_record
-from rdjax.storage.workdir import FROM_PYTHON
+from rdjax.storage.workdir import FROM_PYTHON, RESULTS
 
 Rows = Sequence[str | Mapping[str, str]]  # inputs, or {"input": ..., "output": ...}
 # Fields that arguments give, which settings must not.
@@ -42,7 +40,7 @@ class Distilled:
     def __init__(self, run: Run):
         self.workdir = run.workdir
         self.adapter = run.workdir / "adapter"
-        self.scores: dict[str, Any] = read_record(run.workdir / FINISHED, Results)
+        self.scores: dict[str, Any] = read_record(run.workdir / RESULTS, Results)
         self._run = run
         adapter, _ = load_adapter(self.adapter, run.model.config, run.model.base)
         self._student = put(adapter, replicated(run.model.mesh))
@@ -123,7 +121,7 @@ def distill(
     config.model.path, config.eval.judges = model, (judge,) if judge else config.eval.judges
     if judge and "eval__judges" in settings:
         raise UserError("judge and eval__judges are both given; accepted: one of the two")
-    check_config(config)
+    check_run(config)
     lines = {split: _row_lines(rows, "inputs" if split == "train" else split) for split, rows in splits.items()}
     workdir = user_path(workdir or tempfile.mkdtemp(prefix="rdjax-")).absolute()
     config.task.root = str(_task_folder(rule, lines, workdir))
@@ -169,6 +167,8 @@ def _row_lines(rows: Rows, name: str) -> list[str]:
 
 def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Sequence[str]], workdir: pathlib.Path) -> pathlib.Path:
     """Returns the folder of the task: the user's, or a new one beside the workdir."""
+    if isinstance(rule, str) and not rule.strip():
+        raise UserError("rule is empty; accepted: the text of a rule, or a task folder")
     if isinstance(rule, pathlib.Path) or _is_path(rule):
         path = user_path(rule)
         if not path.is_dir():

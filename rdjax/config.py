@@ -1,6 +1,7 @@
 """Checks a run's config, and converts it to the plain form that config.json holds."""
 
 import json
+import math
 from typing import Any
 
 from ml_collections import config_dict
@@ -144,13 +145,13 @@ def _check_choices(config: config_dict.ConfigDict) -> None:
 def _check_ranges(config: config_dict.ConfigDict) -> None:
     """Checks the fields that take a number of some range."""
     for path, least in AT_LEAST.items():
-        if _get(config, path) < least:
-            raise UserError(f"config.{path} = {_get(config, path)!r} is too small; accepted: {least} or more")
+        if not least <= _get(config, path) < math.inf:  # NaN is in no range
+            raise UserError(f"config.{path} = {_get(config, path)!r}; accepted: a finite number, {least} or more")
     rate = _get(config, "optimizer.learning_rate")
-    if rate != "auto" and not (isinstance(rate, int | float) and rate > 0):
+    if rate != "auto" and not (isinstance(rate, int | float) and 0 < rate < math.inf):
         raise UserError(f"config.optimizer.learning_rate = {rate!r}; accepted: auto, or a number above 0")
     for path in POSITIVE:
-        if not _get(config, path) > 0:  # written so that NaN is refused too
+        if not 0 < _get(config, path) < math.inf:
             raise UserError(f"config.{path} = {_get(config, path)!r} must be positive")
     if not 0 <= _get(config, "seed") < 2**31:
         raise UserError(f"config.seed = {config.seed}; accepted: 0 to {2**31 - 1}")

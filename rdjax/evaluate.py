@@ -23,9 +23,10 @@ from rdjax.parallel.processes import exists_on_first
 from rdjax.report.page import write_page
 from rdjax.run import cli, experiment
 from rdjax.run.adapter_folder import adapter_notes
-from rdjax.run.pipeline import FINISHED, evaluate_systems
+from rdjax.run.pipeline import evaluate_systems
 from rdjax.run.prepare import Experiment, check_run, prepare_evaluation
 from rdjax.storage.records import Results, read_record, write_record
+from rdjax.storage.workdir import RESULTS
 
 _ADAPTERS = flags.DEFINE_list("adapters", [], "PEFT adapters: folders or hub ids, or <name>=<folder>.")
 TAKEN = ("base", "base_with_rule")
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
     adapters = name_adapters(_ADAPTERS.value)
     prepared = prepare_evaluation(config, experiment.workdir(), "rdjax.evaluate", adapters)
     systems = read_systems(prepared, adapters)
-    finished = prepared.workdir / FINISHED
+    finished = prepared.workdir / RESULTS
     if exists_on_first(finished):
         print(f"{prepared.workdir} is finished:")
     else:

@@ -23,10 +23,9 @@ from rdjax.parallel.mesh import make_mesh
 from rdjax.run import cli
 from rdjax.run.adapter_folder import CHAT_TEMPLATE, PROMPT_FILE, read_prompt_fields
 from rdjax.run.card import card_text, write_card
-from rdjax.run.pipeline import FINISHED
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, RunRecord, read_record
-from rdjax.storage.workdir import RECORD
+from rdjax.storage.workdir import RECORD, RESULTS
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "The base: a folder, a hub id, or an embedded model.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "The PEFT adapter to merge: a folder or hub id.", required=True)
@@ -68,7 +67,7 @@ def write_merged_card(adapter: pathlib.Path, out: pathlib.Path, auto_class: str)
     Args:
       auto_class: of transformers, which loads the model.
     """
-    scores, record = adapter.parent / FINISHED, adapter.parent / RECORD
+    scores, record = adapter.parent / RESULTS, adapter.parent / RECORD
     if adapter.name == "adapter" and scores.exists() and record.exists():
         prompt = {"template": "alpaca", "template_args": "", **read_prompt_fields(adapter)}
         text = card_text(

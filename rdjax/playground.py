@@ -4,6 +4,7 @@ Base, base with the rule and student answer the same input, word for word as the
 `[playground]`. The page is served to this machine alone.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +13,14 @@ from absl import flags
 from rdjax.defaults import get_config
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System, prompts_of
+from rdjax.generation.options import Decoding
 from rdjax.generation.stream import stream
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
 from rdjax.run import cli, experiment
-from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Experiment, read_experiment
 from rdjax.storage.records import Results, RunRecord, read_record
-from rdjax.storage.workdir import RECORD
+from rdjax.storage.workdir import RECORD, RESULTS
 
 _PORT = flags.DEFINE_integer("port", 7860, "Port of the page, on this machine alone.")
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens of an answer.", allow_override=True)
@@ -33,8 +34,8 @@ def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
     Raises:
       UserError: the folder holds no finished run.
     """
-    if not (workdir / FINISHED).exists() or not (workdir / RECORD).exists():
-        raise UserError(f"--workdir: {workdir} holds no finished run (no {FINISHED}); train first")
+    if not (workdir / RESULTS).exists() or not (workdir / RECORD).exists():
+        raise UserError(f"--workdir: {workdir} holds no finished run (no {RESULTS}); train first")
     config = get_config()
     with config.unlocked():
         config.update(read_record(workdir / RECORD, RunRecord)["config"])
@@ -45,7 +46,7 @@ def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
         "base_with_rule": System(prepared.start, with_rule=True),
         "student": System(put(adapter, replicated(prepared.model.mesh)), with_rule=False),
     }
-    return prepared, systems, read_record(workdir / FINISHED, Results)["rule"]
+    return prepared, systems, read_record(workdir / RESULTS, Results)["rule"]
 
 
 def answers(
@@ -54,13 +55,14 @@ def answers(
     """Yields the answers of all systems so far."""
     model = prepared.model
     row = {"rule": rule, "instruction": "", "input": text, "history": "", "where": "the input"}
-    (prompts,) = prompts_of(model, [row], prepared.options)
+    options = dataclasses.replace(prepared.options, decoding=Decoding(max_new_tokens))
+    (prompts,) = prompts_of(model, [row], options)
     texts = dict.fromkeys(systems, "")
     streams = {
         name: stream(
             model,
             system.adapter,
-            prepared.options.scale,
+            options.scale,
             prompts.teacher_ids if system.with_rule else prompts.student_ids,
             max_new_tokens,
         )

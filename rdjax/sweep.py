@@ -36,13 +36,11 @@ from rdjax.report.sweep_data import cell_folder, run_folder
 from rdjax.report.sweep_table import sweep_table
 from rdjax.run import cli, experiment
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
-from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Run, check_run, prepare, task_judges
 from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
-from rdjax.storage.workdir import RECORD, check_workdir, open_workdir
+from rdjax.storage.workdir import PREDICTIONS, RECORD, RESULTS, SWEEP, check_workdir, open_workdir
 
-SUMMARY = "sweep.json"
 FAILURE = "failures.json"
 # Their answers depend on the rows and the weights alone, so that cells on the same rows share them.
 SHARED_SYSTEMS = ("base", "base_with_rule")
@@ -154,7 +152,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathl
     others = [*finished, *(run.workdir for run in runs)]
 
     def share(run: Run) -> None:
-        done = [folder for folder in others if folder != run.workdir and (folder / FINISHED).exists()]
+        done = [folder for folder in others if folder != run.workdir and (folder / RESULTS).exists()]
         share_predictions(run, done)
 
     failures = finish_runs(runs, folder / "checkpoints", share)
@@ -169,10 +167,10 @@ def share_predictions(run: Run, others: Sequence[pathlib.Path]) -> None:
     for other in others:
         if _answer_inputs(other) != inputs:
             continue
-        folder = other / "predictions"
+        folder = other / PREDICTIONS
         for path in sorted(folder.rglob("*.jsonl")):  # with several rules each has a folder of its own
             if path.stem.rpartition(".")[2] in SHARED_SYSTEMS:
-                target = run.workdir / "predictions" / path.relative_to(folder)
+                target = run.workdir / PREDICTIONS / path.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy_records(path, target, Prediction)
         return
@@ -195,7 +193,7 @@ def summarise(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict[str
     for method in config.sweep.methods:
         for k in config.sweep.ks:
             for seed in config.sweep.seeds:
-                path = run_folder(workdir, method, k, seed) / FINISHED
+                path = run_folder(workdir, method, k, seed) / RESULTS
                 if path.exists():
                     results = read_record(path, Results)
                     cell = {"method": method, "k": k, "seed": seed, **results, "metric": split_metrics(results)}
@@ -216,7 +214,7 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
         folders = [run_folder(workdir, method, k, seed) for seed in config.sweep.seeds]
         title = f"cell {number} of {len(cells)}: {method}, k = {k}, {len(folders)} seeds"
         # A list, not a generator: every process must ask for every folder.
-        if all([exists_on_first(folder / FINISHED) for folder in folders]):
+        if all([exists_on_first(folder / RESULTS) for folder in folders]):
             print(f"{title}: finished")
             finished += folders
             continue
@@ -229,8 +227,8 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
             print(f"{title}: failed: {failures}", file=sys.stderr)
         else:
             print(f"{title}: {time.monotonic() - began:.0f} seconds")
-        finished += [folder for folder in folders if exists_on_first(folder / FINISHED)]
-        write_record(workdir / SUMMARY, summarise(config, workdir))
+        finished += [folder for folder in folders if exists_on_first(folder / RESULTS)]
+        write_record(workdir / SWEEP, summarise(config, workdir))
 
 
 def attempt_cell(
@@ -284,7 +282,7 @@ def main(argv: list[str]) -> None:
     open_workdir(workdir, config, "rdjax.sweep", fingerprint)
     run_cells(config, workdir)
     summary = summarise(config, workdir)
-    write_record(workdir / SUMMARY, summary)
+    write_record(workdir / SWEEP, summary)
     if any(cell["splits"] for cell in summary["cells"]):
         table = sweep_table(summary["cells"])
         print(tabulate(table.rows, table.head, tablefmt="github", disable_numparse=True))

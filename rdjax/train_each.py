@@ -26,12 +26,11 @@ from rdjax.report.page import PAGE, write_page
 from rdjax.run import cli, experiment
 from rdjax.run.distil import write_run_card
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
-from rdjax.run.pipeline import FINISHED
 from rdjax.run.prepare import Run, check_run, prepare, task_judges
 from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, read_record, write_record
-from rdjax.storage.workdir import check_workdir, open_workdir
+from rdjax.storage.workdir import RESULTS, check_workdir, open_workdir
 
 MODULE = "rdjax.train_each"
 SUMMARY = "summary.json"
@@ -83,7 +82,7 @@ def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: 
     failures: dict[str, str] = {}
     model = None
     for part in in_batches(names, together):
-        if all([exists_on_first(workdir / name / FINISHED) for name in part]):  # a list: every process asks for all
+        if all([exists_on_first(workdir / name / RESULTS) for name in part]):  # a list: every process asks for all
             continue
         print(f"{len(part)} of {len(names)} rules: {', '.join(part)}")
         model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
@@ -119,7 +118,7 @@ def prepare_rules(
             failures[name] = first_line(error)
     if exists_on_first(checkpoint_folder(workdir, runs)):
         return runs
-    return [run for run in runs if not exists_on_first(run.workdir / FINISHED)]
+    return [run for run in runs if not exists_on_first(run.workdir / RESULTS)]
 
 
 def checkpoint_folder(workdir: pathlib.Path, runs: Sequence[Run]) -> pathlib.Path:
@@ -139,7 +138,7 @@ def merged_results(folders: list[pathlib.Path]) -> dict[str, dict]:
     """Returns the scores of all rules in the form of eval.json; what none of them is about is of each, too."""
     merged: dict[str, dict] = {"splits": {}, "metric": {}}
     for folder in folders:
-        results = read_record(folder / FINISHED, Results)
+        results = read_record(folder / RESULTS, Results)
         for part, own in merged.items():
             own |= {
                 split if "/" in split else f"{folder.name}/{split}": value for split, value in results[part].items()

@@ -91,11 +91,20 @@ def test_an_unknown_choice_names_what_is_accepted(path):
 def test_a_number_below_its_least_is_an_error(path):
     config = base.get_config()
     set_field(config, path, AT_LEAST[path] - 1)
-    with pytest.raises(UserError, match=rf"config\.{path} = .* is too small; accepted: {AT_LEAST[path]} or more"):
+    with pytest.raises(UserError, match=rf"config\.{path} = .*; accepted: a finite number, {AT_LEAST[path]} or more"):
         check_config(config)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), "quick", None])
+@pytest.mark.parametrize("path", ["lora.dropout", "optimizer.weight_decay", "loss.retain_weight", "loss.temperature"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_an_error(path, value):
+    config = base.get_config()
+    set_field(config, path, value)
+    with pytest.raises(UserError, match=rf"config\.{path} = {value}"):
+        check_config(config)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf"), "quick", None])
 def test_a_learning_rate_is_auto_or_a_positive_number(rate):
     config = base.get_config()
     check_config(config)

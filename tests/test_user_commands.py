@@ -185,6 +185,8 @@ def test_a_field_that_is_none_is_named(model, tmp_path):
         ({"test": [1]}, "test, row 0: '1'; accepted: a text"),
         ({"inputs": [{"input": "a", "answer": "b"}]}, "inputs, row 0: fields that are not understood: answer"),
         ({"rule": "rules/mine.md"}, "rule = 'rules/mine.md' is no folder"),
+        ({"rule": " "}, "rule is empty"),
+        ({"loss__terms": ("nope=1",)}, "nope"),
         ({"task__root": "rules"}, "task__root is given by rule"),
         ({"judge": "json", "eval__judges": ("json",)}, "judge and eval__judges are both given"),
     ],

@@ -24,7 +24,7 @@ class Side(NamedTuple):
       positions_BT: rotary positions; every sequence counts on from the end of the prefix.
       dropout_ids_BT: the number from which a token's dropout mask is drawn: it follows from the pair's number in the
         update and the token's place in the pair, in whatever row the pair is.
-      pack_BT, unpack_BEU: where the sequences of a row are (`models.attention.Packing`).
+      pack_BT, unpack_BEU: where the sequences of a row are (`models.packing.Packing`).
       predict_BP: the prediction positions, as indices into the row.
       aligned_BQ: the positions at which hidden states are compared, likewise.
     """

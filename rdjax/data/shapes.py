@@ -136,7 +136,7 @@ def choose_shapes(shapes: Sequence[BatchShape], side: str) -> list[BatchShape]:
 
     Args:
       shapes: the smallest shape of every batch.
-      side: whose tokens decide: the side that is trained.
+      side: whose tokens decide: "teacher" or "student", the one that the program reads.
     """
     tokens = [getattr(shape, side).tokens for shape in shapes]
     limits = choose_sizes(tokens)

@@ -250,7 +250,7 @@ def compute_in_parts(
     """Yields batches of all pairs in order, one part after the other, with their signals."""
     batches = [sequential_batches(len(part.pairs_M[0]), batch_size, len(part.pairs_M)) for part in parts]
     smallest = [part.smallest_shape(numbers) for part, own in zip(parts, batches, strict=True) for numbers in own]
-    shapes = choose_shapes(smallest, parts[0].objective.trained)
+    shapes = choose_shapes(smallest, "teacher")
     for part, own in zip(parts, batches, strict=True):
         part = dataclasses.replace(part, shapes=shapes)
         compute_signals = make_teacher(part.model, teachers_M, scale, part.prefix_MC("teacher"))

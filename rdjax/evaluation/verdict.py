@@ -7,6 +7,7 @@ from rdjax.config import DISTILLED
 from rdjax.data.splits import NEAR_MISSES, is_held, is_test, kind_of_split, rule_of_split
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, split_metrics
+from rdjax.storage.metrics import student_lines
 
 ENOUGH = 0.5  # a student that closes less of the gap has not learnt the rule
 FOLLOWS = 0.5  # a base that follows the rule it reads more rarely is a weak teacher
@@ -140,7 +141,7 @@ def advice(results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], confi
             f"The model that reads the rule follows it in only {_percent(min(followed))} of cases: try another "
             "wording, config.method = rule_distill_enhanced with the right outputs in train.jsonl, or a stronger model."
         )
-    found += _advice_of_curves([line for line in lines if str(line["stage"]).startswith("student")], config)
+    found += _advice_of_curves(student_lines(lines), config)
     return found
 
 

@@ -11,6 +11,7 @@ from rdjax.report.figures import label
 from rdjax.report.run_page import run_page
 from rdjax.report.sweep_page import sweep_page
 from rdjax.storage.files import write_text
+from rdjax.storage.workdir import RESULTS, SWEEP
 
 PAGE = "report.html"
 TEMPLATES = pathlib.Path(__file__).parents[1] / "assets"
@@ -40,9 +41,9 @@ def write_page(workdir: pathlib.Path, figures: pathlib.Path | None = None) -> pa
     Raises:
       UserError: the folder contains neither.
     """
-    if (workdir / "sweep.json").exists():
+    if (workdir / SWEEP).exists():
         page = sweep_page(workdir)
-    elif (workdir / "eval.json").exists():
+    elif (workdir / RESULTS).exists():
         page = run_page(workdir)
     else:
         raise UserError(f"--workdir: {workdir} holds neither eval.json (a finished run) nor sweep.json (a sweep)")

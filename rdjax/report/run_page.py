@@ -11,8 +11,9 @@ from rdjax.data.splits import is_held
 from rdjax.evaluation.results import GAP_CLOSED, split_metrics
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
-from rdjax.storage.metrics import read_metrics
+from rdjax.storage.metrics import METRICS, read_metrics
 from rdjax.storage.records import Prediction, Results, RunRecord, read_record, read_records
+from rdjax.storage.workdir import PREDICTIONS, RECORD, RESULTS
 
 MOST_PANELS = 6  # splits of a figure that has a panel for each
 OUTPUT_ROWS = 50  # outputs of a split that the page shows; all are in predictions/
@@ -141,7 +142,7 @@ def lengths_figure(predictions: Predictions) -> str:
 
 def read_predictions(workdir: pathlib.Path, splits: Mapping[str, Mapping[str, Any]]) -> Predictions:
     """Reads the records of every split and system that a run evaluated."""
-    folder = workdir / "predictions"
+    folder = workdir / PREDICTIONS
     return {
         split: {system: read_records(folder / f"{split}.{system}.jsonl", Prediction) for system in systems}
         for split, systems in splits.items()
@@ -183,10 +184,10 @@ def side_by_side(predictions: Predictions, most: int, where: str = "") -> list[d
 
 def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what the template shows of a run."""
-    record, results = read_record(workdir / "config.json", RunRecord), read_record(workdir / "eval.json", Results)
+    record, results = read_record(workdir / RECORD, RunRecord), read_record(workdir / RESULTS, Results)
     splits, metrics = results["splits"], split_metrics(results)
     predictions = read_predictions(workdir, splits)
-    lines = read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / METRICS)
     config = record["config"]
     tests = {split: systems for split, systems in splits.items() if not is_held(split)}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)

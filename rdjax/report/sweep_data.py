@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rdjax.evaluation.results import split_metrics
-from rdjax.storage.metrics import read_metrics
+from rdjax.storage.metrics import METRICS, read_metrics, student_lines
 
 Cell = Mapping[str, Any]  # of sweep.json: method, k, seed, and the content of the run's eval.json
 
@@ -43,8 +43,8 @@ def loss_frame(workdir: pathlib.Path, cells: Sequence[Cell]) -> pd.DataFrame:
     rows = [
         (cell["method"], cell["k"], cell["seed"], line["step"], line["loss"])
         for cell in cells
-        for line in read_metrics(run_folder(workdir, cell["method"], cell["k"], cell["seed"]) / "metrics.jsonl")
-        if line["stage"] == "student" and "loss" in line  # validation before the first update has none
+        for line in student_lines(read_metrics(run_folder(workdir, cell["method"], cell["k"], cell["seed"]) / METRICS))
+        if "loss" in line  # validation before the first update has none
     ]
     return pd.DataFrame(rows, columns=["method", "k", "seed", "step", "loss"])
 

@@ -21,6 +21,7 @@ from rdjax.report.sweep_data import (
 )
 from rdjax.report.sweep_table import sweep_table
 from rdjax.storage.records import RunRecord, Sweep, read_record
+from rdjax.storage.workdir import RECORD, SWEEP
 
 OUTPUT_ROWS = 8  # outputs of each method that the page shows
 
@@ -214,7 +215,7 @@ def sweep_figures(workdir: pathlib.Path, cells: Sequence[Cell]) -> dict[str, str
 
 def sweep_page(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns what the template shows of a sweep."""
-    record, summary = read_record(workdir / "config.json", RunRecord), read_record(workdir / "sweep.json", Sweep)
+    record, summary = read_record(workdir / RECORD, RunRecord), read_record(workdir / SWEEP, Sweep)
     cells, config = summary["cells"], record["config"]
     return {
         "kind": "sweep",

@@ -160,7 +160,7 @@ def limits(results: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[st
     found = ["Not tested: inputs of other kinds, in other languages, or in longer conversations than in training."]
     if config["method"] == "rule_distill_base" and not config["task"].get("remove_rule"):
         found.append("The student learns what the base with the rule in its prompt does, its mistakes too.")
-    if all(metric in (GAP_CLOSED, KL_FROM_BASE) for metric in metrics.values()):
+    if metrics and all(metric in (GAP_CLOSED, KL_FROM_BASE) for metric in metrics.values()):
         found.append("No judge looked at the answers: the gap closed says how close the predictions are, not how good.")
     if not any(map(is_held, results["splits"])):
         found.append("What it forgot was not measured: there were no inputs that the rule is not about.")

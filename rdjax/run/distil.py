@@ -13,12 +13,12 @@ from rdjax.models.peft_files import check_undamaged
 from rdjax.parallel.processes import exists_on_first, is_first
 from rdjax.run.adapter_folder import prompt_fields
 from rdjax.run.card import CARD, base_name, card_text, write_card
-from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
+from rdjax.run.pipeline import evaluate_all, train_all
 from rdjax.run.prepare import Run, prepare
 from rdjax.run.start import report_start
-from rdjax.storage.metrics import read_metrics
+from rdjax.storage.metrics import METRICS, read_metrics
 from rdjax.storage.records import Results, RunRecord, read_record, write_record
-from rdjax.storage.workdir import RECORD
+from rdjax.storage.workdir import RECORD, RESULTS
 
 
 def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module: str = "rdjax.train") -> Run:
@@ -29,7 +29,7 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module
     """
     release_programs()
     run = prepare(config, workdir, module=module)
-    finished = workdir / FINISHED
+    finished = workdir / RESULTS
     if exists_on_first(finished):
         for folder in (workdir / "adapter", *sorted(workdir.glob("adapters/*"))):
             check_undamaged(folder)
@@ -49,7 +49,7 @@ def write_run_card(run: Run) -> None:
     workdir = run.workdir
     if is_first() and not (workdir / "adapter" / CARD).exists():
         base = base_name(run.model.name, run.config.model.path)
-        results, record = read_record(workdir / FINISHED, Results), read_record(workdir / RECORD, RunRecord)
+        results, record = read_record(workdir / RESULTS, Results), read_record(workdir / RECORD, RunRecord)
         auto_class = FAMILIES[run.model.config.family].auto_class
         text = card_text(results, record, base, auto_class, prompt_fields(run.options.template))
         write_card(workdir / "adapter", text)
@@ -57,8 +57,8 @@ def write_run_card(run: Run) -> None:
 
 def result_lines(run: Run) -> list[str]:
     """Returns the table of a finished run, what it means in words, and what to try where that is little."""
-    results = read_record(run.workdir / FINISHED, Results)
+    results = read_record(run.workdir / RESULTS, Results)
     if not results["splits"]:
         return []
-    lines = read_metrics(run.workdir / "metrics.jsonl")
+    lines = read_metrics(run.workdir / METRICS)
     return [results_table(results), *verdict(results), *advice(results, lines, plain_config(run.config))]

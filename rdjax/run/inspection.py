@@ -20,6 +20,7 @@ from rdjax.generation.inputs import NEAR, overlap, words_of
 from rdjax.run.lessons import stage_of
 from rdjax.run.pipeline import evaluate_systems, rule_of
 from rdjax.run.prepare import Run
+from rdjax.storage.workdir import PREDICTIONS
 
 SAMPLES = 3  # pairs that are shown
 EXAMPLES = 5  # overlaps that are shown
@@ -31,7 +32,8 @@ def inspect_run(run: Run) -> dict[str, Any]:
     Returns:
       {"rule", "notes", "samples", "lengths", "limit", "rows", "overlaps", "results", "cost"}, all plain.
     """
-    began = time.monotonic()
+    # Answers of an earlier inspection are only read: that says nothing about the time to generate some.
+    generates, began = not (run.workdir / PREDICTIONS).exists(), time.monotonic()
     systems = {"base": System(run.start, with_rule=False), "base_with_rule": System(run.start, with_rule=True)}
     results = evaluate_systems(run, systems)
     answering = time.monotonic() - began
@@ -45,7 +47,7 @@ def inspect_run(run: Run) -> dict[str, Any]:
         "rows": {name: len(rows) for name, rows in run.task.splits.items()},
         "overlaps": find_overlaps(run),
         "results": results,
-        "cost": estimate_cost(run, answering / len(systems)),
+        "cost": estimate_cost(run, answering / len(systems) if generates else None),
     }
 
 
@@ -64,7 +66,7 @@ def describe_pair(run: Run, pair: Pair) -> dict[str, Any]:
 
 
 def token_lengths(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """Returns the least, the median and the most tokens of prompts and responses, and where the longest pair is."""
+    """Returns the least, the median and the most tokens of prompts and responses."""
     lengths = {
         "teacher's prompt": [len(pair.prompts.teacher_ids) for pair in pairs],
         "student's prompt": [len(pair.prompts.student_ids) for pair in pairs],
@@ -97,16 +99,17 @@ def find_overlaps(run: Run) -> dict[str, Any]:
     return found
 
 
-def estimate_cost(run: Run, answering: float) -> dict[str, Any]:
+def estimate_cost(run: Run, answering: float | None) -> dict[str, Any]:
     """Takes a few updates, and estimates from them how long training and evaluation take, and how much memory.
 
     Args:
-      answering: seconds that one system took for all test rows.
+      answering: seconds that one system took for all test rows; None: not known.
     """
     config, practice = with_auto_rate(run.config, run.model.config.width), run.config.practice
     config.train.updates = config.train.updates or practice.updates
     stage, members = stage_of([run], "student", config.method, [run.start])
     trial = try_updates(stage, run.model, members, config, run.workdir / "checkpoints" / "signals")
+    further_systems = max(len(config.eval.systems) - 2, 0)
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "device": jax.devices()[0].device_kind,
@@ -115,7 +118,7 @@ def estimate_cost(run: Run, answering: float) -> dict[str, Any]:
         "updates": trial.updates,
         "training_seconds": trial.preparing + trial.update * trial.updates,
         "further_training": further_training(run.config),
-        "evaluation_seconds": answering * max(len(config.eval.systems) - 2, 0),
+        "evaluation_seconds": None if answering is None else answering * further_systems,
         "device_bytes": peak,
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -166,11 +169,13 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     """Says how long a run takes and how much memory."""
     memory = cost["device_bytes"]
     where = f"{memory / 2**30:.1f} GiB on the device, " if memory else ""
-    further = cost["further_training"]
+    further, evaluation = cost["further_training"], cost["evaluation_seconds"]
+    known = f"about {evaluation / 60:.1f} minutes of" if evaluation is not None else "an"
+    then = f"then {known} evaluation"
     return [
         f"training of the student: at most {cost['updates']} updates of {cost['update_seconds']:.2f} s after "
         f"{cost['preparing_seconds']:.0f} s of preparation, {cost['training_seconds'] / 60:.1f} minutes on "
-        f"{cost['device']}; then about {cost['evaluation_seconds'] / 60:.1f} minutes of evaluation",
+        f"{cost['device']}; {then}",
         *([f"not in this estimate: the training of {', '.join(further)}"] if further else []),
         f"memory so far: {where}{cost['host_bytes'] / 2**30:.1f} GiB on the host",
     ]

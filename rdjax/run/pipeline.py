@@ -20,9 +20,7 @@ from rdjax.run.practice import practise
 from rdjax.run.prepare import Experiment, Run
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
-from rdjax.storage.workdir import RECORD
-
-FINISHED = "eval.json"  # a run that has this file is finished
+from rdjax.storage.workdir import PREDICTIONS, RECORD
 
 
 def export_adapters(runs: Sequence[Run], name: str, adapters: Sequence[Adapter]) -> None:
@@ -125,13 +123,13 @@ def evaluate_systems(
                     experiment.start,
                     experiment.options,
                     experiment.judges,
-                    experiment.workdir / "predictions",
+                    experiment.workdir / PREDICTIONS,
                     on_batch,
                     teachers,
                 )
         else:
             print("no test split or no system: nothing to evaluate")
-        flips = flip_rates(experiment.workdir / "predictions", splits) if systems else {}
+        flips = flip_rates(experiment.workdir / PREDICTIONS, splits) if systems else {}
         return results | {"rule": rule_of(task), "judge_errors": judge_errors(experiment), "flips": flips}
     except JudgeError as error:
         command = read_record(experiment.workdir / RECORD, RunRecord)["command"]

@@ -12,9 +12,10 @@ from rdjax.distillation.programs import release_programs
 from rdjax.errors import describe
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
-from rdjax.run.pipeline import FINISHED, evaluate_all, train_all
+from rdjax.run.pipeline import evaluate_all, train_all
 from rdjax.run.prepare import Run
 from rdjax.storage.records import write_record
+from rdjax.storage.workdir import RESULTS
 
 Trained = tuple[Run, dict[str, Adapter]]
 
@@ -42,9 +43,9 @@ def finish_runs(
         name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held)
         for run, adapters in train_runs(group, checkpoints, name, failures):
             try:
-                if not exists_on_first(run.workdir / FINISHED):
+                if not exists_on_first(run.workdir / RESULTS):
                     before_evaluation(run)
-                    write_record(run.workdir / FINISHED, evaluate_all(run, adapters))
+                    write_record(run.workdir / RESULTS, evaluate_all(run, adapters))
             except Exception as error:  # a judge fails or memory runs out: the other runs continue
                 raise_if_others_wait(error)
                 failures[run.workdir.name] = first_line(error)
@@ -74,7 +75,7 @@ def train_runs(
             return
         print(f"side by side: {first_line(error)}; one by one then", file=sys.stderr)
     for run in runs:
-        if not exists_on_first(run.workdir / FINISHED):
+        if not exists_on_first(run.workdir / RESULTS):
             yield from train_runs([run], checkpoints, run.workdir.name, failures)
 
 

@@ -15,6 +15,8 @@ from rdjax.storage.files import parse_json, read_text, write_lines
 from rdjax.storage.records import of_form
 from rdjax.storage.trackers import start_trackers
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsLog:
     """Appends scalars to `<workdir>/metrics.jsonl`, to TensorBoard event files beside it, and to trackers.
@@ -25,7 +27,7 @@ class MetricsLog:
 
     def __init__(self, workdir: pathlib.Path, trackers: Sequence[str] = ()):
         workdir.mkdir(parents=True, exist_ok=True)
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / METRICS
         self._trackers = start_trackers(trackers, workdir) if is_first() else []
         self._events = SummaryWriter(str(workdir / "tensorboard")) if is_first() else None
 
@@ -77,6 +79,12 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         of_form(line, Line, where, advice="delete this line")
         lines.append(of_form(line, dict[str, str | float | int | None], where, advice="delete this line"))
     return lines
+
+
+def student_lines(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines of the student's training; of a learning rate that was replaced and of short trials, none."""
+    stages = [line["stage"] for line in lines if line["stage"].startswith("student") and "_trial_" not in line["stage"]]
+    return [line for line in lines if line["stage"] == stages[-1]] if stages else []
 
 
 def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqdm:

@@ -19,6 +19,9 @@ from rdjax.storage.records import RunRecord, read_record, write_record
 from rdjax.storage.sums import SUMS
 
 RECORD = "config.json"
+RESULTS = "eval.json"  # a run that has this file is finished
+SWEEP = "sweep.json"
+PREDICTIONS = "predictions"  # the folder of all answers, <split>.<system>.jsonl
 LOG = "error.log"  # tracebacks of faults of the program
 FROM_PYTHON = "rdjax.distill(...)"  # in the place of a command
 # What a run that was killed may have left before its record.

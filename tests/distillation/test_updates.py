@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from rdjax.data import shapes
 from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.pairs import keep_rule
 from rdjax.distillation.objective import TUNE_WITH_RULE
@@ -18,6 +19,7 @@ from rdjax.distillation.programs import Program, compiling
 from rdjax.distillation.updates import (
     GroupLoader,
     abstract_updates,
+    compute_in_parts,
     fetch_ahead,
     make_loader,
     parts_by_rule,
@@ -194,6 +196,18 @@ def test_each_of_several_rules_is_read_once(place, tmp_path):
         for left, right, weight in zip(ours, theirs, (batch.hidden_weight_BQ, batch.weight_BP), strict=True):
             left, right = (np.moveaxis(each, 2, 4) if each.ndim == 6 else np.asarray(each) for each in (left, right))
             np.testing.assert_allclose(left[weight > 0], right[weight > 0], atol=1e-5)
+
+
+def test_the_teacher_reads_each_rule_in_rows_of_its_length(monkeypatch):
+    monkeypatch.setattr(shapes, "COMPILING_TAKES", 0)
+    loader = make(pairs_of_two_rules(), teacher_signals="online")
+    parts = [part for _, part in parts_by_rule(loader)]
+    teachers_M = jax.device_put(
+        jax.tree.map(lambda leaf: leaf[None], random_adapter(loader.model.config)), replicated(loader.model.mesh)
+    )
+    computed = compute_in_parts(parts, teachers_M, SPEC.scale, batch_size=3)
+    first, second = (batch.teacher.tokens_BT.shape[-1] for batch, _ in computed)
+    assert first < second, "the second rule is 20 tokens longer, the students' prompts are not"
 
 
 def test_one_rule_and_rules_that_members_divide_differently_stay_in_one_part():

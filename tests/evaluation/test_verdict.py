@@ -75,6 +75,15 @@ def test_advice_follows_from_the_curves(found, lines, word):
     assert word in " ".join(advice(found, lines, CONFIG))
 
 
+def test_short_trials_and_a_rate_that_was_replaced_give_no_advice():
+    curves = losses((1.0, 1.0), (0.4, 0.7), (0.3, 0.5))
+    others = [
+        {"stage": stage, "step": 1, "loss": 9.0, "valid_loss": 0.1} for stage in ("student", "student_trial_3.6e-04")
+    ]
+    found = [{**line, "stage": "student_at_3.6e-04"} if line["stage"] == "student" else line for line in curves]
+    assert "train longer" in " ".join(advice(results(0.3), [*others, *found], CONFIG))
+
+
 def test_a_student_that_follows_as_often_as_the_model_that_reads_the_rule_gets_no_advice():
     assert advice(results(-0.5, student=0.5, teacher=0.3), losses((1.0, 1.0)), CONFIG) == []
     assert advice(results(-0.5, student=0.0, teacher=0.0), losses((1.0, 1.0)), CONFIG) != []

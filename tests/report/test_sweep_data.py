@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rdjax.report.sweep_data import hidden_frame, loss_frame, merge_methods, run_folder, score_frame, shared_systems
+from rdjax.report.sweep_table import sweep_table
 
 
 def cell(method: str, seed: int, base: float, student: float | None) -> dict:
@@ -80,11 +81,22 @@ def test_losses_are_those_of_the_student(cells, tmp_path):
     lines = [
         {"stage": "gap", "step": 0, "kl": 1.0},
         {"stage": "student", "step": 0, "valid_loss": 2.0},  # before the first update
-        {"stage": "student", "step": 3, "loss": 0.5},
+        {"stage": "student", "step": 3, "loss": 0.7},  # at a rate that was replaced
+        {"stage": "student_trial_3.6e-04", "step": 1, "loss": 0.6},
+        {"stage": "student_at_3.6e-04", "step": 3, "loss": 0.5},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = loss_frame(tmp_path, cells)
     assert losses.to_dict("records") == [{"method": "two", "k": 4, "seed": 1, "step": 3, "loss": 0.5}]
+
+
+def test_a_metric_of_a_split_is_one_column(cells):
+    for each in cells:
+        each["splits"]["retain"] = {"student": {"n": 5, "kl_from_base": 0.01234, "gap_closed": None}}
+        each["metric"]["retain"] = "kl_from_base"
+    table = sweep_table(cells)
+    assert table.head.count("retain: kl from base") == 1
+    assert table.rows[-1][table.head.index("retain: kl from base")].startswith("0.012 ")
 
 
 def test_hidden_distances_have_a_row_per_block(cells):

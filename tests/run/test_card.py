@@ -8,7 +8,7 @@ import pytest
 from rdjax.data.pairs import make_template
 from rdjax.models.families.registry import FAMILIES
 from rdjax.run.adapter_folder import BASE, CHAT_TEMPLATE, PROMPT_FILE, adapter_notes, prompt_fields
-from rdjax.run.card import heading, use_text
+from rdjax.run.card import heading, limits, use_text
 from tests.data.test_chat import CHATML, THINKING
 from tests.data.test_pairs import byte_tokenizer
 
@@ -38,6 +38,11 @@ def test_a_wrapped_decoder_is_loaded_with_its_other_parts(merged):
     prompt = prompt_fields(make_template("alpaca", byte_tokenizer(THINKING)))
     program = use_text("base", FAMILIES["qwen3_5"].auto_class, prompt, merged, folder="adapter")
     assert program.count("AutoModelForImageTextToText") == 2 and "AutoModelForCausalLM" not in program
+
+
+def test_the_card_of_a_run_without_scores_does_not_speak_of_any():
+    record = {"config": {"method": "rule_distill_base", "task": {}}}
+    assert not any("gap closed" in limit for limit in limits({"splits": {}, "metric": {}}, record))
 
 
 def test_the_card_of_a_rule_that_was_removed_says_so():
