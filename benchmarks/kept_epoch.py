@@ -29,8 +29,9 @@ from rdjax.distillation.progress import Progress, take_member
 from rdjax.evaluation.answers import System, answer, prompts_of
 from rdjax.evaluation.judges import SPLIT_JUDGES, make_judge
 from rdjax.models.lora import Adapter
+from rdjax.run.experiment import Run
 from rdjax.run.lessons import ENHANCED, GOLD_POSITIONS, stage_of
-from rdjax.run.prepare import Run, prepare
+from rdjax.run.prepare import prepare
 from rdjax.sweep import cell_config
 
 _MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
@@ -67,7 +68,8 @@ def score(run: Run, system: System, rows: dict[str, list[dict[str, str]]]) -> di
     """Returns the share of accepted answers of each class."""
     scores = {}
     for split, part in rows.items():
-        texts = answer(run.model, system, prompts_of(run.model, part, run.options), run.options).texts
+        answers = answer(run.model, system, prompts_of(run.model, part, run.options), run.options)
+        texts = [answer.text for answer in answers]
         verdicts = make_judge(SPLIT_JUDGES["sentiment"][split], "").verdicts(texts, part)
         scores[split] = float(np.mean(verdicts))
     return scores

@@ -17,7 +17,8 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
 from rdjax.report.page import PAGE, write_page
 from rdjax.run.distil import result_lines, run_experiment
-from rdjax.run.prepare import Run, check_run
+from rdjax.run.experiment import Run
+from rdjax.run.prepare import check_run
 from rdjax.storage.files import user_path
 from rdjax.storage.lock import unlock_folder
 from rdjax.storage.records import Results, read_record
@@ -61,15 +62,16 @@ class Distilled:
         run = self._run
         systems = {
             "student": System(self._student, with_rule=False),
-            "base": System(run.start, with_rule=False),
-            "base_with_rule": System(run.start, with_rule=True),
+            "base": run.base,
+            "base_with_rule": run.base_with_rule,
         }
         if system not in systems:
             raise UserError(f"system = {system!r} is unknown; accepted: {', '.join(systems)}")
         texts, rule = [inputs] if isinstance(inputs, str) else list(inputs), self.scores["rule"]
         rows = [{"rule": rule, "instruction": "", "input": text, "history": "", "where": "an input"} for text in texts]
-        answers = answer(run.model, systems[system], prompts_of(run.model, rows, run.options), run.options).texts
-        return answers[0] if isinstance(inputs, str) else answers
+        answers = answer(run.model, systems[system], prompts_of(run.model, rows, run.options), run.options)
+        answered = [answer.text for answer in answers]
+        return answered[0] if isinstance(inputs, str) else answered
 
     def __str__(self) -> str:
         return "\n".join(result_lines(self._run))

@@ -21,10 +21,11 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
 from rdjax.parallel.processes import exists_on_first
 from rdjax.report.page import write_page
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
 from rdjax.run.adapter_folder import adapter_notes
+from rdjax.run.experiment import Experiment
 from rdjax.run.pipeline import evaluate_systems
-from rdjax.run.prepare import Experiment, check_run, prepare_evaluation
+from rdjax.run.prepare import check_run, prepare_evaluation
 from rdjax.storage.records import Results, read_record, write_record
 from rdjax.storage.workdir import RESULTS
 
@@ -56,8 +57,7 @@ def read_systems(prepared: Experiment, adapters: dict[str, pathlib.Path]) -> dic
     Raises:
       UserError: an adapter does not fit the model.
     """
-    start, model = prepared.start, prepared.model
-    systems = {"base": System(start, with_rule=False), "base_with_rule": System(start, with_rule=True)}
+    model, systems = prepared.model, {"base": prepared.base, "base_with_rule": prepared.base_with_rule}
     for name, folder in adapters.items():
         for note in adapter_notes(folder, model, prepared.options.template):
             print(f"note: {note}")
@@ -72,10 +72,10 @@ def read_systems(prepared: Experiment, adapters: dict[str, pathlib.Path]) -> dic
 def main(argv: list[str]) -> None:
     """Scores the base and the adapters, or prints the scores that are there."""
     cli.no_arguments(argv)
-    config = experiment.config("configs/rule.py")
+    config = run_flags.config("configs/rule.py")
     check_run(config)
     adapters = name_adapters(_ADAPTERS.value)
-    prepared = prepare_evaluation(config, experiment.workdir(), "rdjax.evaluate", adapters)
+    prepared = prepare_evaluation(config, run_flags.workdir(), "rdjax.evaluate", adapters)
     systems = read_systems(prepared, adapters)
     finished = prepared.workdir / RESULTS
     if exists_on_first(finished):

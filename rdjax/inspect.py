@@ -6,7 +6,7 @@ training in the same workdir goes on from what it has written.
 """
 
 from rdjax.report.inspect_page import write_inspection
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
 from rdjax.run.inspection import inspect_run, inspection_lines
 from rdjax.run.prepare import check_run, prepare
 from rdjax.run.start import show_sample
@@ -16,9 +16,9 @@ from rdjax.storage.files import write_json
 def main(argv: list[str]) -> None:
     """Prints what is found, and writes inspect.json and the page."""
     cli.no_arguments(argv)
-    config = experiment.config("configs/rule.py")
+    config = run_flags.config("configs/rule.py")
     check_run(config)
-    run = prepare(config, experiment.workdir())
+    run = prepare(config, run_flags.workdir())
     show_sample(run.train[0], run.model)
     found = inspect_run(run)
     print("\n".join(inspection_lines(found)))

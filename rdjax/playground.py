@@ -17,8 +17,9 @@ from rdjax.generation.options import Decoding
 from rdjax.generation.stream import stream
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
-from rdjax.run import cli, experiment
-from rdjax.run.prepare import Experiment, read_experiment
+from rdjax.run import cli, run_flags
+from rdjax.run.experiment import Experiment
+from rdjax.run.prepare import read_experiment
 from rdjax.storage.records import Results, RunRecord, read_record
 from rdjax.storage.workdir import RECORD, RESULTS
 
@@ -42,8 +43,8 @@ def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
     prepared, _ = read_experiment(config, workdir, None)
     adapter, _ = load_adapter(workdir / "adapter", prepared.model.config, prepared.model.base)
     systems = {
-        "base": System(prepared.start, with_rule=False),
-        "base_with_rule": System(prepared.start, with_rule=True),
+        "base": prepared.base,
+        "base_with_rule": prepared.base_with_rule,
         "student": System(put(adapter, replicated(prepared.model.mesh)), with_rule=False),
     }
     return prepared, systems, read_record(workdir / RESULTS, Results)["rule"]
@@ -114,7 +115,7 @@ def build_page(prepared: Experiment, systems: dict[str, System], rule: str, max_
 def main(argv: list[str]) -> None:
     """Serves the page until it is interrupted."""
     cli.no_arguments(argv)
-    prepared, systems, rule = read_run(experiment.workdir())
+    prepared, systems, rule = read_run(run_flags.workdir())
     page = build_page(prepared, systems, rule, _TOKENS.value)
     import gradio
 

@@ -34,9 +34,10 @@ from rdjax.parallel.processes import (
 from rdjax.report.page import write_page
 from rdjax.report.sweep_data import cell_folder, run_folder
 from rdjax.report.sweep_table import sweep_table
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
+from rdjax.run.experiment import Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
-from rdjax.run.prepare import Run, check_run, prepare, task_judges
+from rdjax.run.prepare import check_run, prepare, task_judges
 from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
 from rdjax.storage.workdir import PREDICTIONS, RECORD, RESULTS, SWEEP, check_workdir, open_workdir
@@ -272,7 +273,7 @@ def write_failures(folder: pathlib.Path, failures: dict[int, str]) -> None:
 def main(argv: list[str]) -> None:
     """Runs a sweep; ends with exit status 1 where a run failed."""
     cli.no_arguments(argv)
-    config, workdir = experiment.config("configs/sweeps/arithmetic.py"), experiment.workdir()
+    config, workdir = run_flags.config("configs/sweeps/arithmetic.py"), run_flags.workdir()
     check_sweep(config)
     exit_on_sigterm()
     check_workdir(workdir, config)

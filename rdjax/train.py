@@ -6,7 +6,7 @@ Trains, exports and evaluates, in that order. The same command, run again, resum
 from absl import flags
 
 from rdjax.parallel.processes import exists_on_first, exit_on_sigterm, is_first
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
 from rdjax.run.distil import result_lines, run_experiment
 from rdjax.run.hub import check_push, push_folder
 from rdjax.run.prepare import check_run
@@ -19,12 +19,12 @@ _PUSH = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Runs an experiment, or reports that it is finished."""
     cli.no_arguments(argv)
-    config = experiment.config("configs/quickstart.py")
+    config = run_flags.config("configs/quickstart.py")
     check_run(config)
     if _PUSH.value:
         check_push(_PUSH.value)
     exit_on_sigterm()
-    run = run_experiment(config, experiment.workdir())
+    run = run_experiment(config, run_flags.workdir())
     # Imported here: it loads matplotlib, which would delay the start of every run.
     from rdjax.report.page import PAGE, write_page
 

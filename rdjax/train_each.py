@@ -23,10 +23,11 @@ from rdjax.models.load import LanguageModel, load_model
 from rdjax.parallel.mesh import make_mesh
 from rdjax.parallel.processes import exists_on_first, exit_on_sigterm
 from rdjax.report.page import PAGE, write_page
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
 from rdjax.run.distil import write_run_card
+from rdjax.run.experiment import Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
-from rdjax.run.prepare import Run, check_run, prepare, task_judges
+from rdjax.run.prepare import check_run, prepare, task_judges
 from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, read_record, write_record
@@ -149,7 +150,7 @@ def merged_results(folders: list[pathlib.Path]) -> dict[str, dict]:
 def main(argv: list[str]) -> None:
     """Trains the adapters; ends with exit status 1 where one failed."""
     cli.no_arguments(argv)
-    config, workdir = experiment.config("configs/rule.py"), experiment.workdir()
+    config, workdir = run_flags.config("configs/rule.py"), run_flags.workdir()
     exit_on_sigterm()
     failures = train_each(config, workdir, _TOGETHER.value)
     summary = read_record(workdir / SUMMARY, Results)

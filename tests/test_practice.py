@@ -19,9 +19,10 @@ from rdjax.data.pairs import Pair
 from rdjax.distillation.stage import Trained
 from rdjax.errors import UserError
 from rdjax.models.lora import Adapter
+from rdjax.run.experiment import Run
 from rdjax.run.lessons import train_adapters
-from rdjax.run.practice import answers_of, config_of_round, practise, seed_of_round
-from rdjax.run.prepare import Run, prepare
+from rdjax.run.practice import config_of_round, practise, seed_of_round, student_pairs
+from rdjax.run.prepare import prepare
 from tests.commands import ROWS, RULE, run_command, write_rows
 
 SETTINGS = {
@@ -158,7 +159,7 @@ def test_replay_has_the_training_pairs_too(model, task, tmp_path, monkeypatch):
 def test_runs_side_by_side_answer_apart(model, task, tmp_path):
     runs = [prepare(config_of(model, task, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
     rounds = [dataclasses.replace(run, config=config_of_round(run.config, 1, 1e-2), initial=run.start) for run in runs]
-    first, second = (answers_of(each, "practice_1") for each in rounds)
+    first, second = (student_pairs(each, "practice_1") for each in rounds)
     assert [pair.response_ids for pair in first] != [pair.response_ids for pair in second]
     both = practise(runs, list(map(student_of, runs)), [run.start for run in runs], tmp_path / "both")
     (alone,) = practise(runs[:1], [student_of(runs[0])], [runs[0].start], tmp_path / "alone")

@@ -19,7 +19,7 @@ from configs import base
 from rdjax import train
 from rdjax.data.templates import alpaca_prompt
 from rdjax.distillation import programs, stage
-from rdjax.evaluation.answers import Answers
+from rdjax.evaluation.answers import Answer
 from rdjax.evaluation.judges import Judge
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
@@ -291,7 +291,7 @@ def test_only_confirmed_responses_of_the_teacher_stay(model, own_folder, tmp_pat
     def given(model, system, prompts, options, *rest, **more):
         texts = say[: len(prompts)]
         ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        return Answers(ids, [True] * len(texts), texts)
+        return [Answer(own, True, text) for own, text in zip(ids, texts, strict=True)]
 
     monkeypatch.setattr(pairs, "answer", given)
     settings = ("--config.task.responses=teacher", "--config.task.only_confirmed=True", "--config.eval.systems=()")

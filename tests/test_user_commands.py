@@ -131,7 +131,7 @@ def test_the_playground_answers_as_the_evaluation_does(inspected):
     assert len(steps) > 1
     row = {"rule": rule, "instruction": "", "input": "Is 18 a prime?", "history": "", "where": "here"}
     prompts = prompts_of(prepared.model, [row], prepared.options)
-    expected = [answer(prepared.model, system, prompts, prepared.options).texts[0] for system in systems.values()]
+    expected = [answer(prepared.model, system, prompts, prepared.options)[0].text for system in systems.values()]
     assert steps[-1] == expected
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rdjax.data.pairs import Pair, Prompts, make_prompts
 from rdjax.data.templates import Template
@@ -39,19 +40,12 @@ class EvalOptions:
     scale: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """Holds the responses of one system to the rows of a split.
+class Answer(NamedTuple):
+    """Holds a response: its tokens, whether it reached an end of sequence, and its text."""
 
-    Attributes:
-      ids: the tokens of each response.
-      ended: whether each response reached an end of sequence.
-      texts: the responses, decoded.
-    """
-
-    ids: list[list[int]]
-    ended: list[bool]
-    texts: list[str]
+    ids: Sequence[int]
+    ended: bool
+    text: str
 
 
 def length_limit(model: LanguageModel, max_length: int) -> tuple[int, str]:
@@ -86,7 +80,7 @@ def answer(
     options: EvalOptions,
     on_batch: Callable[[int], None] = lambda rows: None,
     seed: int = 0,
-) -> Answers:
+) -> list[Answer]:
     """Generates a system's response to each prompt.
 
     Args:
@@ -104,11 +98,26 @@ def answer(
         seed,
         on_batch,
     )
-    ids, ended = [ids for ids, _ in responses], [ended for _, ended in responses]
-    return Answers(ids, ended, model.tokenizer.batch_decode(ids, skip_special_tokens=True))
+    texts = model.tokenizer.batch_decode([ids for ids, _ in responses], skip_special_tokens=True)
+    return [Answer(ids, ended, text) for (ids, ended), text in zip(responses, texts, strict=True)]
 
 
-def answered_pairs(prompts: Sequence[Prompts], answers: Answers) -> list[Pair]:
+def answered_pairs(prompts: Sequence[Prompts], answers: Sequence[Answer]) -> list[Pair]:
     """Combines each prompt with its response."""
-    triples = zip(prompts, answers.ids, answers.ended, strict=True)
-    return [Pair(prompt, tuple(ids), ended) for prompt, ids, ended in triples]
+    return [Pair(prompt, tuple(answer.ids), answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def answer_record(row: Mapping[str, str], answer: Answer) -> dict[str, Any]:
+    """Returns what files of answers hold of the answer to a row."""
+    return {
+        "input": row["input"],
+        "gold": row["output"],
+        "response": answer.text,
+        "ids": list(answer.ids),
+        "ended": answer.ended,
+    }
+
+
+def recorded_answers(records: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    """Returns the answers of what `answer_record` made."""
+    return [Answer(record["ids"], record["ended"], record["response"]) for record in records]

@@ -10,7 +10,16 @@ import numpy as np
 from rdjax.data.pairs import Prompts
 from rdjax.data.splits import is_held
 from rdjax.errors import describe
-from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, answered_pairs, prompts_of
+from rdjax.evaluation.answers import (
+    Answer,
+    EvalOptions,
+    System,
+    answer,
+    answer_record,
+    answered_pairs,
+    prompts_of,
+    recorded_answers,
+)
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, Divergence, divergence, gap_shapes
 from rdjax.evaluation.judges import Judge
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, unjudged_metric
@@ -84,7 +93,7 @@ def _answer_split(
     options: EvalOptions,
     folder: pathlib.Path,
     on_batch: Callable[[int], None],
-) -> dict[str, Answers]:
+) -> dict[str, list[Answer]]:
     """Generates and writes every system's answers to a split, or reads those that exist."""
     answers = {}
     for name, system in systems.items():
@@ -101,7 +110,7 @@ def _answer_split(
 def _divergences(
     model: LanguageModel,
     prompts: Mapping[str, Sequence[Prompts]],
-    answers: Mapping[str, Mapping[str, Answers]],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
     systems: Mapping[str, System],
     start: Adapter,
     options: EvalOptions,
@@ -137,7 +146,7 @@ def _judge_split(
     rows: datasets.Dataset,
     prompts: Sequence[Prompts],
     systems: Mapping[str, System],
-    answers: Mapping[str, Answers],
+    answers: Mapping[str, Sequence[Answer]],
     folder: pathlib.Path,
 ) -> dict[str, dict[str, Any]]:
     """Judges every system's answers to a split, and adds the verdicts to its file of predictions.
@@ -149,7 +158,7 @@ def _judge_split(
         return {name: {} for name in systems}
     scores = {}
     for name, system in systems.items():
-        verdicts = judge_all(judge, split, name, answers[name].texts, list(rows))
+        verdicts = judge_all(judge, split, name, [answer.text for answer in answers[name]], list(rows))
         _write_predictions(folder / f"{split}.{name}.jsonl", rows, prompts, system, answers[name], verdicts)
         scores[name] = {judge.metric: float(np.mean(verdicts))}
     return scores
@@ -157,7 +166,7 @@ def _judge_split(
 
 def _add_scores(
     scores: Mapping[str, Mapping[str, dict[str, Any]]],
-    answers: Mapping[str, Mapping[str, Answers]],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
     from_rule: Mapping[str, Mapping[str, Divergence]],
     from_base: Mapping[str, Mapping[str, Divergence]],
 ) -> None:
@@ -165,11 +174,11 @@ def _add_scores(
     for split, systems in scores.items():
         gap = from_rule[split]["base"].kl
         for name, system_scores in systems.items():
-            kl, ids = from_rule[split][name].kl, answers[split][name].ids
+            kl, lengths = from_rule[split][name].kl, [len(answer.ids) for answer in answers[split][name]]
             system_scores[GAP_CLOSED] = None if is_held(split) else _gap_closed(kl, gap)
             system_scores["kl"] = kl
-            system_scores["n"] = len(ids)
-            system_scores["mean_response_tokens"] = float(np.mean([len(tokens) for tokens in ids]))
+            system_scores["n"] = len(lengths)
+            system_scores["mean_response_tokens"] = float(np.mean(lengths))
     for split, systems in from_base.items():
         for name, divergence_from_base in systems.items():
             scores[split][name][KL_FROM_BASE] = divergence_from_base.kl
@@ -182,7 +191,7 @@ def _add_teacher_scores(
     systems: Mapping[str, System],
     model: LanguageModel,
     prompts: Mapping[str, Sequence[Prompts]],
-    answers: Mapping[str, Mapping[str, Answers]],
+    answers: Mapping[str, Mapping[str, Sequence[Answer]]],
     start: Adapter,
     options: EvalOptions,
 ) -> None:
@@ -249,28 +258,24 @@ def _write_predictions(
     rows: datasets.Dataset,
     prompts: Sequence[Prompts],
     system: System,
-    answers: Answers,
+    answers: Sequence[Answer],
     verdicts: Sequence[bool] | None = None,
 ) -> None:
     """Writes one line per row: input, gold output, response, verdict and prompt."""
     records = [
-        {
-            "input": row["input"],
-            "gold": row["output"],
-            "response": answers.texts[number],
-            "ids": answers.ids[number],
-            "ended": answers.ended[number],
+        answer_record(row, answer)
+        | {
             "correct": None if verdicts is None else verdicts[number],
             "prompt": prompts[number].teacher_text if system.with_rule else prompts[number].student_text,
         }
-        for number, row in enumerate(rows)
+        for number, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
     path.parent.mkdir(parents=True, exist_ok=True)  # with several rules a split is <rule>/<name>
     write_records(path, records)
 
 
-def _read_predictions(path: pathlib.Path, inputs: Sequence[str]) -> Answers:
+def _read_predictions(path: pathlib.Path, inputs: Sequence[str]) -> list[Answer]:
     """Reads what `_write_predictions` wrote for these inputs."""
     records = read_records(path, Prediction)
     check_inputs(path, records, inputs)
-    return Answers(*([record[name] for record in records] for name in ("ids", "ended", "response")))
+    return recorded_answers(records)

@@ -16,7 +16,7 @@ from rdjax.config import check_config
 from rdjax.errors import UserError
 from rdjax.plan.chips import Chip, find_chip, topology_devices
 from rdjax.plan.estimate import make_plan, plan_text
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
 from rdjax.storage.files import user_path, write_json
 
 _TOPOLOGY = flags.DEFINE_string("topology", "", "<chip>:<shape>, e.g. v5e:4x4; default: the local devices.")
@@ -50,7 +50,7 @@ def find_devices() -> tuple[Sequence[jax.Device] | None, Chip | None, float | No
 def main(argv: list[str]) -> None:
     """Prints the plan and writes it to --out."""
     cli.no_arguments(argv)
-    config = experiment.config("configs/llama2_7b.py")
+    config = run_flags.config("configs/llama2_7b.py")
     check_flags(config)
     devices, chip, memory = find_devices()
     plan = make_plan(config, devices, chip, memory, _QUICK.value)

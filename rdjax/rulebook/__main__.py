@@ -5,7 +5,7 @@ import shutil
 from absl import flags
 
 from rdjax.rulebook.train import train
-from rdjax.run import cli, experiment
+from rdjax.run import cli, run_flags
 
 _OUT = flags.DEFINE_string("out", None, "Folder to copy the finished model to; it is in <workdir>/model in any case.")
 
@@ -13,7 +13,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to copy the finished model to; i
 def main(argv: list[str]) -> None:
     """Trains the model and copies it to --out."""
     cli.no_arguments(argv)
-    folder = train(experiment.config("configs/rulebook.py"), experiment.workdir())
+    folder = train(run_flags.config("configs/rulebook.py"), run_flags.workdir())
     if _OUT.value:
         shutil.copytree(folder, _OUT.value, dirs_exist_ok=True)
         print(f"copied to {_OUT.value}")

@@ -13,8 +13,9 @@ from rdjax.models.peft_files import check_undamaged
 from rdjax.parallel.processes import exists_on_first, is_first
 from rdjax.run.adapter_folder import prompt_fields
 from rdjax.run.card import CARD, base_name, card_text, write_card
+from rdjax.run.experiment import Run
 from rdjax.run.pipeline import evaluate_all, train_all
-from rdjax.run.prepare import Run, prepare
+from rdjax.run.prepare import prepare
 from rdjax.run.start import report_start
 from rdjax.storage.metrics import METRICS, read_metrics
 from rdjax.storage.records import Results, RunRecord, read_record, write_record

@@ -1,26 +1,64 @@
-"""Defines the flags of the commands that work on an experiment: --config and --workdir."""
+"""Holds what is settled before training: an experiment can be evaluated, a run can be trained too."""
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
 
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from rdjax.errors import UserError
-from rdjax.storage.files import user_path
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A Python file of configs/, e.g. configs/quickstart.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of checkpoints and results.")
-
-
-def config(example: str) -> config_dict.ConfigDict:
-    """Returns the config of --config and its overrides; an error suggests `example` where the flag is missing."""
-    if _CONFIG.value is None:
-        raise UserError(f"--config is missing; e.g. --config={example}")
-    return _CONFIG.value
+from rdjax.data.pairs import Pair
+from rdjax.data.tasks import RuleTask
+from rdjax.evaluation.answers import EvalOptions, System
+from rdjax.evaluation.judges import Judge
+from rdjax.models.load import LanguageModel
+from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.storage.metrics import MetricsLog
 
 
-def workdir() -> pathlib.Path:
-    """Returns the folder that --workdir names, which need not exist."""
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing; a folder for checkpoints and results")
-    return user_path(_WORKDIR.value)
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Holds what evaluating needs, of a run or without one.
+
+    Attributes:
+      options: how systems answer.
+      spec, start: form of the adapters, and the adapter that teacher and student start from.
+      judges: of the splits that have one.
+    """
+
+    config: config_dict.ConfigDict
+    workdir: pathlib.Path
+    model: LanguageModel
+    task: RuleTask
+    options: EvalOptions
+    spec: LoraSpec
+    start: Adapter
+    judges: dict[str, Judge]
+
+    @property
+    def base(self) -> System:
+        """Returns the base without the rule."""
+        return System(self.start, with_rule=False)
+
+    @property
+    def base_with_rule(self) -> System:
+        """Returns the base with the rule in its prompt."""
+        return System(self.start, with_rule=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Experiment):
+    """Holds what all stages of a run share.
+
+    Attributes:
+      train, valid: pairs; `valid` may be empty.
+      held: by split, pairs on which the base is to stay as it is: those that the rule is not about, and near misses.
+      valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
+      initial: the adapter from which the student is trained; `start`, unless the config names another.
+    """
+
+    train: Sequence[Pair]
+    valid: Sequence[Pair]
+    held: Mapping[str, Sequence[Pair]]
+    valid_is_gold: bool
+    initial: Adapter
+    log: MetricsLog

@@ -8,19 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import config_dict
 
 from rdjax.data.own_folder import with_wordings
 from rdjax.data.rows import Row
 from rdjax.data.splits import RETAIN, is_test
 from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
-from rdjax.evaluation.answers import EvalOptions, System, answer, answered_pairs, prompts_of
+from rdjax.evaluation.answers import answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, row_divergences
 from rdjax.generation.inputs import Rejected, Writer, can_write, write_inputs
-from rdjax.models.load import LanguageModel
-from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
+from rdjax.run.experiment import Experiment
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import Effects, Input, read_record, read_records, write_record, write_records
 
@@ -41,45 +39,36 @@ class Written(NamedTuple):
     effects: list[float]
 
 
-def written_task(
-    task: RuleTask,
-    model: LanguageModel,
-    start: Adapter,
-    options: EvalOptions,
-    config: config_dict.ConfigDict,
-    folder: pathlib.Path,
-) -> RuleTask:
-    """Returns the task with the inputs that the model writes.
+def written_task(experiment: Experiment) -> RuleTask:
+    """Returns the experiment's task with the inputs that the model writes.
 
     They go to train, valid and test where the task's inputs are to be written, and to retain if it has no such rows.
     The rows of the user's own train.jsonl are examples, and trained on too; a split that has a file keeps to it.
 
-    Args:
-      start: the adapter that the model has.
-      config: the run's.
-      folder: gets on_rule.jsonl, off_rule.jsonl and what was rejected; inputs that are there are read.
+    <workdir>/inputs gets on_rule.jsonl, off_rule.jsonl and what was rejected; inputs that are there are read.
 
     Raises:
       UserError: the model writes too few usable inputs, or the rule changes nothing.
     """
+    task, config = experiment.task, experiment.config
     splits = {name: list(part) for name, part in task.splits.items()}
     own = splits.get("train", [])
     wordings = task.wordings or tuple(dict.fromkeys(row["rule"] for row in own))
     taken = [row["input"] for part in splits.values() for row in part]
-    writer = InputWriter(model, start, options, config, wordings, folder, tuple(task.rules.values()))
+    writer = InputWriter(experiment, wordings)
     if task.wordings:
         with_rule = writer.on_rule([row["input"] for row in own], taken)
     else:
         with_rule = writer.measured(evenly(own, config.task.written.off_rule), "own")
         if effect_limit(with_rule.effects) / OFF_RULE < GAP_NEAR_ZERO:
             return task  # the run will warn that there is nothing to distil
-    without = writer.off_rule([*taken, *with_rule.texts]) if needs_off_rule(task, options, config) else Written([], [])
+    without = writer.off_rule([*taken, *with_rule.texts]) if needs_off_rule(experiment) else Written([], [])
     on_rule, off_rule, note = divide_by_effect(with_rule, without, are_own=not task.wordings)
     if task.wordings:
         if len(on_rule) < LEAST_INPUTS:
             raise UserError(
                 f"config.task.inputs = written: the rule changes the answers to only {len(on_rule)} of the inputs that "
-                f"the model wrote ({folder}); give {LEAST_INPUTS} or more that it is about in train.jsonl"
+                f"the model wrote ({writer.folder}); give {LEAST_INPUTS} or more that it is about in train.jsonl"
             )
         splits |= spread(writer.rows(on_rule, "on_rule.jsonl"), splits, config.task.k)
     if without.texts and off_rule:
@@ -100,10 +89,13 @@ def spread(rows: Sequence[Row], splits: Mapping[str, Sequence[Row]], k: int) -> 
     return {name: part for name, part in (("test", tests), ("valid", valid), ("train", train)) if part}
 
 
-def needs_off_rule(task: RuleTask, options: EvalOptions, config: config_dict.ConfigDict) -> bool:
+def needs_off_rule(experiment: Experiment) -> bool:
     """Tells whether the model writes inputs that the rule is not about: a user's folder has none, and it can."""
-    wanted = config.loss.retain_weight and config.task.written.off_rule and config.task.name == "rule"
-    return bool(wanted) and not config.task.remove_rule and RETAIN not in task.splits and can_write(options.template)
+    config = experiment.config
+    if config.task.name != "rule" or config.task.remove_rule or RETAIN in experiment.task.splits:
+        return False
+    wanted = config.loss.retain_weight and config.task.written.off_rule
+    return bool(wanted) and can_write(experiment.options.template)
 
 
 def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False) -> tuple[list[str], list[str], str]:
@@ -156,27 +148,23 @@ def alternate(texts: Sequence[str], others: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class InputWriter:
-    """Lets a model write inputs, measures them, and keeps both in a folder.
+    """Lets a model write inputs, measures them, and keeps both in <workdir>/inputs.
 
     Attributes:
-      start: the adapter that the model has.
-      options, config: of the run.
       wordings: of the rule; the first is shown to the model.
-      folder: of the files.
-      rules: where there are several, a wording of each.
     """
 
-    model: LanguageModel
-    start: Adapter
-    options: EvalOptions
-    config: config_dict.ConfigDict
+    experiment: Experiment
     wordings: Sequence[str]
-    folder: pathlib.Path
-    rules: Sequence[str] = ()
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Returns the folder of the files."""
+        return self.experiment.workdir / "inputs"
 
     def on_rule(self, examples: Sequence[str], taken: Sequence[str]) -> Written:
         """Returns inputs written with the rule in the prompt; more where it is about few of the first ones."""
-        wanted, texts, effects = self.config.task.written.on_rule, [], []
+        wanted, texts, effects = self.experiment.config.task.written.on_rule, [], []
         for number in range(ROUNDS):
             name = "on_rule" if number == 0 else f"on_rule_{number + 1}"
             written = self.written(name, self.wordings[0], examples, [*taken, *texts], wanted)
@@ -194,32 +182,33 @@ class InputWriter:
 
     def off_rule(self, taken: Sequence[str]) -> Written:
         """Returns inputs written without the rule; of several rules the one counts that changes most."""
-        texts = self.written("off_rule", "", (), taken, self.config.task.written.off_rule)
-        rows = self.rows(texts, "off_rule")
-        if not self.rules:
+        texts = self.written("off_rule", "", (), taken, self.experiment.config.task.written.off_rule)
+        rows, rules = self.rows(texts, "off_rule"), self.experiment.task.rules
+        if not rules:
             return self.measured(rows, "off_rule")
         effects = [
             self.measured([{**row, "rule": rule} for row in rows], f"off_rule_{number}").effects
-            for number, rule in enumerate(self.rules, start=1)
+            for number, rule in enumerate(rules.values(), start=1)
         ]
         return Written(texts, list(map(max, zip(*effects, strict=True))))
 
     def written(self, name: str, rule: str, examples: Sequence[str], taken: Sequence[str], wanted: int) -> list[str]:
         """Returns the inputs of a file, which the model writes unless it exists."""
-        path, settings = self.folder / f"{name}.jsonl", self.config.task.written
+        experiment, path = self.experiment, self.folder / f"{name}.jsonl"
+        settings, options = experiment.config.task.written, experiment.options
         if not exists_on_first(path):
-            seed = int(hashlib.sha256(f"{self.config.seed} {name}".encode()).hexdigest()[:7], 16)
+            seed = int(hashlib.sha256(f"{experiment.config.seed} {name}".encode()).hexdigest()[:7], 16)
             writer = Writer(
-                self.start,
-                self.options.scale,
-                self.options.template,
+                experiment.start,
+                options.scale,
+                options.template,
                 settings.temperature,
                 settings.max_tokens,
-                self.options.batch_size,
+                options.batch_size,
                 seed,
             )
             with progress(wanted, 0, f"inputs {name.replace('_', ' ')}", "input") as bar:
-                texts, rejected = write_inputs(self.model, writer, rule, examples, taken, wanted, bar.update)
+                texts, rejected = write_inputs(experiment.model, writer, rule, examples, taken, wanted, bar.update)
             check_enough(texts, rejected, name, wanted)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_records(self.folder / f"{name}_rejected.jsonl", (rejection._asdict() for rejection in rejected))
@@ -231,7 +220,7 @@ class InputWriter:
         path, inputs = self.folder / f"{name}_effects.json", [row["input"] for row in rows]
         if not exists_on_first(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            effects = rule_effects(self.model, self.start, rows, self.options)
+            effects = rule_effects(self.experiment, rows)
             write_record(path, {"unit": "nats per token", "inputs": inputs, "effects": effects})
         record = read_record(path, Effects)
         if record["inputs"] != inputs or len(record["effects"]) != len(inputs):
@@ -253,14 +242,14 @@ class InputWriter:
         return with_wordings(rows, self.wordings)
 
 
-def rule_effects(model: LanguageModel, start: Adapter, rows: Sequence[Row], options: EvalOptions) -> list[float]:
+def rule_effects(experiment: Experiment, rows: Sequence[Row]) -> list[float]:
     """Measures for each row KL(base with rule || base) on the answer with the rule, nats per token."""
     if not rows:
         return []
+    model, options, with_rule = experiment.model, experiment.options, experiment.base_with_rule
     prompts = prompts_of(model, rows, options)
-    with_rule = System(start, with_rule=True)
     pairs = answered_pairs(prompts, answer(model, with_rule, prompts, options))
-    return row_divergences(model, with_rule, System(start, with_rule=False), pairs, options)
+    return row_divergences(model, with_rule, experiment.base, pairs, options)
 
 
 def check_enough(texts: Sequence[str], rejected: Sequence[Rejected], kind: str, wanted: int) -> None:

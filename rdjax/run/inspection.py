@@ -14,12 +14,12 @@ from rdjax.data.pairs import Pair
 from rdjax.data.splits import is_evaluated, is_held
 from rdjax.distillation.optimizer import with_auto_rate
 from rdjax.distillation.trial import try_updates
-from rdjax.evaluation.answers import System, length_limit
+from rdjax.evaluation.answers import length_limit
 from rdjax.evaluation.results import split_metrics
 from rdjax.generation.inputs import NEAR, overlap, words_of
+from rdjax.run.experiment import Run
 from rdjax.run.lessons import stage_of
 from rdjax.run.pipeline import evaluate_systems, rule_of
-from rdjax.run.prepare import Run
 from rdjax.storage.workdir import PREDICTIONS
 
 SAMPLES = 3  # pairs that are shown
@@ -34,7 +34,7 @@ def inspect_run(run: Run) -> dict[str, Any]:
     """
     # Answers of an earlier inspection are only read: that says nothing about the time to generate some.
     generates, began = not (run.workdir / PREDICTIONS).exists(), time.monotonic()
-    systems = {"base": System(run.start, with_rule=False), "base_with_rule": System(run.start, with_rule=True)}
+    systems = {"base": run.base, "base_with_rule": run.base_with_rule}
     results = evaluate_systems(run, systems)
     answering = time.monotonic() - began
     limit, field = length_limit(run.model, run.config.task.max_length)

@@ -21,7 +21,7 @@ from rdjax.distillation.objective import (
 from rdjax.distillation.search import train_stage
 from rdjax.distillation.stage import Member, Stage, Trained
 from rdjax.models.lora import Adapter, LoraSpec
-from rdjax.run.prepare import Run
+from rdjax.run.experiment import Run
 
 # Of instruction tuning and of validation on gold outputs, whatever the variant of distillation.
 GOLD_POSITIONS = LossPositions("ours", "response", "token")

@@ -2,22 +2,22 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
 from ml_collections import config_dict
 
 from rdjax.data.pairs import Pair, Prompts, make_pair
+from rdjax.data.shapes import in_batches
 from rdjax.data.templates import Template
 from rdjax.errors import UserError
-from rdjax.evaluation.answers import Answers, EvalOptions, System, answer, prompts_of
+from rdjax.evaluation.answers import Answer, answer, answer_record, answered_pairs, prompts_of, recorded_answers
 from rdjax.evaluation.judges import TRAIN, Judge, make_judge
 from rdjax.evaluation.scores import JudgeError, judge_all
 from rdjax.generation.options import Decoding
-from rdjax.models.load import LanguageModel
-from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
+from rdjax.run.experiment import Experiment
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import Response, check_inputs, read_records, write_records
 
@@ -29,44 +29,66 @@ def gold_pairs(rows: datasets.Dataset, template: Template) -> list[Pair]:
     return [make_pair(template, row) for row in rows]
 
 
-def teacher_pairs(
-    model: LanguageModel,
-    rows: datasets.Dataset,
-    start: Adapter,
-    options: EvalOptions,
-    config: config_dict.ConfigDict,
-    path: pathlib.Path,
-    judge: Judge | None = None,
-) -> list[Pair]:
+def teacher_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.Path) -> list[Pair]:
     """Makes pairs of the rows with the responses of the base that reads the rule.
 
     A response that was cut off before its end of sequence teaches no end. Of several draws the first is taken that the
-    judge accepts. With `task.only_confirmed`, only rows are kept that have one.
+    judge of "train" accepts; without one, that equals the row's output. With `task.only_confirmed`, only rows are kept
+    that have one. Responses to inputs that the model wrote may be empty, and are left out.
 
     Args:
-      start: the teacher's adapter.
       path: file of the responses; one that exists is read and not generated again.
-      judge: of the responses; None: those count that equal the row's output.
 
     Raises:
       UserError: responses are empty, or none is confirmed; what was generated is kept.
     """
-    prompts = prompts_of(model, rows, options)
-    if not exists_on_first(path):
-        drawn = draw_responses(model, prompts, System(start, with_rule=True), options, config)
-        write_records(path, choose_responses(list(rows), drawn, judge or make_judge("exact_match", "")))
-    records = read_records(path, Response)
-    check_inputs(path, records, rows["input"])
+    prompts = prompts_of(experiment.model, rows, experiment.options)
+    judge, task = experiment.judges.get(TRAIN), experiment.config.task
+    chooser = judge or make_judge("exact_match", "")
+    records = written_once(
+        path, rows["input"], lambda: choose_responses(list(rows), draw_responses(experiment, prompts), chooser)
+    )
     check_not_empty(rows, records, path)
-    if judge is not None or config.task.only_confirmed:
-        report_confirmed(path, [line for line in records if line["ids"]], config.task)
-    if not config.task.only_confirmed:
-        return answered(prompts, records)
-    confirmed = [number for number, line in enumerate(records) if line["confirmed"]]
-    pairs = answered([prompts[number] for number in confirmed], [records[number] for number in confirmed])
-    if not pairs:
-        raise UserError(f"{path}: none of the teacher's responses is confirmed; nothing is left to train on")
-    return pairs
+    answered = [(prompt, record) for prompt, record in zip(prompts, records, strict=True) if record["ids"]]
+    if judge is not None or task.only_confirmed:
+        report_confirmed(path, [record for _, record in answered], task)
+    if task.only_confirmed:
+        answered = [(prompt, record) for prompt, record in answered if record["confirmed"]]
+        if not answered:
+            raise UserError(f"{path}: none of the teacher's responses is confirmed; nothing is left to train on")
+    return answered_pairs([prompt for prompt, _ in answered], recorded_answers([record for _, record in answered]))
+
+
+def held_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.Path) -> list[Pair]:
+    """Makes pairs of rows whose answers are to stay: the base's own responses, and a teacher that reads no rule.
+
+    Args:
+      path: file of the responses; one that exists is read and not generated again.
+    """
+    model, options = experiment.model, experiment.options
+    rows = [{**row, "rule": ""} for row in rows]
+    prompts = prompts_of(model, rows, options)
+    records = written_once(
+        path,
+        [row["input"] for row in rows],
+        lambda: map(answer_record, rows, answer(model, experiment.base, prompts, options)),
+    )
+    return [pair for pair in answered_pairs(prompts, recorded_answers(records)) if pair.response_ids]
+
+
+def written_once(
+    path: pathlib.Path, inputs: Sequence[str], make: Callable[[], Iterable[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Returns the responses to inputs that a file records; where there is none, they are made and written first.
+
+    Raises:
+      UserError: the file is of other inputs.
+    """
+    if not exists_on_first(path):
+        write_records(path, make())
+    records = read_records(path, Response)
+    check_inputs(path, records, inputs)
+    return records
 
 
 def check_not_empty(rows: datasets.Dataset, records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -86,63 +108,20 @@ def check_not_empty(rows: datasets.Dataset, records: Sequence[Mapping[str, Any]]
         )
 
 
-def write_answers(path: pathlib.Path, inputs: Iterable[str], golds: Iterable[str], answers: Answers) -> None:
-    """Writes the answers to some inputs, one record each."""
-    columns = zip(inputs, golds, answers.texts, answers.ids, answers.ended, strict=True)
-    names = ("input", "gold", "response", "ids", "ended")
-    write_records(path, (dict(zip(names, values, strict=True)) for values in columns))
-
-
-def recorded_pairs(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -> list[Pair]:
-    """Makes pairs of prompts and recorded responses, the empty ones too."""
-    lines = zip(prompts, records, strict=True)
-    return [Pair(prompt, tuple(line["ids"]), line["ended"]) for prompt, line in lines]
-
-
-def answered(prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]]) -> list[Pair]:
-    """Makes pairs of prompts and recorded responses; those to inputs that the model wrote may be empty: no pair."""
-    return [pair for pair in recorded_pairs(prompts, records) if pair.response_ids]
-
-
-def held_pairs(
-    model: LanguageModel, rows: datasets.Dataset, start: Adapter, options: EvalOptions, path: pathlib.Path
-) -> list[Pair]:
-    """Makes pairs of rows whose answers are to stay: the base's own responses, and a teacher that reads no rule.
-
-    Args:
-      start: the base's adapter.
-      path: file of the responses; one that exists is read and not generated again.
-    """
-    rows = [{**row, "rule": ""} for row in rows]
-    prompts = prompts_of(model, rows, options)
-    if not exists_on_first(path):
-        answers = answer(model, System(start, with_rule=False), prompts, options)
-        write_answers(path, (row["input"] for row in rows), (row["output"] for row in rows), answers)
-    records = read_records(path, Response)
-    check_inputs(path, records, [row["input"] for row in rows])
-    return answered(prompts, records)
-
-
-def draw_responses(
-    model: LanguageModel,
-    prompts: Sequence[Prompts],
-    system: System,
-    options: EvalOptions,
-    config: config_dict.ConfigDict,
-) -> list[Answers]:
-    """Generates `task.draws` responses to every prompt; returns those of each prompt."""
-    draws = config.task.draws
+def draw_responses(experiment: Experiment, prompts: Sequence[Prompts]) -> list[list[Answer]]:
+    """Generates `task.draws` responses of the base with the rule to every prompt; returns those of each prompt."""
+    config, draws = experiment.config, experiment.config.task.draws
+    options = experiment.options
     options = dataclasses.replace(options, decoding=_teacher_decoding(config.task, options.decoding))
     with progress(len(prompts) * draws, 0, "teacher's responses", "row") as bar:
         repeated = [prompt for prompt in prompts for _ in range(draws)]
-        answers = answer(model, system, repeated, options, bar.update, seed=config.seed)
-    return [
-        Answers(*(column[first : first + draws] for column in (answers.ids, answers.ended, answers.texts)))
-        for first in range(0, len(repeated), draws)
-    ]
+        answers = answer(experiment.model, experiment.base_with_rule, repeated, options, bar.update, seed=config.seed)
+    return in_batches(answers, draws)
 
 
-def choose_responses(rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers], judge: Judge) -> list[dict[str, Any]]:
+def choose_responses(
+    rows: Sequence[Mapping[str, str]], drawn: Sequence[Sequence[Answer]], judge: Judge
+) -> list[dict[str, Any]]:
     """Returns one record a row: the first of its responses that the judge accepts, else the first one.
 
     Raises:
@@ -151,23 +130,12 @@ def choose_responses(rows: Sequence[Mapping[str, str]], drawn: Sequence[Answers]
     records = []
     for row, answers in zip(rows, drawn, strict=True):
         try:
-            verdicts = judge_all(judge, TRAIN, "the teacher", answers.texts, [row] * len(answers.texts))
+            verdicts = judge_all(judge, TRAIN, "the teacher", [answer.text for answer in answers], [row] * len(answers))
         except JudgeError as error:
             raise UserError(str(error)) from error
-        order = sorted(range(len(verdicts)), key=lambda number: (not answers.ids[number], not verdicts[number]))
-        best = order[0]
-        records.append(
-            {
-                "input": row["input"],
-                "gold": row["output"],
-                "response": answers.texts[best],
-                "ids": answers.ids[best],
-                "ended": answers.ended[best],
-                "confirmed": verdicts[best],
-                "accepted": sum(verdicts),
-                "draws": len(verdicts),
-            }
-        )
+        best = min(range(len(answers)), key=lambda number: (not answers[number].ids, not verdicts[number]))
+        counts = {"confirmed": verdicts[best], "accepted": sum(verdicts), "draws": len(verdicts)}
+        records.append(answer_record(row, answers[best]) | counts)
     return records
 
 

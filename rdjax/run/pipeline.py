@@ -15,9 +15,9 @@ from rdjax.evaluation.scores import JudgeError, evaluate, flip_rates, judge_all
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
+from rdjax.run.experiment import Experiment, Run
 from rdjax.run.lessons import ENHANCED, train_adapters
 from rdjax.run.practice import practise
-from rdjax.run.prepare import Experiment, Run
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
 from rdjax.storage.workdir import PREDICTIONS, RECORD
@@ -69,8 +69,8 @@ def adapters_of(trained: Sequence[Trained]) -> list[Adapter]:
 def systems_of(run: Run, adapters: dict[str, Adapter]) -> dict[str, System]:
     """Returns the systems to evaluate, by name."""
     known = {
-        "base": System(run.start, with_rule=False),
-        "base_with_rule": System(run.start, with_rule=True),
+        "base": run.base,
+        "base_with_rule": run.base_with_rule,
         "student": System(adapters["student"], with_rule=False),
         "student_with_rule": System(adapters["student"], with_rule=True),
         "enhanced_with_rule": System(adapters.get(ENHANCED), with_rule=True),

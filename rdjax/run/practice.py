@@ -8,7 +8,8 @@ training inputs without the rule, and then is a stage like any other: its pairs 
 import copy
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
@@ -16,15 +17,13 @@ from ml_collections import config_dict
 from rdjax.config import ROUND
 from rdjax.data.pairs import Pair
 from rdjax.distillation.stage import VALIDATIONS, Trained
-from rdjax.evaluation.answers import System, answer
+from rdjax.evaluation.answers import System, answer, answer_record, answered_pairs, recorded_answers
 from rdjax.generation.options import Decoding
 from rdjax.models.lora import Adapter
-from rdjax.parallel.processes import exists_on_first
+from rdjax.run.experiment import Run
 from rdjax.run.lessons import train_adapters
-from rdjax.run.pairs import recorded_pairs, write_answers
-from rdjax.run.prepare import Run
+from rdjax.run.pairs import written_once
 from rdjax.storage.metrics import progress
-from rdjax.storage.records import Response, check_inputs, read_records
 
 
 def practise(
@@ -48,7 +47,7 @@ def practise(
         for run, student in zip(runs, trained, strict=True):
             config = config_of_round(run.config, number, rate)
             own = dataclasses.replace(run, config=config, valid=(), initial=student.adapter)
-            pairs = [*answers_of(own, name), *(run.train if run.config.practice.replay else ())]
+            pairs = [*student_pairs(own, name), *(run.train if run.config.practice.replay else ())]
             rounds.append(dataclasses.replace(own, train=pairs))
         trained = train_adapters(rounds, name, runs[0].config.method, teachers, folder)
     return trained
@@ -74,7 +73,7 @@ def seed_of_round(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
 
 
-def answers_of(run: Run, name: str) -> list[Pair]:
+def student_pairs(run: Run, name: str) -> list[Pair]:
     """Makes pairs of the training inputs and what the student answers to them without the rule.
 
     An answer that was cut is not taught to end there; one that ends at once is taught that it should not.
@@ -86,12 +85,13 @@ def answers_of(run: Run, name: str) -> list[Pair]:
     practice, path = run.config.practice, run.workdir / "responses" / f"{name}.jsonl"
     prompts = [pair.prompts for pair in run.train for _ in range(practice.draws)]
     inputs = [prompt.student_text for prompt in prompts]
-    if not exists_on_first(path):
+
+    def answers() -> Iterator[dict[str, Any]]:
         decoding = Decoding(run.options.decoding.max_new_tokens, temperature=practice.temperature)
         options, student = dataclasses.replace(run.options, decoding=decoding), System(run.initial, with_rule=False)
         with progress(len(prompts), 0, f"{name}: the student's answers", "row") as bar:
-            answers = answer(run.model, student, prompts, options, bar.update, run.config.seed)
-        write_answers(path, inputs, [""] * len(inputs), answers)
-    records = read_records(path, Response)
-    check_inputs(path, records, inputs)
-    return recorded_pairs(prompts, records)
+            answered = answer(run.model, student, prompts, options, bar.update, run.config.seed)
+        rows = ({"input": text, "output": ""} for text in inputs)
+        return map(answer_record, rows, answered)
+
+    return answered_pairs(prompts, recorded_answers(written_once(path, inputs, answers)))

@@ -18,8 +18,9 @@ from rdjax.evaluation.answers import EvalOptions, length_limit, prompts_of
 from rdjax.evaluation.judges import TRAIN, Judge, judges_of
 from rdjax.generation.options import Decoding
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model
-from rdjax.models.lora import Adapter, LoraSpec
+from rdjax.models.lora import LoraSpec
 from rdjax.parallel.mesh import make_mesh
+from rdjax.run.experiment import Experiment, Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fingerprint_inputs
 from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
@@ -28,45 +29,6 @@ from rdjax.run.row_notes import row_notes
 from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import check_workdir, open_workdir
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Holds what evaluating needs, of a run or without one.
-
-    Attributes:
-      options: how systems answer.
-      spec, start: form of the adapters, and the adapter that teacher and student start from.
-      judges: of the splits that have one.
-    """
-
-    config: config_dict.ConfigDict
-    workdir: pathlib.Path
-    model: LanguageModel
-    task: RuleTask
-    options: EvalOptions
-    spec: LoraSpec
-    start: Adapter
-    judges: dict[str, Judge]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Experiment):
-    """Holds what all stages of a run share.
-
-    Attributes:
-      train, valid: pairs; `valid` may be empty.
-      held: by split, pairs on which the base is to stay as it is: those that the rule is not about, and near misses.
-      valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
-      initial: the adapter from which the student is trained; `start`, unless the config names another.
-    """
-
-    train: Sequence[Pair]
-    valid: Sequence[Pair]
-    held: Mapping[str, Sequence[Pair]]
-    valid_is_gold: bool
-    initial: Adapter
-    log: MetricsLog
 
 
 def check_run(config: config_dict.ConfigDict) -> None:
@@ -100,24 +62,24 @@ def prepare(
     initial = experiment.start
     if config.model.student_adapter:
         initial, _ = load_like(config, "student_adapter", experiment.spec, experiment.model)
-    if experiment.task.wordings or needs_off_rule(experiment.task, experiment.options, experiment.config):
+    if experiment.task.wordings or needs_off_rule(experiment):
         open_workdir(workdir, config, module, fingerprint)
         experiment = with_written_inputs(experiment)
-    settled, model, options = experiment.config, experiment.model, experiment.options
+    settled, model = experiment.config, experiment.model
     task = divide(experiment.task, settled.task.hold_out, bool(settled.loss.retain_weight), settled.seed)
     judges = task_judges(settled, task)
     task = dataclasses.replace(task, notes=(*task.notes, *row_notes(config, task, judges)))
     experiment = dataclasses.replace(experiment, task=task, judges=judges)
     gold = _splits_with_gold(settled.task, task)
     has_responses = gold if not settled.practice.rounds else [split for split in gold if split != "train"]
-    _check_prompts(settled.task, task, model, options, has_responses, TRAIN in experiment.judges)
-    pairs = {split: gold_pairs(task.splits[split], options.template) for split in gold}
+    _check_prompts(experiment, has_responses)
+    pairs = {split: gold_pairs(task.splits[split], experiment.options.template) for split in gold}
     for part in pairs.values():
         for pair in part:
             check_embedded(model, pair.response_ids, pair.prompts.where)
         check_lengths(part, *length_limit(model, settled.task.max_length))
     open_workdir(workdir, config, module, fingerprint)
-    pairs |= _answered_pairs(experiment, gold)
+    pairs |= _generated_pairs(experiment, gold)
     return Run(
         **vars(experiment),
         train=pairs["train"],
@@ -192,31 +154,20 @@ def check_layers(layers: Sequence[int], model: LanguageModel) -> None:
 
 def with_written_inputs(experiment: Experiment) -> Experiment:
     """Returns the experiment with the inputs that the model writes."""
-    task = written_task(
-        experiment.task,
-        experiment.model,
-        experiment.start,
-        experiment.options,
-        experiment.config,
-        experiment.workdir / "inputs",
-    )
+    task = written_task(experiment)
     config = settle_task(experiment.config, experiment.model.tokenizer, task)
     return dataclasses.replace(experiment, task=task, config=config)
 
 
-def _answered_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, list[Pair]]:
+def _generated_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, list[Pair]]:
     """Returns the pairs whose responses the model writes: those without gold outputs, and those off the rule."""
-    model, task, options, config = experiment.model, experiment.task, experiment.options, experiment.config
-    folder, pairs = experiment.workdir / "responses", {}
-    judge = experiment.judges.get(TRAIN)
+    task, folder, pairs = experiment.task, experiment.workdir / "responses", {}
     folder.mkdir(exist_ok=True)
     for split in _learnt_splits(task):
         if split not in gold:
-            path = folder / f"{split}.jsonl"
-            pairs[split] = teacher_pairs(model, task.splits[split], experiment.start, options, config, path, judge)
+            pairs[split] = teacher_pairs(experiment, task.splits[split], folder / f"{split}.jsonl")
     for split in (part for part in map(train_part, HELD) if part in task.splits):
-        path = folder / f"{split}.jsonl"
-        pairs[split] = held_pairs(model, task.splits[split], experiment.start, options, path)
+        pairs[split] = held_pairs(experiment, task.splits[split], folder / f"{split}.jsonl")
     return pairs
 
 
@@ -250,22 +201,15 @@ def _splits_with_gold(config: config_dict.ConfigDict, task: RuleTask) -> list[st
     return [split for split in _learnt_splits(task) if uses_gold[split]]
 
 
-def _check_prompts(
-    config: config_dict.ConfigDict,
-    task: RuleTask,
-    model: LanguageModel,
-    options: EvalOptions,
-    gold: Sequence[str],
-    has_judge: bool,
-) -> None:
+def _check_prompts(experiment: Experiment, gold: Sequence[str]) -> None:
     """Checks before anything is generated that answers fit, and that rows to be confirmed have an output or a judge.
 
     Args:
-      config: the run's `task` section.
       gold: splits whose own outputs are used; their lengths are checked with these outputs, elsewhere.
     """
-    if config.only_confirmed:
-        needed = () if has_judge else (split for split in _learnt_splits(task) if split not in gold)
+    task, options = experiment.task, experiment.options
+    if experiment.config.task.only_confirmed:
+        needed = () if TRAIN in experiment.judges else (split for split in _learnt_splits(task) if split not in gold)
         for row in (row for split in needed for row in task.splits[split]):
             if not row["output"]:
                 raise UserError(
@@ -274,4 +218,4 @@ def _check_prompts(
                 )
     shortest = dataclasses.replace(options, decoding=Decoding(max_new_tokens=1))
     for split, rows in task.splits.items():
-        prompts_of(model, rows, shortest if split in gold else options)
+        prompts_of(experiment.model, rows, shortest if split in gold else options)

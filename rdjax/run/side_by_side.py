@@ -12,8 +12,8 @@ from rdjax.distillation.programs import release_programs
 from rdjax.errors import describe
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
+from rdjax.run.experiment import Run
 from rdjax.run.pipeline import evaluate_all, train_all
-from rdjax.run.prepare import Run
 from rdjax.storage.records import write_record
 from rdjax.storage.workdir import RESULTS
 

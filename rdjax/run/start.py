@@ -5,8 +5,8 @@ from rdjax.data.pairs import Pair, check_lengths
 from rdjax.evaluation.answers import length_limit
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO, gap_to_close
 from rdjax.models.load import LanguageModel
+from rdjax.run.experiment import Run
 from rdjax.run.inputs import evenly
-from rdjax.run.prepare import Run
 
 
 def report_start(run: Run) -> None:
