@@ -92,8 +92,7 @@ def watch_epochs(on_epoch: Callable[[stages.Job, Progress, int], None]) -> Itera
 def gold_job(job: stages.Job) -> stages.Job:
     """Returns a job whose validation is the cross-entropy with gold outputs, without the rule."""
     stage = dataclasses.replace(job.stage, valid_objective=TUNE_WITHOUT_RULE, valid_positions=GOLD_POSITIONS)
-    optimizer = stages.make_optimizer(job.config.optimizer, len(job.updates))
-    return stages.make_job(stage, job.model, job.members, job.config, job.updates, job.per_epoch, optimizer, job.folder)
+    return stages.make_job(stage, job.model, job.members, job.config, job.folder)
 
 
 def train_and_score(

@@ -3,6 +3,7 @@
 import html
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,10 @@ from rdjax.report.page import PAGE, write_page
 from rdjax.run.distil import result_lines, run_experiment
 from rdjax.run.experiment import Run
 from rdjax.run.prepare import check_run
-from rdjax.storage.files import user_path
+from rdjax.storage.files import check_whole, making_folder, user_path
 from rdjax.storage.lock import unlock_folder
 from rdjax.storage.records import Results, read_record
-from rdjax.storage.workdir import FROM_PYTHON, RESULTS
+from rdjax.storage.workdir import FROM_PYTHON, RECORD, RESULTS
 
 Rows = Sequence[str | Mapping[str, str]]  # inputs, or {"input": ..., "output": ...}
 # Fields that arguments give, which settings must not.
@@ -57,9 +58,12 @@ class Distilled:
           The answer, or a list of them.
 
         Raises:
-          UserError: the system is unknown, or an input is too long.
+          UserError: the system is unknown, or an input is no text or too long.
         """
-        run = self._run
+        run, rule, several = self._run, self.scores["rule"], isinstance(inputs, list | tuple)
+        texts = list(inputs) if several else [inputs]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"inputs = {str(inputs)[:60]!r}; accepted: a text, or a list of texts")
         systems = {
             "student": System(self._student, with_rule=False),
             "base": run.base,
@@ -67,14 +71,17 @@ class Distilled:
         }
         if system not in systems:
             raise UserError(f"system = {system!r} is unknown; accepted: {', '.join(systems)}")
-        texts, rule = [inputs] if isinstance(inputs, str) else list(inputs), self.scores["rule"]
+        if system == "base_with_rule" and run.task.rules:
+            raise UserError(
+                "system = 'base_with_rule' reads one rule, and this run has several; accepted: student, base"
+            )
         rows = [{"rule": rule, "instruction": "", "input": text, "history": "", "where": "an input"} for text in texts]
         answers = answer(run.model, systems[system], prompts_of(run.model, rows, run.options), run.options)
         answered = [answer.text for answer in answers]
-        return answered[0] if isinstance(inputs, str) else answered
+        return answered if several else answered[0]
 
     def __str__(self) -> str:
-        return "\n".join(result_lines(self._run))
+        return "\n".join(result_lines(self._run)) or "nothing was evaluated: give inputs to test"
 
     def _repr_html_(self) -> str:
         page = html.escape((self.workdir / PAGE).read_text(encoding="utf-8"))
@@ -82,7 +89,7 @@ class Distilled:
 
 
 def distill(
-    model: str,
+    model: str | pathlib.Path,
     rule: str | pathlib.Path,
     inputs: Rows = (),
     *,
@@ -100,7 +107,8 @@ def distill(
       model: a folder, a hub id, or an embedded model.
       rule: its text, or a task folder (docs/reference.md), which then has the inputs too.
       inputs: training inputs, with outputs or without; none: the model writes some.
-      valid, test: likewise, for validation and test; none: parts of `inputs` that are then not trained on.
+      valid, test: likewise, for validation and test. Without `valid` a part of `inputs` validates, where there are
+        enough; without `test` nothing is evaluated, unless the model writes the inputs.
       retain, near_misses: inputs that the rule is not about, and inputs that resemble its own but do not meet its
         condition: what the model says to them is to stay as it is.
       judge: decides which answers follow the rule, as in `eval.judges`.
@@ -120,19 +128,26 @@ def distill(
         if field in GIVEN:
             raise UserError(f"{name} is given by {GIVEN[field]}; leave it out")
         _set_field(config, field, value)
-    config.model.path, config.eval.judges = model, (judge,) if judge else config.eval.judges
+    if not isinstance(judge, str):
+        raise UserError(f"judge = {judge!r}; accepted: a name, such as json or python:<file>.py:<function>")
+    config.model.path, config.eval.judges = str(model), (judge,) if judge else config.eval.judges
     if judge and "eval__judges" in settings:
         raise UserError("judge and eval__judges are both given; accepted: one of the two")
     check_run(config)
     lines = {split: _row_lines(rows, "inputs" if split == "train" else split) for split, rows in splits.items()}
+    if isinstance(rule, str):
+        rule = rule.replace("\r\n", "\n").strip()
     workdir = user_path(workdir or tempfile.mkdtemp(prefix="rdjax-")).absolute()
-    config.task.root = str(_task_folder(rule, lines, workdir))
+    folder, is_new = _task_folder(rule, lines, workdir)
+    config.task.root = str(folder)
     try:
         run = run_experiment(config, workdir, FROM_PYTHON)
         if not (workdir / PAGE).exists():
             write_page(workdir)
     finally:
         unlock_folder(workdir)
+        if is_new and not (workdir / RECORD).exists():  # a mistake in them: the next call brings others
+            shutil.rmtree(folder, ignore_errors=True)
     return Distilled(run)
 
 
@@ -153,6 +168,8 @@ def _row_lines(rows: Rows, name: str) -> list[str]:
     Raises:
       UserError: they are no list, or one is faulty; names the argument and the row.
     """
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame, which iterates over its columns' names
+        rows = rows.to_dict("records")
     if rows is None or isinstance(rows, str | Mapping):
         raise UserError(f"{name} = {str(rows)[:60]!r}; accepted: a list of inputs, or of rows with input and output")
     lines = []
@@ -164,22 +181,26 @@ def _row_lines(rows: Rows, name: str) -> list[str]:
         fields = {"input": row} if isinstance(row, str) else dict(row)
         check_sample(fields, f"{name}, row {number}")
         lines.append(json.dumps(fields, ensure_ascii=False))
+        check_whole(lines[-1], f"{name}, row {number}")
     return lines
 
 
-def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Sequence[str]], workdir: pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the task: the user's, or a new one beside the workdir."""
-    if isinstance(rule, str) and not rule.strip():
-        raise UserError("rule is empty; accepted: the text of a rule, or a task folder")
+def _task_folder(
+    rule: str | pathlib.Path, splits: Mapping[str, Sequence[str]], workdir: pathlib.Path
+) -> tuple[pathlib.Path, bool]:
+    """Returns the folder of the task, the user's or one beside the workdir, and whether it was written now."""
+    if not isinstance(rule, str | pathlib.Path) or not str(rule):
+        raise UserError(f"rule = {rule!r}; accepted: the text of a rule, or a task folder")
     if isinstance(rule, pathlib.Path) or _is_path(rule):
         path = user_path(rule)
         if not path.is_dir():
             raise UserError(f"rule = {str(rule)!r} is no folder; accepted: the text of a rule, or a task folder")
         if any(splits.values()):
             raise UserError(f"rule = {str(rule)!r} is a folder: its files have the inputs; give a text, or no inputs")
-        return path
+        return path, False
+    check_whole(rule, "rule")
     folder = workdir.with_name(f"{workdir.name}-rule")
-    files = {"rule.md": rule.strip() + "\n"}
+    files = {"rule.md": rule + "\n"}
     for split, lines in splits.items():
         if lines:
             files[f"{split}.jsonl"] = "\n".join(lines) + "\n"
@@ -187,21 +208,20 @@ def _task_folder(rule: str | pathlib.Path, splits: Mapping[str, Sequence[str]], 
         found = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
         if found != files:
             raise UserError(f"workdir = {str(workdir)!r}: {folder} holds another rule or rows; take another workdir")
-        return folder
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, text in files.items():
-        (part / name).write_text(text, encoding="utf-8")
-    part.rename(folder)  # all of it or nothing, whenever the program is killed
-    return folder
+        return folder, False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with making_folder(folder) as part:
+        part.mkdir()
+        for name, text in files.items():
+            (part / name).write_text(text, encoding="utf-8")
+    return folder, True
 
 
 def _is_path(rule: str) -> bool:
-    """Tells whether a text is a path: of something that exists, or one word with a separator in it."""
+    """Tells whether a text is a path: of something that exists, or one word such as my_rule, rule.md or rules/mine."""
     if "\n" in rule or len(rule) >= 255:
         return False
     try:
-        return user_path(rule).exists() or (len(rule.split()) == 1 and "/" in rule)
+        return user_path(rule).exists() or bool(re.fullmatch(r"[\w~./\\-]*[_./\\][\w~/\\-]+/?", rule, re.ASCII))
     except (UserError, ValueError):  # a rule that begins with "~", or has a null character
         return False

@@ -4,6 +4,7 @@ Prompts are the positional arguments or, without any, the lines of standard inpu
 breaks inside a response are printed as they are.
 """
 
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import make_mesh, put, replicated
 from rdjax.run import cli
 from rdjax.run.adapter_folder import CHAT_TEMPLATE, PROMPT_FILE, adapter_notes, read_prompt_fields
-from rdjax.storage.files import read_text, user_path
+from rdjax.storage.files import HALF, read_text, user_path
 
 _MODEL = flags.DEFINE_string("model", "rulebook", "A folder, a hub id, or rulebook(-language): embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "A PEFT adapter: a folder or hub id.")
@@ -41,7 +42,7 @@ _BEAMS = flags.DEFINE_integer("beams", 1, "Above 1: beam search.", lower_bound=1
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token; above 0: tokens are drawn.", 0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from this many of the most likely tokens; 0: from all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens that have this probability.", 0.0, 1.0)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**31 - 1)
 _DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Of weights and activations.")
 
 BATCH_SIZE = 32  # prompts that are answered at once
@@ -56,6 +57,8 @@ def read_rule(flag: str) -> str:
       UserError: the file cannot be read.
     """
     if not flag.startswith("@") or flag.startswith("@@"):
+        if flag and len(flag) < 255 and "\0" not in flag and pathlib.Path(flag).is_file():
+            raise UserError(f"--rule={flag} is a file's name; to read it give --rule=@{flag}")
         return flag
     path = user_path(flag[1:])
     try:
@@ -64,8 +67,22 @@ def read_rule(flag: str) -> str:
         raise UserError(f"--rule: {error}") from None
 
 
+def read_input() -> str:
+    """Reads all of standard input as UTF-8, with or without a byte order mark.
+
+    Raises:
+      UserError: it is no UTF-8 text.
+    """
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input cannot be read as UTF-8 text ({error})") from None
+
+
 def check_flags() -> None:
     """Checks that the flags go together; UserError names those that do not."""
+    if not (math.isfinite(_TEMPERATURE.value) and math.isfinite(_TOP_P.value)):
+        raise UserError(f"--temperature={_TEMPERATURE.value} and --top_p={_TOP_P.value}; accepted: finite numbers")
     if _BEAMS.value > 1 and _TEMPERATURE.value:
         raise UserError("--beams above 1 and --temperature above 0 are two ways to decode; choose one")
     if (_TOP_K.value or _TOP_P.value < 1) and not _TEMPERATURE.value:
@@ -108,6 +125,8 @@ def check_prompts(model: LanguageModel, ids: Sequence[tuple[int, ...]]) -> None:
       UserError: names the first prompt that does not fit.
     """
     for number, tokens in enumerate(ids, start=1):
+        if not tokens:
+            raise UserError(f"prompt {number} has no tokens; accepted: some text")
         check_embedded(model, tokens, f"prompt {number}")
         if len(tokens) + _MAX_NEW_TOKENS.value > model.config.max_positions:
             raise UserError(
@@ -118,7 +137,9 @@ def check_prompts(model: LanguageModel, ids: Sequence[tuple[int, ...]]) -> None:
 
 def main(argv: list[str]) -> None:
     """Prints the model's response to each prompt."""
-    prompts = argv or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if any(HALF.search(prompt) for prompt in argv):
+        raise UserError("a prompt is no UTF-8 text; accepted: prompts in UTF-8")
+    prompts = argv or [line.rstrip("\r") for line in read_input().split("\n") if line.strip()]
     if not prompts:
         raise UserError("no prompt; give prompts as arguments or as lines of standard input")
     check_flags()

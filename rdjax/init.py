@@ -5,11 +5,10 @@ Writes a rule to replace, examples of the files that the folder may have, and a 
 
 import pathlib
 import shlex
-import shutil
 
 from rdjax.errors import UserError
 from rdjax.run import cli
-from rdjax.storage.files import user_path
+from rdjax.storage.files import copy_folder, making_folder, user_path
 
 ASSETS = pathlib.Path(__file__).parent / "assets" / "new_rule"
 
@@ -21,10 +20,12 @@ def main(argv: list[str]) -> None:
     folder = user_path(argv[0])
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; accepted: a new folder")
-    shutil.copytree(ASSETS, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8").replace("my_rule", shlex.quote(str(folder)))
-    readme.write_text(text, encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with making_folder(folder) as part:
+        copy_folder(ASSETS, part)
+        readme = part / "README.md"
+        text = readme.read_text(encoding="utf-8").replace("my_rule", shlex.quote(str(folder)))
+        readme.write_text(text, encoding="utf-8")
     print(text)
 
 

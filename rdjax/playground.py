@@ -5,6 +5,7 @@ Base, base with the rule and student answer the same input, word for word as the
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,19 +19,22 @@ from rdjax.generation.stream import stream
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
 from rdjax.run import cli, run_flags
+from rdjax.run.adapter_folder import adapter_notes
 from rdjax.run.experiment import Experiment
 from rdjax.run.prepare import read_experiment
 from rdjax.storage.records import Results, RunRecord, read_record
 from rdjax.storage.workdir import RECORD, RESULTS
 
 _PORT = flags.DEFINE_integer("port", 7860, "Port of the page, on this machine alone.")
-_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens of an answer.", allow_override=True)
+_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 128, "The most tokens of an answer.", lower_bound=1, allow_override=True
+)
 
 NAMES = {"base": "Base", "base_with_rule": "Base that reads the rule", "student": "Student, without the rule"}
 
 
-def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
-    """Reads a finished run: how it is prompted, its systems, and its rule.
+def read_run(workdir: pathlib.Path) -> tuple[Experiment, dict[str, System], dict[str, str]]:
+    """Reads a finished run: how it is prompted, its systems, and its rules by name; a single one has the name "".
 
     Raises:
       UserError: the folder holds no finished run.
@@ -41,13 +45,15 @@ def read_run(workdir: Any) -> tuple[Experiment, dict[str, System], str]:
     with config.unlocked():
         config.update(read_record(workdir / RECORD, RunRecord)["config"])
     prepared, _ = read_experiment(config, workdir, None)
+    for note in adapter_notes(workdir / "adapter", prepared.model, prepared.options.template):
+        print(f"note: {note}")
     adapter, _ = load_adapter(workdir / "adapter", prepared.model.config, prepared.model.base)
     systems = {
         "base": prepared.base,
         "base_with_rule": prepared.base_with_rule,
         "student": System(put(adapter, replicated(prepared.model.mesh)), with_rule=False),
     }
-    return prepared, systems, read_record(workdir / RESULTS, Results)["rule"]
+    return prepared, systems, dict(prepared.task.rules) or {"": read_record(workdir / RESULTS, Results)["rule"]}
 
 
 def answers(
@@ -79,8 +85,8 @@ def answers(
         yield list(texts.values())
 
 
-def build_page(prepared: Experiment, systems: dict[str, System], rule: str, max_new_tokens: int) -> Any:
-    """Returns the page.
+def build_page(prepared: Experiment, systems: dict[str, System], rules: dict[str, str], max_new_tokens: int) -> Any:
+    """Returns the page; of several rules the user chooses the one that the base reads.
 
     Raises:
       UserError: gradio is not installed.
@@ -90,16 +96,20 @@ def build_page(prepared: Experiment, systems: dict[str, System], rule: str, max_
     except ImportError:
         raise UserError("the playground needs gradio: pip install 'rdjax[playground]'") from None
 
-    def respond(text: str) -> Iterator[list[str]]:
+    names = list(rules)
+
+    def respond(text: str, name: str) -> Iterator[list[str]]:
         if text.strip():
             try:
-                yield from answers(prepared, systems, rule, text.strip(), max_new_tokens)
+                yield from answers(prepared, systems, rules[name], text.strip(), max_new_tokens)
             except UserError as error:
                 raise gradio.Error(str(error)) from None
 
     with gradio.Blocks(title="rdjax playground", analytics_enabled=False) as page:
         gradio.Markdown(f"# {prepared.workdir.name}\n\nThe rule, which the student does not read:")
-        gradio.Textbox(rule, show_label=False, interactive=False, lines=2, max_lines=6)
+        name = gradio.Dropdown(names, value=names[0], show_label=False, visible=len(names) > 1)
+        rule = gradio.Textbox(rules[names[0]], show_label=False, interactive=False, lines=2, max_lines=6)
+        name.change(lambda chosen: rules[chosen], name, rule)
         text = gradio.Textbox(label="Your input", placeholder="Ask something, then press Enter", autofocus=True)
         button = gradio.Button("Answer", variant="primary")
         with gradio.Row():
@@ -108,15 +118,15 @@ def build_page(prepared: Experiment, systems: dict[str, System], rule: str, max_
                 for name, label in NAMES.items()
             ]
         for event in (text.submit, button.click):
-            event(respond, text, boxes, concurrency_limit=1, show_progress="minimal")
+            event(respond, [text, name], boxes, concurrency_limit=1, show_progress="minimal")
     return page
 
 
 def main(argv: list[str]) -> None:
     """Serves the page until it is interrupted."""
     cli.no_arguments(argv)
-    prepared, systems, rule = read_run(run_flags.workdir())
-    page = build_page(prepared, systems, rule, _TOKENS.value)
+    prepared, systems, rules = read_run(run_flags.workdir())
+    page = build_page(prepared, systems, rules, _TOKENS.value)
     import gradio
 
     fonts = ["system-ui", "sans-serif"]  # none from the network

@@ -2,6 +2,7 @@ import io
 import json
 import shutil
 import sys
+import types
 
 import pytest
 from absl.testing import flagsaver
@@ -127,13 +128,42 @@ def test_raw_and_a_rule_do_not_go_together(command):
 
 
 def test_lines_of_standard_input_are_prompts(command, asked, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n two \n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\n two \n")))
     command(raw=True)
     assert asked.texts == ["<s>one", "<s> two "]
 
 
+def test_standard_input_is_utf8_with_or_without_a_mark(command, asked, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfone\r\n")))
+    command(raw=True)
+    assert asked.texts == ["<s>one"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
+    with pytest.raises(UserError, match="standard input cannot be read as UTF-8 text"):
+        command(raw=True)
+    with pytest.raises(UserError, match="a prompt is no UTF-8 text"):
+        command("caf\udce9", raw=True)
+
+
+def test_a_rule_that_names_a_file_is_not_taken_for_its_text(command, tmp_path):
+    (tmp_path / "rule.md").write_text("Be brief.")
+    with pytest.raises(UserError, match=r"is a file's name; to read it give --rule=@"):
+        command("one", rule=str(tmp_path / "rule.md"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_temperature_is_finite(command, value):
+    with pytest.raises(UserError, match="accepted: finite numbers"):
+        command("one", temperature=value)
+
+
+def test_a_prompt_without_tokens_is_an_error():
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab=10, max_positions=512))
+    with pytest.raises(UserError, match="prompt 2 has no tokens; accepted: some text"):
+        generate.check_prompts(model, [(1,), ()])
+
+
 def test_no_prompt_is_an_error(command, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(UserError, match="no prompt; give prompts as arguments or as lines of standard input"):
         command()
 

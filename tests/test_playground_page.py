@@ -27,12 +27,13 @@ def page(model, folder, tmp_path_factory):  # noqa: F811
     """Serves the playground of a finished run; returns its address and what the systems answer."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     assert run_command(train.main, *arguments(model, folder, workdir)) == 0
-    prepared, systems, rule = playground.read_run(workdir)
+    prepared, systems, rules = playground.read_run(workdir)
+    (rule,) = rules.values()
     expected = list(playground.answers(prepared, systems, rule, "Is 18 a prime?", 8))[-1]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    built = playground.build_page(prepared, systems, rule, 8)
+    built = playground.build_page(prepared, systems, rules, 8)
     launch = {"server_name": "127.0.0.1", "server_port": port, "share": False, "quiet": True}
     threading.Thread(target=lambda: built.queue().launch(prevent_thread_lock=True, **launch), daemon=True).start()
     for _ in range(120):

@@ -10,9 +10,8 @@ from safetensors.numpy import load_file
 
 from configs import base
 from rdjax import train, train_each
-from rdjax.distillation.optimizer import make_optimizer
 from rdjax.distillation.progress import stack_adapters
-from rdjax.distillation.stage import load_signals, make_job, plan_updates
+from rdjax.distillation.stage import load_signals, make_job
 from rdjax.distillation.step import evaluate_loss, init_state
 from rdjax.distillation.updates import place_update
 from rdjax.errors import UserError
@@ -107,13 +106,11 @@ def losses_of(config, workdir) -> dict[str, np.ndarray]:
     run = prepare(config, workdir)
     noise = jax.tree.map(lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(1), leaf.shape), run.start)
     stage, members = stage_of([run], "student", config.method, [run.start])
-    updates, per_epoch = plan_updates(members, config.train)
-    optimizer = make_optimizer(config.optimizer, len(updates))
-    job = make_job(stage, run.model, members, config, updates, per_epoch, optimizer, workdir / "checkpoints")
-    state = init_state(stack_adapters([run.start]), optimizer)
+    job = make_job(stage, run.model, members, config, workdir / "checkpoints")
+    state = init_state(stack_adapters([run.start]), job.optimizer)
     job = load_signals(job, state, workdir / "signals")
     update = place_update(
-        job.loaders, [loader.fetch(numbers) for loader, numbers in zip(job.loaders, updates[0], strict=True)]
+        job.loaders, [loader.fetch(numbers) for loader, numbers in zip(job.loaders, job.updates[0], strict=True)]
     )
     settings = job.step.keywords["settings"]
     names = ("on_rule", "off_rule", "near_misses", "consistency")

@@ -365,6 +365,10 @@ def test_export_merges_the_adapter(model, student, tmp_path):
     command[3] = f"--model={base_model}"
     trained = shutil.copytree(student[0] / "adapter", tmp_path / "adapter")
     (trained / "chat_template.jinja").write_text("{{ 'the template of its training' }}")
+    (base_model / "README.md").write_text("the card of the base")
+    (base_model / "tokenizer.json").chmod(0o444)  # as in a store that several people read
+    prompt = trained / "rdjax_prompt.json"
+    prompt.write_text(json.dumps(json.loads(prompt.read_text()) | {"eos_token_id": [7, 5]}))
     command[4] = f"--adapter={trained}"
     done = subprocess.run([*command, f"--out={tmp_path}/merged"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -373,7 +377,9 @@ def test_export_merges_the_adapter(model, student, tmp_path):
     }
     assert kept.keys() | {"model.safetensors", "config.json", "tokenizer.json", "rdjax_prompt.json"} <= written
     assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "{{ 'the template of its training' }}"
-    assert not written & {"pytorch_model.bin", "model.safetensors.index.json"}
+    assert not written & {"pytorch_model.bin", "model.safetensors.index.json", "README.md"}
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == [7, 5]
+    assert not (tmp_path / "merged.part").exists()
     name = "model.layers.1.self_attn.q_proj.weight"
     lora = {part: f"base_model.model.model.layers.1.self_attn.q_proj.lora_{part}.weight" for part in "AB"}
     adapter = load_file(student[0] / "adapter" / "adapter_model.safetensors")

@@ -126,13 +126,21 @@ def test_init_writes_a_folder_that_trains_and_nothing_over_another(model, tmp_pa
 
 
 def test_the_playground_answers_as_the_evaluation_does(inspected):
-    prepared, systems, rule = playground.read_run(inspected[0])
+    prepared, systems, rules = playground.read_run(inspected[0])
+    (rule,) = rules.values()
     steps = list(playground.answers(prepared, systems, rule, "Is 18 a prime?", 6))
     assert len(steps) > 1
     row = {"rule": rule, "instruction": "", "input": "Is 18 a prime?", "history": "", "where": "here"}
     prompts = prompts_of(prepared.model, [row], prepared.options)
     expected = [answer(prepared.model, system, prompts, prepared.options)[0].text for system in systems.values()]
     assert steps[-1] == expected
+
+
+def test_the_playground_refuses_an_answer_that_does_not_fit(inspected):
+    prepared, systems, _ = playground.read_run(inspected[0])
+    room = min(prepared.model.config.max_positions, prepared.options.max_length)
+    with pytest.raises(UserError, match="nothing is cut: shorten the row or raise the limit"):
+        next(playground.answers(prepared, systems, "A rule.", "Is 18 a prime?", room))
 
 
 def test_the_playground_wants_a_finished_run(tmp_path):
@@ -185,7 +193,13 @@ def test_a_field_that_is_none_is_named(model, tmp_path):
         ({"test": [1]}, "test, row 0: '1'; accepted: a text"),
         ({"inputs": [{"input": "a", "answer": "b"}]}, "inputs, row 0: fields that are not understood: answer"),
         ({"rule": "rules/mine.md"}, "rule = 'rules/mine.md' is no folder"),
-        ({"rule": " "}, "rule is empty"),
+        ({"rule": " "}, "rule = ''; accepted: the text of a rule"),
+        ({"rule": None}, "rule = None; accepted: the text of a rule"),
+        ({"rule": "my_rule"}, "rule = 'my_rule' is no folder"),
+        ({"rule": "rule.md"}, "rule = 'rule.md' is no folder"),
+        ({"rule": "half \ud83d"}, "rule: has half of a character"),
+        ({"inputs": ["half \ud83d"]}, "inputs, row 0: has half of a character"),
+        ({"judge": len}, "judge = .*; accepted: a name, such as json"),
         ({"loss__terms": ("nope=1",)}, "nope"),
         ({"task__root": "rules"}, "task__root is given by rule"),
         ({"judge": "json", "eval__judges": ("json",)}, "judge and eval__judges are both given"),

@@ -93,7 +93,7 @@ class Member:
       initial: the adapter to start from.
       teachers: of each group, the teacher's frozen adapter on the shared base.
       train: groups of pairs; every member has as many groups, and as many pairs in each.
-      valid: the first groups' pairs for validation, or none.
+      valid: pairs of the first group's kind for validation, or None.
       log: where its metrics are written.
     """
 
@@ -101,7 +101,7 @@ class Member:
     initial: Adapter
     teachers: Sequence[Adapter]
     train: Sequence[PairGroup]
-    valid: Sequence[PairGroup]
+    valid: PairGroup | None
     log: MetricsLog
 
 
@@ -126,7 +126,8 @@ class Job:
       per_epoch: updates of an epoch.
       interval: updates between two points at which a validation or checkpoint may be due.
       loaders: of each group.
-      valid_batches, valid_loaders: likewise of validation; no loaders where nothing is validated.
+      valid_batches, valid_loader: the pairs of every batch of validation, and their loader; None: nothing is validated.
+      optimizer: of all updates.
       folder: of checkpoints.
       step: (state, base, update, seeds) -> (state, metrics [M]).
       evaluate: (adapters, base, update) -> loss [M].
@@ -140,8 +141,9 @@ class Job:
     per_epoch: int
     interval: int
     loaders: Sequence[GroupLoader]
-    valid_batches: Sequence[Sequence[PairNumbers]]
-    valid_loaders: Sequence[GroupLoader]
+    valid_batches: Sequence[PairNumbers]
+    valid_loader: GroupLoader | None
+    optimizer: optax.GradientTransformation
     folder: pathlib.Path
     step: functools.partial
     evaluate: functools.partial
@@ -176,18 +178,15 @@ def run_stage(
     Raises:
       DivergedError: a loss is not finite.
     """
-    updates, per_epoch = plan_updates(members, config.train)
-    optimizer = make_optimizer(config.optimizer, len(updates))
-    checkpoints = Checkpoints(folder)
-    initial = initial_progress([member.initial for member in members], optimizer, model.mesh, hash_pairs(members))
+    job = make_job(stage, model, members, config, folder)
+    checkpoints, pairs = Checkpoints(folder), hash_pairs(members)
+    initial = initial_progress([member.initial for member in members], job.optimizer, model.mesh, pairs)
     reached = restore_progress(checkpoints, initial)
     for member in members:
         # From the start on, the validation before the first update is made and logged again.
         member.log.truncate(stage.name, reached.updates or -1)
-    if reached.updates < len(updates) and not has_converged(reached, config.train):
-        job = make_job(stage, model, members, config, updates, per_epoch, optimizer, folder)
-        job = load_signals(job, reached.state, folder.parent / "signals")
-        reached = train(job, reached, checkpoints)
+    if reached.updates < len(job.updates) and not has_converged(reached, config.train):
+        reached = train(load_signals(job, reached.state, folder.parent / "signals"), reached, checkpoints)
     checkpoints.close()
     rate = config.optimizer.learning_rate
     return [
@@ -199,7 +198,8 @@ def run_stage(
 def hash_pairs(members: Sequence[Member]) -> str:
     """Hashes the tokens of all pairs, by which checkpoints know what they were trained on."""
     digest = hashlib.sha256()
-    for group in (group for member in members for group in (*member.train, *member.valid)):
+    groups = (group for member in members for group in (*member.train, member.valid) if group is not None)
+    for group in groups:
         digest.update(b"group")
         for pair in group.pairs:
             for ids in (pair.prompts.teacher_ids, pair.prompts.student_ids, pair.response_ids, (pair.ended,)):
@@ -226,12 +226,14 @@ def make_job(
     model: LanguageModel,
     members: Sequence[Member],
     config: config_dict.ConfigDict,
-    updates: Sequence[UpdateNumbers],
-    per_epoch: int,
-    optimizer: optax.GradientTransformation,
     folder: pathlib.Path,
 ) -> Job:
-    """Makes the loaders of all groups and binds the programs' static arguments."""
+    """Plans the updates, makes the loaders of all groups, without signals, and binds the programs' static arguments.
+
+    Arguments as `run_stage`.
+    """
+    updates, per_epoch = plan_updates(members, config.train)
+    optimizer = make_optimizer(config.optimizer, len(updates))
     settings = StepSettings(model.graph, stage.objectives, stage.scale, stage.dropout, stage.remat)
     valid_settings = dataclasses.replace(settings, objectives=(stage.valid_objective,), dropout=0.0)
     step = functools.partial(train_step, settings=settings, optimizer=optimizer)
@@ -240,16 +242,15 @@ def make_job(
     loaders = [
         # For all epochs, even where a stage resumes: its programs are then those of one that never stopped.
         make_loader(group_M, [update[number] for update in updates], stage.positions, objective, model, config.train)
-        for number, (objective, group_M) in enumerate(
-            zip(stage.objectives, groups_of([member.train for member in members]), strict=True)
+        for number, (objective, *group_M) in enumerate(
+            zip(stage.objectives, *(member.train for member in members), strict=True)
         )
     ]
-    valid_batches, valid_loaders = [], []
-    for group_M in groups_of([member.valid for member in members]) if config.train.valid_every else []:
-        batches = sequential_batches(len(group_M[0].pairs), config.train.batch_size, len(members))
-        valid_batches.append(batches)
-        valid_loaders.append(
-            make_loader(group_M, batches, stage.valid_positions, stage.valid_objective, model, config.train)
+    valid_batches, valid_loader, valid_M = [], None, [member.valid for member in members]
+    if config.train.valid_every and valid_M[0] is not None:
+        valid_batches = sequential_batches(len(valid_M[0].pairs), config.train.batch_size, len(members))
+        valid_loader = make_loader(
+            valid_M, valid_batches, stage.valid_positions, stage.valid_objective, model, config.train
         )
     interval = per_epoch if config.train.epochs else -(-config.train.updates // VALIDATIONS)
     return Job(
@@ -262,16 +263,12 @@ def make_job(
         interval,
         loaders,
         valid_batches,
-        valid_loaders,
+        valid_loader,
+        optimizer,
         folder,
         step,
         evaluate,
     )
-
-
-def groups_of(groups: Sequence[Sequence[PairGroup]]) -> list[tuple[PairGroup, ...]]:
-    """Turns each member's groups into each group's members."""
-    return [*zip(*groups, strict=True)]
 
 
 def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
@@ -283,28 +280,27 @@ def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
     model, members = job.model, job.members
     updates = abstract_updates(job.loaders, job.updates)
     programs = [Program(job.step, (state, model.base, update, job.seeds_M)) for update in updates]
-    for loader, batches in zip(job.valid_loaders, job.valid_batches, strict=True):
-        updates = abstract_updates([loader], [[numbers] for numbers in batches])
+    if job.valid_loader:
+        updates = abstract_updates([job.valid_loader], [[numbers] for numbers in job.valid_batches])
         programs += [Program(job.evaluate, (state.adapter, model.base, update)) for update in updates]
     teachers = [stack_adapters(own) for own in zip(*(member.teachers for member in members), strict=True)]
     for loader in job.loaders:
         print(loader.describe())
     known: dict[str, SignalSource] = {}
+
+    def signalled(loader: GroupLoader, teachers_M: Adapter) -> GroupLoader:
+        return with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder, known)
+
     with compiling(programs, model.mesh):
-        loaders, valid_loaders = (
-            [
-                with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder, known)
-                for loader, teachers_M in zip(own, teachers, strict=False)
-            ]
-            for own in (job.loaders, job.valid_loaders)
-        )
-    return dataclasses.replace(job, loaders=loaders, valid_loaders=valid_loaders)
+        loaders = list(map(signalled, job.loaders, teachers))
+        valid_loader = job.valid_loader and signalled(job.valid_loader, teachers[0])
+    return dataclasses.replace(job, loaders=loaders, valid_loader=valid_loader)
 
 
 def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     """Takes the updates that are left; saves, and ends the command, where a signal asks for it."""
     steps, settings, metrics = len(job.updates), job.config.train, None
-    if not reached.updates and job.valid_loaders:
+    if not reached.updates and job.valid_loader:
         reached = validate_start(job, reached)
     profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
     upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
@@ -365,7 +361,7 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
     losses, last = [scalars["loss"] for scalars in scalars_M], reached.updates == len(job.updates)
     skipped = check_skipped(job.place, skipped_M, in_row_M, losses, reached.updates, last)
     scalars_M = [{**scalars, **more} for scalars, more in zip(scalars_M, skipped, strict=True)]
-    if not job.valid_loaders:
+    if not job.valid_loader:
         reached = reached._replace(best=copy_adapters(reached.state.adapter))
     elif is_due(settings.valid_every, number, last):
         losses = validate(job, reached.state.adapter)
@@ -381,17 +377,14 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
 
 
 def validate(job: Job, adapters_M: Adapter) -> list[float]:
-    """Computes each member's validation loss: of each group the mean over its predictions, times its weight."""
-    losses_M = np.zeros(len(job.members))
-    for loader, batches in zip(job.valid_loaders, job.valid_batches, strict=True):
-        totals_M, weights_M = np.zeros((2, len(job.members)))
-        for numbers in batches:
-            update = place_update([loader], [loader.fetch(numbers)])
-            weight_M = loader.total_weights(numbers)
-            totals_M += np.asarray(job.evaluate(adapters_M, job.model.base, update)) * weight_M
-            weights_M += weight_M
-        losses_M += totals_M / weights_M
-    return losses_M.tolist()
+    """Computes each member's validation loss: the mean over its predictions."""
+    loader, (totals_M, weights_M) = job.valid_loader, np.zeros((2, len(job.members)))
+    for numbers in job.valid_batches:
+        update = place_update([loader], [loader.fetch(numbers)])
+        weight_M = loader.total_weights(numbers)
+        totals_M += np.asarray(job.evaluate(adapters_M, job.model.base, update)) * weight_M
+        weights_M += weight_M
+    return (totals_M / weights_M).tolist()
 
 
 def is_due(every: int, epoch: int, last: bool) -> bool:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax
 from ml_collections import config_dict
 
-from rdjax.distillation.optimizer import make_optimizer
 from rdjax.distillation.progress import initial_progress
-from rdjax.distillation.stage import Member, Stage, load_signals, make_job, plan_updates
+from rdjax.distillation.stage import Member, Stage, load_signals, make_job
 from rdjax.distillation.updates import fetch_ahead, place_update
 from rdjax.models.load import LanguageModel
+
+TIMED = 4  # updates, after the first one, which also compiles
 
 
 class Trial(NamedTuple):
@@ -36,7 +37,6 @@ def try_updates(
     members: Sequence[Member],
     config: config_dict.ConfigDict,
     folder: pathlib.Path,
-    count: int = 4,
 ) -> Trial:
     """Takes the first updates of a stage and times them; keeps nothing but signals that are cached on disk.
 
@@ -45,15 +45,13 @@ def try_updates(
       folder: of signals that are cached on disk.
     """
     began = time.monotonic()
-    updates, per_epoch = plan_updates(members, config.train)
-    optimizer = make_optimizer(config.optimizer, len(updates))
-    reached = initial_progress([member.initial for member in members], optimizer, model.mesh)
-    job = make_job(stage, model, members, config, updates, per_epoch, optimizer, folder)
+    job = make_job(stage, model, members, config, folder)
+    reached = initial_progress([member.initial for member in members], job.optimizer, model.mesh)
     job = load_signals(job, reached.state, folder)
     times, state = [time.monotonic()], reached.state
-    for fetched in fetch_ahead(job.loaders, updates[: count + 1]):
+    for fetched in fetch_ahead(job.loaders, job.updates[: TIMED + 1]):
         state, metrics = job.step(state, model.base, place_update(job.loaders, fetched), job.seeds_M)
         jax.block_until_ready(metrics)
         times.append(time.monotonic())
     seconds = [after - before for before, after in itertools.pairwise(times)]
-    return Trial(times[1] - began, min(seconds[1:] or seconds), len(updates))
+    return Trial(times[1] - began, min(seconds[1:] or seconds), len(job.updates))

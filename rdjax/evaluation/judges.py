@@ -85,10 +85,15 @@ def json_value(response: str, gold: str) -> bool:
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").removeprefix("json")
     try:
-        json.loads(text)
-    except ValueError:
+        json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):  # a model that repeats itself can open thousands of brackets
         return False
     return True
+
+
+def _refuse_constant(name: str) -> None:
+    """Raises ValueError: NaN and Infinity are read by Python and are no JSON."""
+    raise ValueError(name)
 
 
 BUILT_IN = {judge.__name__: judge for judge in (exact_match, negative, positive, refusal, answer)} | {

@@ -22,7 +22,9 @@ LEAST_ROUNDS = 3  # it gives up after these if nothing was usable
 MOST_DRAWS = 8  # the model gives up after this many times the inputs that are wanted
 NEAR = 0.7  # texts that have this share of their words in common are near duplicates
 LEAST_WORDS = 3
-WORD = re.compile(r"\w+")
+# Thai to Burmese, Khmer, and Chinese and Japanese are written without spaces: there a character counts as a word.
+WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{WITHOUT_SPACES}]|[^\W{WITHOUT_SPACES}]+")
 
 
 class Rejected(NamedTuple):
@@ -192,7 +194,7 @@ def why_rejected(text: str, ended: bool, taken: Sequence[str], rule: str) -> str
 
 
 def words_of(text: str) -> list[str]:
-    """Returns a text's words in lower case."""
+    """Returns a text's words in lower case, and the single characters of scripts without spaces."""
     return WORD.findall(text.lower())
 
 

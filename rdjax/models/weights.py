@@ -208,6 +208,9 @@ def save_params(
     Args:
       base: the checkpoint that the parameters come from. Their tensors get its names, and its further tensors, of other
         parts of the model, are copied.
+
+    Raises:
+      UserError: `dtype` cannot hold a parameter.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
     tensors: dict[str, np.ndarray] = {}
@@ -215,7 +218,13 @@ def save_params(
         row = used.row
         for number, name in enumerate(used.names):
             parts = [flat[path][number] if row.stacked else flat[path] for path in row.paths]
-            tensors[name] = np.ascontiguousarray(row.to_tensor(parts)).astype(dtype)
+            tensor = np.ascontiguousarray(row.to_tensor(parts))
+            with np.errstate(over="ignore"):
+                tensors[name] = tensor.astype(dtype)
+            if not all_finite(tensors[name]) and all_finite(tensor):
+                raise UserError(
+                    f"{name} has numbers that {jnp.dtype(dtype).name} cannot hold; accepted: bfloat16 or float32"
+                )
     if base is not None:
         tensors = _with_names_of(tensors, base, config)
     size = sum(tensor.nbytes for tensor in tensors.values())

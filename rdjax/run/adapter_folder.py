@@ -15,6 +15,7 @@ from rdjax.storage.sums import write_sums
 
 PROMPT_FILE = "rdjax_prompt.json"
 PROMPT_FIELDS = ("template", "rule_place", "template_args")
+ENDS = "eos_token_id"  # the tokens that ended responses in training: the base's own files may lack the template's
 CHAT_TEMPLATE = "chat_template.jinja"
 BASE = "base_fingerprint"  # of the model that the adapter was trained on
 
@@ -32,7 +33,8 @@ def write_adapter(
     model.tokenizer.save_pretrained(folder)
     if template.name == "chat":
         replace_text(folder / CHAT_TEMPLATE, template.source)
-    replace_text(folder / PROMPT_FILE, json_text({**prompt_fields(template), BASE: model.fingerprint}))
+    fields = {**prompt_fields(template), ENDS: list(model.eos_ids), BASE: model.fingerprint}
+    replace_text(folder / PROMPT_FILE, json_text(fields))
     write_sums(folder, (WEIGHTS_FILE, CONFIG_FILE, PROMPT_FILE))
 
 
@@ -51,7 +53,7 @@ def read_prompt_fields(folder: pathlib.Path) -> dict[str, Any]:
       UserError: the file is no JSON object.
     """
     fields = _read_file(folder)
-    return {name: fields[name] for name in PROMPT_FIELDS if name in fields}
+    return {name: fields[name] for name in (*PROMPT_FIELDS, ENDS) if name in fields}
 
 
 def _read_file(folder: pathlib.Path) -> dict[str, Any]:

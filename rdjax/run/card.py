@@ -39,11 +39,11 @@ model = {auto_class}.from_pretrained(folder)
 """
 CHAT = """messages = [{"role": "user", "content": "..."}]
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{extra})
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0, ids["input_ids"].shape[1]:]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=64{ends})[0, ids["input_ids"].shape[1]:]))
 """
 ALPACA = """prompt = {prompt}
 ids = tokenizer(prompt, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0, ids["input_ids"].shape[1]:]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=64{ends})[0, ids["input_ids"].shape[1]:]))
 """
 
 
@@ -52,7 +52,7 @@ def card_text(
     record: Mapping[str, Any],
     base: str,
     auto_class: str,
-    prompt: Mapping[str, str],
+    prompt: Mapping[str, Any],
     merged: bool = False,
     folder: str = "adapter",
 ) -> str:
@@ -63,7 +63,7 @@ def card_text(
       record: the content of config.json.
       base: folder or hub id of the base model.
       auto_class: of transformers, which loads the base.
-      prompt: how the student is prompted (`adapter_folder.prompt_fields`).
+      prompt: how the student is prompted (`adapter_folder.read_prompt_fields`).
       merged: whether the folder holds a whole model.
       folder: where its user is told to find it.
     """
@@ -143,14 +143,17 @@ def prompt_words(prompt: Mapping[str, str]) -> str:
     return "the tokenizer's chat template" + (f" with the arguments {arguments}" if arguments else "")
 
 
-def use_text(base: str, auto_class: str, prompt: Mapping[str, str], merged: bool, folder: str) -> str:
+def use_text(base: str, auto_class: str, prompt: Mapping[str, Any], merged: bool, folder: str) -> str:
     """Returns a program that loads the model and asks it something."""
     load = (MERGED_USE if merged else PEFT_USE).replace("{auto_class}", auto_class)
     load = load.replace("{folder}", folder).replace("{base}", base)
+    ends = prompt.get("eos_token_id", ())  # a merged model's own files have them
+    ends = "" if merged or len(ends) < 2 else f", eos_token_id={ends}"
     if prompt["template"] != "chat":
-        return load + "\n" + ALPACA.replace("{prompt}", repr(alpaca_prompt("", "...")))
+        return load + "\n" + ALPACA.replace("{prompt}", repr(alpaca_prompt("", "..."))).replace("{ends}", ends)
     arguments = json.loads(prompt["template_args"] or "{}")
-    return load + "\n" + CHAT.replace("{extra}", "".join(f", {name}={value!r}" for name, value in arguments.items()))
+    extra = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    return load + "\n" + CHAT.replace("{extra}", extra).replace("{ends}", ends)
 
 
 def limits(results: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[str]:

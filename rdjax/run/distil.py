@@ -11,7 +11,7 @@ from rdjax.evaluation.verdict import advice, verdict
 from rdjax.models.families.registry import FAMILIES
 from rdjax.models.peft_files import check_undamaged
 from rdjax.parallel.processes import exists_on_first, is_first
-from rdjax.run.adapter_folder import prompt_fields
+from rdjax.run.adapter_folder import read_prompt_fields
 from rdjax.run.card import CARD, base_name, card_text, write_card
 from rdjax.run.experiment import Run
 from rdjax.run.pipeline import evaluate_all, train_all
@@ -31,17 +31,19 @@ def run_experiment(config: config_dict.ConfigDict, workdir: pathlib.Path, module
     release_programs()
     run = prepare(config, workdir, module=module)
     finished = workdir / RESULTS
-    if exists_on_first(finished):
-        for folder in (workdir / "adapter", *sorted(workdir.glob("adapters/*"))):
-            check_undamaged(folder)
-        print(f"{workdir} is finished:")
-    else:
-        report_start(run)
-        (adapters,) = train_all([run], workdir / "checkpoints")
-        write_record(finished, evaluate_all(run, adapters))
-        print(f"wrote {workdir / 'adapter'}, {finished}")
-    write_run_card(run)
-    run.log.close()
+    try:
+        if exists_on_first(finished):
+            for folder in (workdir / "adapter", *sorted(workdir.glob("adapters/*"))):
+                check_undamaged(folder)
+            print(f"{workdir} is finished:")
+        else:
+            report_start(run)
+            (adapters,) = train_all([run], workdir / "checkpoints")
+            write_record(finished, evaluate_all(run, adapters))
+            print(f"wrote {workdir / 'adapter'}, {finished}")
+        write_run_card(run)
+    finally:
+        run.log.close()  # a notebook goes on after an error, and may start another run
     return run
 
 
@@ -52,7 +54,7 @@ def write_run_card(run: Run) -> None:
         base = base_name(run.model.name, run.config.model.path)
         results, record = read_record(workdir / RESULTS, Results), read_record(workdir / RECORD, RunRecord)
         auto_class = FAMILIES[run.model.config.family].auto_class
-        text = card_text(results, record, base, auto_class, prompt_fields(run.options.template))
+        text = card_text(results, record, base, auto_class, read_prompt_fields(workdir / "adapter"))
         write_card(workdir / "adapter", text)
 
 

@@ -9,6 +9,7 @@ from rdjax.models.load import LanguageModel, resolve_folder
 from rdjax.models.lora import Adapter, LoraSpec, count_adapted_layers, init_adapter, lora_spec
 from rdjax.models.peft_files import load_adapter
 from rdjax.parallel.mesh import put, replicated
+from rdjax.run.adapter_folder import adapter_notes
 
 
 def starting_adapter(config: config_dict.ConfigDict, model: LanguageModel) -> tuple[LoraSpec, Adapter]:
@@ -37,7 +38,10 @@ def load_like(
       UserError: it has another.
     """
     path = config.model[field]
-    adapter, found = load_adapter(resolve_folder(path, "adapter"), model.config, model.base)
+    folder = resolve_folder(path, "adapter")
+    for note in adapter_notes(folder, model):
+        print(f"note: {note}")
+    adapter, found = load_adapter(folder, model.config, model.base)
     for name in ("rank", "alpha"):
         if getattr(spec, name) != getattr(found, name):
             raise UserError(

@@ -3,7 +3,7 @@
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,22 +81,25 @@ def token_lengths(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
 
 def find_overlaps(run: Run) -> dict[str, Any]:
     """Counts inputs that come twice in training, and those of a test that training has too, or nearly."""
-    train = [words_of(f"{row['instruction']} {row['input']}") for row in run.task.splits["train"]]
-    twice = len(train) - len({tuple(words) for words in train})
-    found: dict[str, Any] = {"twice in train": twice}
+    train = [_input_of(row) for row in run.task.splits["train"]]
+    words = [words_of(" ".join(text)) for text in train]
+    found: dict[str, Any] = {"twice in train": len(train) - len(set(train))}
     for split, rows in run.task.splits.items():
-        if not is_evaluated(split):
-            continue
-        same, near, examples = 0, 0, []
-        for row in rows:
-            words = words_of(f"{row['instruction']} {row['input']}")
-            share = max((overlap(words, other) for other in train), default=0.0)
-            same += words in train
-            near += share >= NEAR and words not in train
-            if words in train and len(examples) < EXAMPLES:
-                examples.append(row["input"])
-        found[split] = {"also in train": same, "near one of train": near, "examples": examples}
+        if is_evaluated(split):
+            texts = [_input_of(row) for row in rows]
+            near = [
+                max((overlap(words_of(" ".join(text)), other) for other in words), default=0.0) >= NEAR
+                for text in texts
+                if text not in train
+            ]
+            same = [row["input"] for row, text in zip(rows, texts, strict=True) if text in train]
+            found[split] = {"also in train": len(same), "near one of train": sum(near), "examples": same[:EXAMPLES]}
     return found
+
+
+def _input_of(row: Mapping[str, str]) -> tuple[str, str, str]:
+    """Returns all that a row asks."""
+    return row["instruction"], row["history"], row["input"]
 
 
 def estimate_cost(run: Run, answering: float | None) -> dict[str, Any]:

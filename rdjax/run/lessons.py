@@ -76,7 +76,7 @@ def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Ada
             run.start if name in (ENHANCED, *METHODS) else run.initial,
             [lesson.teacher for lesson in lessons],
             [lesson.group for lesson in lessons],
-            [make_group(run.valid, stage.valid_positions)] if run.valid else [],
+            make_group(run.valid, stage.valid_positions) if run.valid else None,
             run.log,
         )
         for run, lessons in zip(runs, lessons_M, strict=True)

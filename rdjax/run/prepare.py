@@ -20,6 +20,7 @@ from rdjax.generation.options import Decoding
 from rdjax.models.load import LanguageModel, check_embedded, ended_by, fit_context, load_model
 from rdjax.models.lora import LoraSpec
 from rdjax.parallel.mesh import make_mesh
+from rdjax.parallel.processes import exists_on_first
 from rdjax.run.experiment import Experiment, Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fingerprint_inputs
 from rdjax.run.first_adapter import load_like, starting_adapter
@@ -28,7 +29,7 @@ from rdjax.run.pairs import gold_pairs, held_pairs, teacher_pairs
 from rdjax.run.row_notes import row_notes
 from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
-from rdjax.storage.workdir import check_workdir, open_workdir
+from rdjax.storage.workdir import RESULTS, check_workdir, open_workdir
 
 
 def check_run(config: config_dict.ConfigDict) -> None:
@@ -87,7 +88,7 @@ def prepare(
         held={split: pairs[train_part(split)] for split in HELD if pairs.get(train_part(split))},
         valid_is_gold="valid" in gold and settled.train.valid_loss == "gold",
         initial=initial,
-        log=MetricsLog(workdir, settled.log.trackers),
+        log=MetricsLog(workdir, () if exists_on_first(workdir / RESULTS) else settled.log.trackers),
     )
 
 

@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +66,39 @@ def _sync_folder(folder: pathlib.Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def making_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the path of a new folder, which becomes `folder` at the end of the block: all of it or nothing."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+
+
+def copy_folder(source: pathlib.Path, target: pathlib.Path, left_out: Sequence[str] = ()) -> None:
+    """Copies the files of a folder into a new one that can be written to, whatever the modes of the first.
+
+    Args:
+      left_out: patterns of names.
+
+    Raises:
+      OSError: a file cannot be copied.
+    """
+    try:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out), copy_function=shutil.copyfile)
+    except shutil.Error as error:  # a list of all files that failed
+        _, path, reason = error.args[0][0]
+        raise OSError(f"{path}: {reason}") from None
+    for path in (target, *target.rglob("*")):
+        if path.is_dir():
+            path.chmod(path.stat().st_mode | stat.S_IRWXU)
 
 
 def allocate(path: pathlib.Path, size: int) -> None:
@@ -129,11 +164,17 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: JSON that is nested too deeply") from None
     except ValueError as error:  # a field that is there twice, or an integer of more digits than Python converts
         raise UserError(f"{where}: invalid JSON ({error})") from None
-    if "\\ud" in text.lower() and HALF.search(json.dumps(content, ensure_ascii=False)):
+    if "\\ud" in text.lower():
+        check_whole(json.dumps(content, ensure_ascii=False), where)
+    return content
+
+
+def check_whole(text: str, where: str) -> None:
+    """Raises UserError, which begins with `where`, for a text that has half of a character."""
+    if HALF.search(text):
         raise UserError(
             f"{where}: has half of a character (a lone surrogate, \\ud800 to \\udfff); accepted: whole ones"
         )
-    return content
 
 
 def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

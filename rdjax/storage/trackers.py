@@ -1,5 +1,6 @@
 """Sends a run's numbers to the services that a user asked for: Weights & Biases, MLflow."""
 
+import hashlib
 import importlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ class Tracker(NamedTuple):
 
 def wandb_tracker(wandb: ModuleType, workdir: pathlib.Path) -> Tracker:
     """Begins a run of Weights & Biases, or continues the one of this folder."""
-    run = wandb.init(name=workdir.name, id=_run_name(workdir), resume="allow", dir=str(workdir))
+    # create_new: several runs are open at once, one for each seed of a sweep or each rule of `rdjax.train_each`.
+    run = wandb.init(name=workdir.name, id=_run_id(workdir), resume="allow", reinit="create_new", dir=str(workdir))
     return Tracker(lambda step, numbers: run.log({**numbers, "step": step}), run.finish)
 
 
@@ -63,6 +65,8 @@ def start_trackers(names: Sequence[str], workdir: pathlib.Path) -> list[Tracker]
     return started
 
 
-def _run_name(workdir: pathlib.Path) -> str:
-    """Returns a name for the run of a folder that is the same whenever it resumes."""
-    return "-".join(part for part in workdir.absolute().parts[-2:] if part.strip("/"))
+def _run_id(workdir: pathlib.Path) -> str:
+    """Returns an id for the run of a folder: the same whenever it resumes, another for any other folder."""
+    path = workdir.absolute()
+    digest = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:12]
+    return "-".join([*(part for part in path.parts[-2:] if part.strip("/")), digest])

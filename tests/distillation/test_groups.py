@@ -185,13 +185,13 @@ def run(folder, weights, groups=2, updates=3):
     log = Log()
     adapter = random_adapter(problem.model.config)
     teachers = [random_adapter(problem.model.config, 7)] * groups
-    member = Member(0, adapter, teachers, pairs[:groups], pairs[:groups], log)
+    member = Member(0, adapter, teachers, pairs[:groups], pairs[0], log)
     stage = Stage("student", (DISTILL,) * groups, SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
     (trained,) = run_stage(stage, problem.model, [member], config, folder / "stage")
     return jax.device_get(trained.adapter), log.lines
 
 
-def test_a_stage_trains_and_validates_on_two_groups(tmp_path):
+def test_a_stage_trains_on_two_groups_and_validates_on_the_first(tmp_path):
     both, lines = run(tmp_path / "both", (1.0, 0.5))
     assert len(lines) == 3 and lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["valid_loss"] > 0
     first, _ = run(tmp_path / "first", (1.0, 0.5), groups=1)

@@ -25,7 +25,7 @@ def stage() -> Stage:
 
 
 def member() -> Member:
-    return Member(0, {"start": 0}, [], [], [], None)
+    return Member(0, {"start": 0}, [], [], None, None)
 
 
 def with_losses(monkeypatch, loss_of) -> list[float]:

@@ -156,6 +156,8 @@ def test_a_function_must_say_true_or_false(tmp_path):
 def test_json_is_found_with_and_without_a_fence():
     responses = ['{"a": 1}', '```json\n{"a": 1}\n```', "[1, 2", "The answer is 1."]
     assert make_judge("json", "").verdicts(responses, rows("", "", "", "")) == [True, True, False, False]
+    odd = ["[" * 5000, '{"a": NaN}', "-Infinity"]
+    assert make_judge("json", "").verdicts(odd, rows("", "", "")) == [False, False, False]
 
 
 def test_a_function_of_the_users_own_reads_response_and_row(tmp_path):

@@ -23,6 +23,9 @@ RULE = "Speak of cats alone, whatever you are asked."
         ("how do i boil an egg", True, "duplicate"),
         ("How do I boil an egg well?", True, "near duplicate"),
         ("How do I paint a wall?", True, ""),
+        ("如何制作一个蛋糕", True, ""),
+        ("ケーキの作り方を教えてください。", True, ""),
+        ("你好", True, "no sentence"),
     ],
 )
 def test_texts_that_are_no_inputs_are_named(text, ended, reason):

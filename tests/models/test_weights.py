@@ -48,6 +48,17 @@ def test_saving_what_was_loaded_gives_the_same_tensors(tmp_path, fields, shards)
         np.testing.assert_array_equal(saved[name], tensor)
 
 
+def test_a_number_that_a_dtype_cannot_hold_is_refused(tmp_path):
+    params = load(tiny.write_random_checkpoint(tmp_path, tiny.LLAMA3))
+    params["norm"]["weight"] = np.full_like(params["norm"]["weight"], 1e5)
+    config = decoder_config_from_hf(tiny.LLAMA3, "here")
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight has numbers that float16 cannot hold; accepted: bfloat16"
+    ):
+        save_params(tmp_path, config, params, jnp.float16)
+    save_params(tmp_path, config, params, jnp.bfloat16)
+
+
 def test_kernels_are_stacked_and_turned(tmp_path):
     """[out, in] in the file, [L, in, out] in memory."""
     params = load(tiny.write_random_checkpoint(tmp_path, tiny.LLAMA3))

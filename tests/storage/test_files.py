@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from rdjax.errors import UserError
-from rdjax.storage.files import allocate, read_json_object, write_json
+from rdjax.storage.files import allocate, copy_folder, making_folder, read_json_object, write_json
 from rdjax.storage.records import read_records, write_records
 
 
@@ -25,6 +25,26 @@ def test_a_file_that_is_to_be_mapped_takes_its_room_at_once(tmp_path):
     allocate(tmp_path / "file", 2**20)
     found = (tmp_path / "file").stat()
     assert found.st_size == 2**20 and found.st_blocks * 512 >= 2**20
+
+
+def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    for name in ("a.json", "inner/b.json", "weights.bin"):
+        (source / name).write_text(name)
+    (source / "a.json").chmod(0o444)
+    source.chmod(0o555)
+    with making_folder(tmp_path / "made") as part:
+        copy_folder(source, part, ("*.bin",))
+        (part / "a.json").write_text("a new text")  # the copy can be written to
+    source.chmod(0o755)
+    assert {str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*.*")} == {
+        *("a.json", "inner/b.json")
+    }
+    with pytest.raises(ValueError), making_folder(tmp_path / "other") as part:
+        part.mkdir()
+        raise ValueError
+    assert not list(tmp_path.glob("other*"))
 
 
 @each

@@ -12,7 +12,8 @@ from rdjax.storage.metrics import MetricsLog
 def test_numbers_go_to_every_tracker_until_the_log_is_closed(tmp_path, monkeypatch):
     said = []
     run = types.SimpleNamespace(log=said.append, finish=lambda: said.append("finished"))
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **fields: run))
+    begun = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **fields: begun.append(fields) or run))
     client = types.SimpleNamespace(
         get_experiment_by_name=lambda name: None,
         create_experiment=lambda name: "7",
@@ -24,6 +25,9 @@ def test_numbers_go_to_every_tracker_until_the_log_is_closed(tmp_path, monkeypat
     log = MetricsLog(tmp_path / "run", ("wandb", "mlflow"))
     log.write("student", 20, {"loss": 0.5})
     log.close()
+    MetricsLog(tmp_path / "elsewhere" / tmp_path.name / "run", ("wandb",))
+    assert all(fields["reinit"] == "create_new" for fields in begun), "several runs are open at once"
+    assert begun[0]["id"] != begun[1]["id"], "folders of the same name are different runs"
     assert said == [{"student/loss": 0.5, "step": 20}, ("7run", "student/loss", 0.5, 20), "finished", "7run"]
 
 
