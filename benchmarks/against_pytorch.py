@@ -30,6 +30,8 @@ import time
 import numpy as np
 from absl import app, flags
 
+from rdjax.config import DEFAULT_HIDDEN_WEIGHT
+
 _DATA = flags.DEFINE_string("data", None, "The published folder bob_sentiment_experiments.", required=True)
 _EPOCHS = flags.DEFINE_integer("epochs", 20, "Of every run that is counted.")
 _EPOCHS_PUBLISHED = flags.DEFINE_integer("epochs_published", 2, "Of the published setting, which is scaled up.")
@@ -38,7 +40,7 @@ _PART = flags.DEFINE_enum("part", None, ["published", "tuned"], "One PyTorch run
 _MODEL = flags.DEFINE_string("model", None, "Of --part: the checkpoint.")
 
 K, BATCH, RANK, RATE, TEMPERATURE = 64, 4, 16, 1e-3, 1.0
-HIDDEN_WEIGHT, PAD_TO = 2.44, 1024
+PAD_TO = 1024
 SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
 VOCAB = 6000
 
@@ -146,7 +148,7 @@ def run_torch(tuned: bool, epochs: int) -> float:
         kl = functional.kl_div(
             logits_s.log_softmax(-1), logits_t.log_softmax(-1), log_target=True, reduction="none"
         ).sum(-1)
-        return kl.mean() + HIDDEN_WEIGHT * (u_t - u_s).pow(2).sum(-1).mean()
+        return kl.mean() + DEFAULT_HIDDEN_WEIGHT * (u_t - u_s).pow(2).sum(-1).mean()
 
     def published_loss(s: Sample) -> torch.Tensor:
         with torch.no_grad():
@@ -160,7 +162,7 @@ def run_torch(tuned: bool, epochs: int) -> float:
         p_t, p_s = functional.softmax(t.logits[0], dim=-1), functional.log_softmax(o.logits[0], dim=-1)
         kl = functional.kl_div(p_s[masks[1]], p_t[masks[0]], reduction="none").sum(-1).mean()
         u_t, u_s = (functional.normalize(torch.stack(out.hidden_states[:-1]), dim=-1)[:, 0] for out in (t, o))
-        return kl + HIDDEN_WEIGHT * (u_t[:, masks[0]] - u_s[:, masks[1]]).pow(2).sum(-1).mean()
+        return kl + DEFAULT_HIDDEN_WEIGHT * (u_t[:, masks[0]] - u_s[:, masks[1]]).pow(2).sum(-1).mean()
 
     order = np.random.RandomState(0)
     began = time.perf_counter()
@@ -195,7 +197,7 @@ def measure_ours(model: pathlib.Path, root: pathlib.Path, dropout: float, name: 
         *("--config.train.valid_every=0", "--config.eval.systems=()", "--config.eval.gap_rows=0"),
         *(f"--config.lora.rank={RANK}", f"--config.lora.dropout={dropout}"),
         f"--config.optimizer.learning_rate={RATE}",
-        *("--config.loss.hidden_positions=response", f"--config.loss.hidden_weight={HIDDEN_WEIGHT}"),
+        *("--config.loss.hidden_positions=response", f"--config.loss.hidden_weight={DEFAULT_HIDDEN_WEIGHT}"),
         *(f"--config.train.checkpoint_every={_EPOCHS.value}", "--config.train.accumulation=1"),
         "--config.task.one_wording=False",
     ]

@@ -6,23 +6,22 @@ are finished are not repeated. The table has the student's scores relative to th
 without it on retain. docs/study_defaults.md shows its output.
 """
 
-import json
 import pathlib
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
 from tabulate import tabulate
 
+from benchmarks.rule_runs import must_train, write_rows, write_rule
 from configs import base
 from rdjax.data.generated import GENERATORS
 from rdjax.data.splits import RETAIN
+from rdjax.report.figures import spread
 
 _OUT = flags.DEFINE_string("out", "runs/defaults", "Folder of the cases and their runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every case.", lower_bound=1)
-_SETTINGS = flags.DEFINE_multi_string("settings", [], "Further settings: --settings=--config.<field>=<value>.")
+_SETTINGS = flags.DEFINE_multi_string("settings", [], "Further settings: --settings=<field>=<value>.")
 _CASES = flags.DEFINE_list("cases", None, "Names of cases; default: all.")
 
 
@@ -54,32 +53,22 @@ CASES = {
 def write_folder(case: Case, seed: int, folder: pathlib.Path) -> None:
     """Writes a case as a user's folder, without validation rows."""
     task = base.get_config().task
-    task.k = case.k
+    task.k, task.demos = case.k, False
     task.generated.update(case.rule)
     splits = GENERATORS[case.task](task, seed).splits
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rule.md").write_text(splits["train"][0]["rule"].split(" Here are some examples:")[0] + "\n")
+    write_rule(folder, splits["train"][0]["rule"])
     for split, rows in splits.items():
         if split != "valid":
             fields = ("instruction", "input", "output")
-            lines = [json.dumps({name: row[name] for name in fields}) for row in rows]
-            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+            write_rows(folder / f"{split}.jsonl", ({name: row[name] for name in fields} for row in rows))
 
 
 def run_case(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     """Trains a case with the defaults and returns its eval.json."""
-    case, folder, workdir = CASES[name], out / "rules" / f"{name}_{seed}", out / f"{name}_{seed}"
-    if not (workdir / "eval.json").exists():
-        write_folder(case, seed, folder)
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "rdjax.train", "--config=configs/rule.py", f"--workdir={workdir}"),
-                *(f"--config.model.path={case.model}", f"--config.task.root={folder}", f"--config.seed={seed}"),
-                *_SETTINGS.value,
-            ],
-            check=True,
-        )
-    return json.loads((workdir / "eval.json").read_text())
+    case, folder = CASES[name], out / "rules" / f"{name}_{seed}"
+    write_folder(case, seed, folder)
+    settings = [f"model.path={case.model}", f"task.root={folder}", f"seed={seed}", *_SETTINGS.value]
+    return must_train(out / f"{name}_{seed}", settings)
 
 
 def relative_scores(results: dict[str, Any]) -> dict[str, float]:
@@ -102,7 +91,7 @@ def main(argv: list[str]) -> None:
         for split in scores[0]:
             values = [part[split] for part in scores]
             absolute = np.mean([results["splits"][split]["student"][results["metric"][split]] for results in runs])
-            row[split] = f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f}), {absolute:.2f}"
+            row[split] = f"{spread(values)}, {absolute:.2f}"
         table.append(row)
     print(tabulate(table, headers="keys", tablefmt="github"))
 

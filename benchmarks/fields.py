@@ -17,8 +17,8 @@ from absl import app, flags
 from tabulate import tabulate
 
 from benchmarks.field_rules import DEPTHS, FIELDS, Question, questions
-from benchmarks.rule_runs import seconds, spread, write_rows, write_rule
-from rdjax.report.figures import COLOURS, draw, label
+from benchmarks.rule_runs import seconds, write_rows, write_rule
+from rdjax.report.figures import COLOURS, draw, label, spread
 
 _MODEL = flags.DEFINE_string("model", None, "Folder or hub id of the model.", required=True)
 _OUT = flags.DEFINE_string("out", "runs/fields", "Folder of the tasks and their runs.")

@@ -29,6 +29,7 @@ from rdjax.distillation.progress import Progress, take_member
 from rdjax.evaluation.answers import System, answer, prompts_of
 from rdjax.evaluation.judges import SPLIT_JUDGES, make_judge
 from rdjax.models.lora import Adapter
+from rdjax.report.figures import spread
 from rdjax.run.experiment import Run
 from rdjax.run.lessons import ENHANCED, GOLD_POSITIONS, stage_of
 from rdjax.run.prepare import prepare
@@ -184,7 +185,7 @@ def summarise(k: int, name: str, points: list[list[Point]]) -> Iterator[dict[str
             "epochs kept": ", ".join(str(point["epoch"]) for point in kept),
             "of": points[0][-1]["epoch"],
             **{
-                title: f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+                title: spread(values)
                 for title, values in zip(("negative on topic", "positive elsewhere"), tests, strict=True)
             },
             "mean": f"{np.mean([balanced(point['test']) for point in kept]):.2f}",

@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from benchmarks.rule_runs import must_train, write_questions, write_rule
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
-from rdjax.report.figures import draw, label
+from rdjax.report.figures import draw, label, spread
 
 _OUT = flags.DEFINE_string("out", "runs/many_rules", "Folder of the tasks and their runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every number of rules.", lower_bound=1)
@@ -152,8 +152,7 @@ def summary(runs: Sequence[dict[str, Any]], scores: dict[str, dict[str, list[flo
     means = {kind: {name: float(np.mean(own[kind])) for name, own in scores.items()} for kind in (*TESTS, "leakage")}
 
     def over_rules(kind: str) -> str:
-        values = list(means[kind].values())
-        return f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+        return spread(list(means[kind].values()))
 
     retain = [run["results"]["splits"]["retain"] for run in runs]
     plain = {system: np.mean([part[system]["exact_match"] for part in retain]) for system in ("base", "student")}

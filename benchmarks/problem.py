@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from tabulate import tabulate
 
 from configs import base
+from rdjax.config import DEFAULT_HIDDEN_WEIGHT
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Pair, Prompts
 from rdjax.data.positions import LossPositions
@@ -43,7 +44,6 @@ SHAPES = {
 
 # The adapter and the weight of hidden states of all problems.
 SPEC = LoraSpec(16, 16.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"))
-HIDDEN_WEIGHT = 2.44
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def train_config(**changes: Any) -> config_dict.ConfigDict:
 
 POSITIONS = LossPositions("ours", "response", "token")
 OBJECTIVE = Objective(
-    "student", (Term("logit_loss", 1.0, TERMS["kl"]), Term("hidden_loss", HIDDEN_WEIGHT, TERMS["hidden"]))
+    "student", (Term("logit_loss", 1.0, TERMS["kl"]), Term("hidden_loss", DEFAULT_HIDDEN_WEIGHT, TERMS["hidden"]))
 )
 
 

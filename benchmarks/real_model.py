@@ -24,7 +24,6 @@ import optax
 from absl import app, flags
 
 from benchmarks.problem import (
-    HIDDEN_WEIGHT,
     SPEC,
     Problem,
     load_batches,
@@ -35,6 +34,7 @@ from benchmarks.problem import (
     write_figures,
 )
 from configs import base
+from rdjax.config import DEFAULT_HIDDEN_WEIGHT
 from rdjax.distillation.step import init_state, train_step
 from rdjax.distillation.teacher import make_teacher
 from rdjax.distillation.updates import place_update
@@ -133,7 +133,7 @@ def their_work(problem: Problem) -> dict[str, Callable[[], Any]]:
         units_s, logits_s = states("student")
         logs_s, logs_t = logits_s.log_softmax(-1), logits_t.log_softmax(-1)
         kl = functional.kl_div(logs_s, logs_t, log_target=True, reduction="none").sum(-1).mean()
-        (kl + HIDDEN_WEIGHT * (units_t - units_s).pow(2).sum(-1).mean()).backward()
+        (kl + DEFAULT_HIDDEN_WEIGHT * (units_t - units_s).pow(2).sum(-1).mean()).backward()
         return finish(optimizer.step())
 
     def answer():

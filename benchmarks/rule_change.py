@@ -15,8 +15,9 @@ from typing import Any
 from absl import app, flags
 from tabulate import tabulate
 
-from benchmarks.rule_runs import must_train, spread, write_questions, write_rule
+from benchmarks.rule_runs import must_train, write_questions, write_rule
 from rdjax.data.rules.arithmetic import PLAIN_ADDITION, Rule, distinct_operands
+from rdjax.report.figures import spread
 
 _OUT = flags.DEFINE_string("out", "runs/rule_change", "Folder of the rules and their runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every case.", lower_bound=1)

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rdjax.data.rules.arithmetic import Rule
+from rdjax.report.figures import spread
 
 
 class Case(NamedTuple):
@@ -119,12 +118,3 @@ def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     if held:
         row["KL off the rule / gap"] = spread(held)
     return row | {"minutes": spread([run["minutes"] for run in runs], 1)}
-
-
-def spread(values: list[float | None], digits: int = 2) -> str:
-    """Writes a mean and, where there are several values, their range."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = f"{np.mean(known):.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ({min(known):.{digits}f}-{max(known):.{digits}f})"

@@ -2,7 +2,8 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,18 @@ class Batch(NamedTuple):
     labels_BP: np.ndarray
     weight_BP: np.ndarray
     hidden_weight_BQ: np.ndarray
+
+
+def fetch_ahead(fetch: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yields what `fetch` makes of each item; a thread fetches the next one while the caller works with this one."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = None
+        for item in items:
+            current, upcoming = upcoming, pool.submit(fetch, item)
+            if current is not None:
+                yield current.result()
+        if upcoming is not None:
+            yield upcoming.result()
 
 
 def stack_members(members: Iterable[Any]) -> Any:

@@ -46,7 +46,7 @@ def read_published(root: pathlib.Path, config: config_dict.ConfigDict) -> tuple[
         if split == "valid":
             _check_valid_seed(root, config, full)
         notes.append(f"{full} or its counterpart without rule is not there: no {split} split")
-    if "test" in splits and config.name == "sentiment":
+    if "test" in splits:
         notes += _split_by_wording(splits, root)
     return splits, notes + _notes_on_data(config)
 

@@ -35,15 +35,6 @@ def signals_shardings(mesh: Mesh) -> Signals:
     return Signals(rows_sharding(mesh, leading=3), rows_sharding(mesh, leading=2))
 
 
-def read_prefix(graph: nnx.GraphDef, base: dict[str, Any], adapter: Adapter | None, prefix_C: jax.Array) -> Prefix:
-    """Computes the keys and values of a shared prefix once for many batches.
-
-    Args:
-      adapter: with its scale folded in (`lora.scaled_adapter`).
-    """
-    return nnx.merge(graph, base).read_prefix(prefix_C, adapter)
-
-
 def forward_side(
     graph: nnx.GraphDef,
     base: dict[str, Any],
@@ -63,7 +54,7 @@ def forward_side(
       adapter: with its scale folded in (`lora.scaled_adapter`).
       dropout: (rate, key) of the adapter.
       remat: what the backward pass recomputes (`Decoder.__call__`).
-      prefix: the prefix as keys and values, from `read_prefix`.
+      prefix: the prefix as keys and values, from `Decoder.read_prefix`.
       prefix_C: the prefix as tokens.
     """
     length = 0

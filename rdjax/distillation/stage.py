@@ -40,7 +40,7 @@ from rdjax.distillation.updates import (
     GroupLoader,
     UpdateNumbers,
     abstract_updates,
-    fetch_ahead,
+    fetch_updates,
     make_loader,
     place_update,
     plan_epoch,
@@ -303,7 +303,7 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     if not reached.updates and job.valid_loader:
         reached = validate_start(job, reached)
     profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
-    upcoming = fetch_ahead(job.loaders, job.updates[reached.updates :])
+    upcoming = fetch_updates(job.loaders, job.updates[reached.updates :])
     with deferred_signals() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar, profile:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
             previous = metrics

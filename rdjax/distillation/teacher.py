@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from rdjax.data.batches import Batch, Side
-from rdjax.distillation.forward import Signals, forward_side, read_prefix, signals_shardings
+from rdjax.distillation.forward import Signals, forward_side, signals_shardings
 from rdjax.models.decoder import Prefix
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter, scaled_adapter
@@ -29,7 +29,7 @@ def teacher_prefixes(
     """
 
     def one(adapter: Adapter | None, prefix_C: jax.Array) -> Prefix:
-        return read_prefix(graph, base, scaled_adapter(adapter, scale), prefix_C)
+        return nnx.merge(graph, base).read_prefix(prefix_C, scaled_adapter(adapter, scale))
 
     return jax.vmap(one)(adapters_M, prefix_MC)
 

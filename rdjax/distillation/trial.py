@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from rdjax.distillation.progress import initial_progress
 from rdjax.distillation.stage import Member, Stage, load_signals, make_job
-from rdjax.distillation.updates import fetch_ahead, place_update
+from rdjax.distillation.updates import fetch_updates, place_update
 from rdjax.models.load import LanguageModel
 
 TIMED = 4  # updates, after the first one, which also compiles
@@ -49,7 +49,7 @@ def try_updates(
     reached = initial_progress([member.initial for member in members], job.optimizer, model.mesh)
     job = load_signals(job, reached.state, folder)
     times, state = [time.monotonic()], reached.state
-    for fetched in fetch_ahead(job.loaders, job.updates[: TIMED + 1]):
+    for fetched in fetch_updates(job.loaders, job.updates[: TIMED + 1]):
         state, metrics = job.step(state, model.base, place_update(job.loaders, fetched), job.seeds_M)
         jax.block_until_ready(metrics)
         times.append(time.monotonic())

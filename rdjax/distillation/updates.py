@@ -4,14 +4,13 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import config_dict
 
-from rdjax.data.batches import Batch, as_update, collate, epoch_order, stack_members, steps_per_epoch
+from rdjax.data.batches import Batch, as_update, collate, epoch_order, fetch_ahead, stack_members, steps_per_epoch
 from rdjax.data.groups import PairGroup, numbers_by_rule
 from rdjax.data.pairs import Pair
 from rdjax.data.positions import LossPositions, count_positions, pair_targets, position_offsets
@@ -302,20 +301,13 @@ def plan_epoch(groups: Sequence[PairGroup], seeds: Sequence[int], epoch: int, ba
     return [list(map(list, update)) for update in zip(*chosen, strict=True)]
 
 
-def fetch_ahead(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumbers]) -> Iterator[list[Fetched]]:
-    """Yields updates in host memory; a thread fetches the next one while the caller works with this one."""
+def fetch_updates(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumbers]) -> Iterator[list[Fetched]]:
+    """Yields updates in host memory, each fetched while the caller works with the one before."""
 
     def fetch(update: UpdateNumbers) -> list[Fetched]:
         return [loader.fetch(numbers) for loader, numbers in zip(loaders, update, strict=True)]
 
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = None
-        for update in updates:
-            current, upcoming = upcoming, pool.submit(fetch, update)
-            if current is not None:
-                yield current.result()
-        if upcoming is not None:
-            yield upcoming.result()
+    return fetch_ahead(fetch, updates)
 
 
 def place_update(loaders: Sequence[GroupLoader], fetched: Sequence[Fetched]) -> Update:

@@ -147,11 +147,6 @@ class Floor:
         """Returns the largest bound."""
         return max(self.compute, self.memory, self.network)
 
-    @property
-    def efficiency(self) -> float:
-        """Returns the utilisation of the chips' peak FLOPs at the largest bound."""
-        return self.compute / self.seconds
-
 
 def step_floor(
     config: DecoderConfig, spec: LoraSpec, work: Work, chip: Chip, mesh: Sequence[int], weight_bytes: int

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,6 +14,8 @@ from flax import nnx
 from ml_collections import config_dict
 from transformers import PreTrainedTokenizerFast
 
+from rdjax.data.batches import fetch_ahead
+from rdjax.distillation.stage import is_due
 from rdjax.models.config import DecoderConfig
 from rdjax.rulebook.batches import Packed, make_batch
 from rdjax.rulebook.model import decoder_config, forward, init_model, write_model
@@ -68,18 +68,6 @@ def train_step(graph, optimizer, params, moments, batch: Packed):
     return optax.apply_updates(params, updates), moments, loss
 
 
-def prefetched_batches(
-    config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizerFast, start: int
-) -> Iterator[tuple[int, Packed]]:
-    """Yields each step's number and batch; a thread prepares the next batch meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(make_batch, config, tokenizer, start)
-        for step in range(start, config.train.steps):
-            batch = upcoming.result()
-            upcoming = pool.submit(make_batch, config, tokenizer, step + 1)
-            yield step, batch
-
-
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """Holds what stays the same during a training run."""
@@ -101,11 +89,6 @@ def prepare(config: config_dict.ConfigDict) -> tuple[Setup, dict[str, Any]]:
     return setup, {"params": params, "moments": jax.jit(optimizer.init)(params)}
 
 
-def due(step: int, every: int, steps: int) -> bool:
-    """Tells whether a periodic action is due after `step` steps; it is also due after the last one."""
-    return step % every == 0 or step == steps
-
-
 def probe_text(step: int, scalars: dict[str, float]) -> str:
     """Formats the loss and the scores of a probe as one line."""
     return f"step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in scalars.items())
@@ -122,18 +105,19 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
         start, state, seconds = found.step, found.state, found.progress["seconds"]
     log.truncate("rulebook", start)
     began, steps = time.monotonic() - seconds, config.train.steps
+    batches = fetch_ahead(functools.partial(make_batch, config, setup.tokenizer), range(start, steps))
     with progress(steps, start, "rulebook") as bar:
-        for step, batch in prefetched_batches(config, setup.tokenizer, start):
+        for done, batch in enumerate(batches, start=start + 1):
             params, moments, loss = train_step(setup.graph, setup.optimizer, **state, batch=batch)
-            state, done = {"params": params, "moments": moments}, step + 1
+            state = {"params": params, "moments": moments}
             show(bar, {"loss": loss})
-            if due(done, config.train.probe_every, steps):
+            if is_due(config.train.probe_every, done, done == steps):
                 scalars = {"loss": float(loss), **probe(setup.graph, params, config, setup.tokenizer)}
                 log.write("rulebook", done, {**scalars, "seconds": time.monotonic() - began})
                 bar.write(probe_text(done, scalars))
             if done in config.train.keep:
                 write_model(workdir / f"model-{done}", setup.decoder, setup.tokenizer, params)
-            if due(done, config.train.save_every, steps):
+            if is_due(config.train.save_every, done, done == steps):
                 checkpoints.save(done, state, {"seconds": time.monotonic() - began})
     checkpoints.close()
     log.close()

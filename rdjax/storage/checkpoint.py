@@ -27,14 +27,14 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """Manages the checkpoints of one stage under `folder`, of which the newest `keep` are kept.
+    """Manages the checkpoints of one stage under `folder`, of which the newest two are kept.
 
     Orbax writes to a temporary folder and renames it when it is complete, so a killed run leaves no partial checkpoint.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2):
+    def __init__(self, folder: pathlib.Path):
         # Saves are synchronous: adapters are small, and a donated buffer must not change under a save.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

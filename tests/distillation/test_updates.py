@@ -20,7 +20,7 @@ from rdjax.distillation.updates import (
     GroupLoader,
     abstract_updates,
     compute_in_parts,
-    fetch_ahead,
+    fetch_updates,
     make_loader,
     parts_by_rule,
     place_update,
@@ -269,11 +269,11 @@ def test_updates_are_fetched_ahead_in_order_and_errors_are_raised():
                 raise ValueError("no such pair")
             return number
 
-    ahead = fetch_ahead([Counting()], [[1], [2], [3]])
+    ahead = fetch_updates([Counting()], [[1], [2], [3]])
     assert [next(ahead), next(ahead)] == [[1], [2]]
     with pytest.raises(ValueError, match="no such pair"):
         next(ahead)
-    assert list(fetch_ahead([Counting()], [])) == []
+    assert list(fetch_updates([Counting()], [])) == []
 
 
 @pytest.mark.parametrize("broken", ["program", "body"])

@@ -168,8 +168,7 @@ def test_a_floor_on_one_device_by_hand():
 
 
 def test_a_floor_lasts_as_long_as_what_is_slowest():
-    made = Floor(compute=1.0, memory=4.0, network=2.0)
-    assert (made.seconds, made.efficiency) == (4.0, 0.25)
+    assert Floor(compute=1.0, memory=4.0, network=2.0).seconds == 4.0
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
