@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -118,6 +119,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     _check_choices(config)
     _check_ranges(config)
     _check_task(config)
+    _check_judges(config.eval.judges)
     _check_loss(config.loss)
     _check_practice(config)
     _check_method(config)
@@ -164,6 +166,13 @@ def _check_ranges(config: config_dict.ConfigDict) -> None:
         raise UserError(f"config.lora.dropout = {config.lora.dropout}; accepted: a probability below 1")
 
 
+def _check_judges(judges: Sequence[object]) -> None:
+    """Checks that judges are named by texts."""
+    for judge in judges:
+        if not isinstance(judge, str):
+            raise UserError(f"config.eval.judges: {judge!r} is no name of a judge; accepted: ('test=json',)")
+
+
 def _check_task(config: config_dict.ConfigDict) -> None:
     """Checks the fields that say which responses are learnt, and how the teacher writes them."""
     task = config.task
@@ -199,7 +208,10 @@ def _check_task(config: config_dict.ConfigDict) -> None:
 def _check_loss(loss: config_dict.ConfigDict) -> None:
     """Checks that the loss has one weight for hidden states, and something to minimise."""
     if loss.hidden_weight is not None and loss.hidden_beta is not None:
-        raise UserError("config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of the two")
+        raise UserError(
+            "config.loss.hidden_weight and config.loss.hidden_beta are both set; accepted: one of "
+            "the two (hidden_weight is hidden_beta over the model's width)"
+        )
     for name in ("hidden_weight", "hidden_beta", "retain_hidden_weight"):
         if loss[name] is not None and not loss[name] >= 0:  # written so that NaN is refused too
             raise UserError(f"config.loss.{name} = {loss[name]!r} is too small; accepted: 0 or more")

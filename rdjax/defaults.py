@@ -118,7 +118,7 @@ def get_config() -> config_dict.ConfigDict:
     # The peak, or auto: 5e-4 * (2000 / D)^0.78 for a model of width D; where the validation loss does not fall at this
     # rate, short trials of three others choose one (docs/reference.md).
     config.optimizer.learning_rate = config_dict.FieldReference("auto", field_type=object)
-    config.optimizer.warmup_steps = 5
+    config.optimizer.warmup_steps = 5  # at most half of all updates
     config.optimizer.schedule = "cosine"  # cosine, linear, constant
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
     config.optimizer.weight_decay = 0.0

@@ -119,6 +119,11 @@ def _check_sweep_section(config: config_dict.ConfigDict) -> None:
         values = config.sweep[name]
         if not values or len(set(values)) < len(values):
             raise UserError(f"config.sweep.{name} = {tuple(values)}; accepted: one or more, each once")
+    for name in ("ks", "seeds"):
+        if any(type(value) is not int for value in config.sweep[name]):
+            raise UserError(f"config.sweep.{name} = {tuple(config.sweep[name])}; accepted: whole numbers")
+    if config.sweep.updates < 0:
+        raise UserError(f"config.sweep.updates = {config.sweep.updates}; accepted: 0 (as in the config) or more")
     if min(config.sweep.ks) < 1:
         raise UserError(f"config.sweep.ks = {tuple(config.sweep.ks)}; accepted: numbers of samples from 1 on")
 
@@ -130,15 +135,23 @@ def load_once(path: str, dtype: str, int8: bool, data: int, fsdp: int, tensor: i
     return load_model(path, dtype, make_mesh(sizes), int8)
 
 
-def prepare_cell(config: config_dict.ConfigDict, method: str, k: int, workdir: pathlib.Path) -> list[Run]:
-    """Prepares the runs of a cell, one per seed, over one copy of the model."""
-    runs = []
+def prepare_cell(
+    config: config_dict.ConfigDict, method: str, k: int, workdir: pathlib.Path
+) -> tuple[list[Run], dict[int, str]]:
+    """Prepares the runs of a cell, one per seed, over one copy of the model; returns the errors of others, by seed."""
+    runs, failures = [], {}
     for seed in config.sweep.seeds:
         run_config = cell_config(config, method, k, seed)
         source, mesh = run_config.model, run_config.mesh
         model = load_once(source.path, source.dtype, source.int8, mesh.data, mesh.fsdp, mesh.tensor)
-        runs.append(prepare(run_config, run_folder(workdir, method, k, seed), model, "rdjax.sweep"))
-    return runs
+        try:
+            runs.append(prepare(run_config, run_folder(workdir, method, k, seed), model, "rdjax.sweep"))
+        except UserError as error:  # such as a damaged folder, or responses that nothing confirms
+            raise_if_others_wait(error)
+            failures[seed] = first_line(error)
+    if failures:  # without all seeds their common checkpoints are of no use, and finished runs would train again
+        runs = [run for run in runs if not exists_on_first(run.workdir / RESULTS)]
+    return runs, failures
 
 
 def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathlib.Path]) -> dict[int, str]:
@@ -183,8 +196,8 @@ def _answer_inputs(workdir: pathlib.Path) -> dict[str, Any]:
     config = record["config"]
     decoding = {name: value for name, value in config["eval"].items() if name not in ("systems", "gap_rows")}
     inputs = {"fingerprint": record["fingerprint"], "model": config["model"], "task": config["task"], "eval": decoding}
-    if config["loss"].get("retain_weight"):
-        inputs["retain"] = config["seed"]  # the seed divides retain; rows without inputs of their own are written by it
+    if config["loss"].get("retain_weight") or (workdir / "inputs").exists():
+        inputs["seed"] = config["seed"]  # it divides retain, and draws the inputs that the model writes
     return inputs | ({"lora": config["lora"]} if config["model"]["adapter"] else {})
 
 
@@ -213,7 +226,9 @@ def run_cells(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     printed_notes: set[str] = set()
     for number, (method, k) in enumerate(cells, start=1):
         folders = [run_folder(workdir, method, k, seed) for seed in config.sweep.seeds]
-        title = f"cell {number} of {len(cells)}: {method}, k = {k}, {len(folders)} seeds"
+        length = cell_config(config, method, k, config.sweep.seeds[0]).train
+        most = f"{length.epochs} epochs" if length.epochs else f"at most {length.updates} updates"
+        title = f"cell {number} of {len(cells)}: {method}, k = {k}, {len(folders)} seeds, {most}"
         # A list, not a generator: every process must ask for every folder.
         if all([exists_on_first(folder / RESULTS) for folder in folders]):
             print(f"{title}: finished")
@@ -250,14 +265,15 @@ def attempt_cell(
       The errors, by seed.
     """
     try:
-        runs = prepare_cell(config, method, k, workdir)
+        runs, failures = prepare_cell(config, method, k, workdir)
         for note in dict.fromkeys(note for run in runs for note in run.task.notes if note not in printed_notes):
             print(f"note: {note}")
             printed_notes.add(note)
-        return run_cell(runs, cell_folder(workdir, method, k), finished)
+        return failures | run_cell(runs, cell_folder(workdir, method, k), finished)
     except Exception as error:  # anything: the other cells continue
         raise_if_others_wait(error)
-        traceback.print_exc()
+        if not isinstance(error, UserError):
+            traceback.print_exc()
         return dict.fromkeys(config.sweep.seeds, first_line(error))
 
 

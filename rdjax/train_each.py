@@ -35,6 +35,7 @@ from rdjax.storage.workdir import RESULTS, check_workdir, open_workdir
 
 MODULE = "rdjax.train_each"
 SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"  # folder of all rules together; each rule has a folder beside it
 
 _TOGETHER = flags.DEFINE_integer(
     "together", 16, "The most adapters that train at once; memory bounds it.", lower_bound=1
@@ -61,6 +62,8 @@ def check_rules(config: config_dict.ConfigDict) -> tuple[list[str], RuleTask]:
     if config.task.name != "rule" or not has_rule_folders(root):
         raise UserError(f"config.task.root: {root} has no folder rules/; accepted: a folder of several rules")
     names = list(config.task.rules) or list(rule_folders(root))
+    if CHECKPOINTS in names:
+        raise UserError(f"{root / 'rules' / CHECKPOINTS}: the workdir has a folder of this name; accepted: another")
     task = load_task(config.task, config.seed)
     task_judges(config, task)
     return names, task
@@ -125,7 +128,7 @@ def prepare_rules(
 def checkpoint_folder(workdir: pathlib.Path, runs: Sequence[Run]) -> pathlib.Path:
     """Returns the folder of the common checkpoints of rules that train together."""
     names = "/".join(run.workdir.name for run in runs)
-    return workdir / "checkpoints" / hashlib.sha256(names.encode()).hexdigest()[:12]
+    return workdir / CHECKPOINTS / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
 def finish_folder(run: Run) -> None:

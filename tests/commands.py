@@ -1,8 +1,11 @@
 """Runs commands in the process of the tests, as a user would in a shell; helpers of the tests of whole commands."""
 
 import json
+import os
 import pathlib
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -66,6 +69,18 @@ def run_command(main: Callable[[list[str]], None], *arguments: str) -> int:
         flags.FLAGS.unparse_flags()
         cli.run(main)
     return ended.value.code or 0
+
+
+def run_in(arguments: list[str], cwd: pathlib.Path, **variables: str) -> str:
+    """Runs a program in a folder as a user does and returns what it prints; it must succeed.
+
+    Args:
+      variables: of the environment; by default programs are compiled as users compile them.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **variables}
+    done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
 
 
 def run_to_error(main: Callable[[list[str]], None], *arguments: str, capfd) -> Failure:

@@ -144,7 +144,7 @@ def test_a_failing_cell_is_reported_and_tried_again(model, tmp_path, monkeypatch
     def fail_once(runs, folder, finished):
         if "tune" in folder.name:
             raise RuntimeError("out of memory")
-        run_cell(runs, folder, finished)
+        return run_cell(runs, folder, finished)
 
     monkeypatch.setattr(sweep, "run_cell", fail_once)
     assert run_sweep(config, tmp_path / "run", tmp_path) == 1
@@ -179,6 +179,37 @@ def test_a_failing_judge_ends_its_seed_alone_and_trains_nothing_again(model, tmp
     (failed,) = json.loads((tmp_path / "run" / "sweep.json").read_text())["failed"]
     assert (failed["seed"], failed["error"]) == ("7", "the judge failed")
     assert (sweep.run_folder(tmp_path / "run", "rule_distill_base", 2, 0) / "eval.json").exists()
+
+
+@pytest.mark.slow
+def test_a_seed_that_cannot_be_prepared_keeps_no_other_back(model, tmp_path, capfd):
+    config = small_sweep(model, **{"sweep.ks": (2,), "sweep.methods": ("tune",)})
+    assert run_sweep(config, tmp_path / "run", tmp_path) == 0
+    damaged = sweep.run_folder(tmp_path / "run", "tune", 2, 7)
+    (damaged / "eval.json").unlink()
+    (damaged / "config.json").write_text("{")
+    assert run_sweep(config, tmp_path / "run", tmp_path) == 1
+    summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert [cell["seed"] for cell in summary["cells"]] == [0]
+    (failed,) = summary["failed"]
+    assert failed["seed"] == "7" and "is not a run's config, or damaged" in failed["error"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ks", (8.5,), r"config\.sweep\.ks = \(8\.5,\); accepted: whole numbers"),
+        ("seeds", (True,), r"config\.sweep\.seeds = \(True,\); accepted: whole numbers"),
+        ("updates", -5, r"config\.sweep\.updates = -5; accepted: 0"),
+    ],
+)
+def test_a_field_of_a_sweep_is_checked(model, field, value, message):
+    config = small_sweep(model)
+    with config.ignore_type():
+        config.sweep[field] = value
+    with pytest.raises(UserError, match=message):
+        sweep.check_sweep(config)
 
 
 @pytest.mark.slow

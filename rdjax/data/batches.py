@@ -147,6 +147,15 @@ def indices_in_rows(numbers: Sequence[int], offsets: np.ndarray, rows: int, widt
     return _join_rows(dealt, width, 0)
 
 
+def with_shares(batch: Batch, shares_M2: np.ndarray) -> Batch:
+    """Scales the weights of micro-batches [M, A, B, ...]: of predictions, and of aligned positions, by [M, 2]."""
+    predictions_M, aligned_M = shares_M2.astype(np.float32).T
+    return batch._replace(
+        weight_BP=batch.weight_BP * predictions_M[:, None, None, None],
+        hidden_weight_BQ=batch.hidden_weight_BQ * aligned_M[:, None, None, None],
+    )
+
+
 def as_update(batch: Batch, accumulation: int, weight: float = 1.0) -> Batch:
     """Reshapes a batch of A * B rows to micro-batches [A, B, ...] and normalises its loss weights.
 

@@ -89,7 +89,7 @@ def extra_terms(loss: config_dict.ConfigDict) -> tuple[Term, ...]:
     """
     terms = []
     for text in loss.terms:
-        name, _, number = text.partition("=")
+        name, _, number = str(text).partition("=")
         try:
             weight = float(number)
         except ValueError:

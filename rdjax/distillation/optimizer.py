@@ -32,8 +32,11 @@ def with_auto_rate(config: config_dict.ConfigDict, width: int) -> config_dict.Co
 
 
 def learning_rate_schedule(optimizer: config_dict.ConfigDict, steps: int) -> optax.Schedule:
-    """Returns a linear warm-up to the peak, then cosine or linear decay to zero at the last step, or no decay."""
-    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
+    """Returns a linear warm-up to the peak, then cosine or linear decay to zero at the last step, or no decay.
+
+    The warm-up, whose first step has a rate of zero, takes at most half of the steps: a short stage trains too.
+    """
+    peak, warmup = optimizer.learning_rate, min(optimizer.warmup_steps, steps // 2)
     rest = max(steps - warmup, 1)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest),

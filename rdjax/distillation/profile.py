@@ -12,19 +12,21 @@ class Profile:
 
     def __init__(self, folder: pathlib.Path, count: int):
         self.folder, self.first, self.end = folder, FIRST, FIRST + count
-        self.tracing = False
+        self.tracing, self.missing = False, count > 0
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+        if self.missing:
+            print(f"no trace: config.log.profile begins with update {FIRST}, which was not reached")
 
     def before(self, update: int) -> None:
         """Starts or ends the trace where update number `update` is next."""
         if update == self.first < self.end:
             jax.profiler.start_trace(str(self.folder))
-            self.tracing = True
+            self.tracing, self.missing = True, False
         elif self.tracing and update >= self.end:
             self.stop()
 

@@ -72,12 +72,15 @@ def save_progress(checkpoints: Checkpoints, reached: Progress) -> None:
     checkpoints.save(reached.updates, {"state": reached.state, "best": reached.best}, record)
 
 
-def keep_best(reached: Progress, losses: Sequence[float], settings: config_dict.ConfigDict, interval: int) -> Progress:
+def keep_best(reached: Progress, losses: Sequence[float], settings: config_dict.ConfigDict, before: int) -> Progress:
     """Keeps the adapters whose validation loss is the lowest so far, and counts the validations without progress.
 
     A member that would have ended alone, at the end of the interval before, keeps what it had then.
+
+    Args:
+      before: updates at that end.
     """
-    ended = [is_stale(count, reached.updates - interval, settings) for count in reached.stale]
+    ended = [is_stale(count, before, settings) for count in reached.stale]
     better = [new < old and not end for new, old, end in zip(losses, reached.best_losses, ended, strict=True)]
     columns = zip(losses, reached.fallen_to, reached.start_losses, strict=True)
     falls = [new < old - LEAST_FALL * start or math.isinf(old) for new, old, start in columns]

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
+from rdjax.data.batches import with_shares
 from rdjax.data.groups import PairGroup
 from rdjax.data.positions import LossPositions
 from rdjax.distillation.finite import LOWER_RATE, Place, check_losses, check_skipped
@@ -359,32 +360,35 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
     scalars_M = metrics_by_member(metrics, len(job.members))
     skipped_M, in_row_M = to_host((reached.state.skipped, reached.state.in_row))
     losses, last = [scalars["loss"] for scalars in scalars_M], reached.updates == len(job.updates)
-    skipped = check_skipped(job.place, skipped_M, in_row_M, losses, reached.updates, last)
-    scalars_M = [{**scalars, **more} for scalars, more in zip(scalars_M, skipped, strict=True)]
+    counts = check_skipped(job.place, skipped_M, in_row_M, losses, reached.updates, last)
+    scalars_M = [{**scalars, **count} for scalars, count in zip(scalars_M, counts, strict=True)]
     if not job.valid_loader:
         reached = reached._replace(best=copy_adapters(reached.state.adapter))
     elif is_due(settings.valid_every, number, last):
         losses = validate(job, reached.state.adapter)
         check_losses(job.place, losses, f"after update {reached.updates}; {LOWER_RATE}")
-        reached = keep_best(reached, losses, settings, job.interval)
+        before = (reached.updates - 1) // job.interval * job.interval
+        reached = keep_best(reached, losses, settings, before)
         for scalars, loss in zip(scalars_M, losses, strict=True):
             scalars["valid_loss"] = loss
     schedule = learning_rate_schedule(job.config.optimizer, len(job.updates))
-    rate = float(schedule(reached.updates - 1))
-    for member, scalars in zip(job.members, scalars_M, strict=True):
+    for member, scalars, skipped in zip(job.members, scalars_M, skipped_M, strict=True):
+        # The optimizer counts the updates that were not skipped.
+        rate = float(schedule(max(reached.updates - 1 - skipped, 0)))
         member.log.write(job.stage.name, reached.updates, {**scalars, "epoch": epochs, "learning_rate": rate})
     return reached
 
 
 def validate(job: Job, adapters_M: Adapter) -> list[float]:
-    """Computes each member's validation loss: the mean over its predictions."""
-    loader, (totals_M, weights_M) = job.valid_loader, np.zeros((2, len(job.members)))
-    for numbers in job.valid_batches:
-        update = place_update([loader], [loader.fetch(numbers)])
-        weight_M = loader.total_weights(numbers)
-        totals_M += np.asarray(job.evaluate(adapters_M, job.model.base, update)) * weight_M
-        weights_M += weight_M
-    return (totals_M / weights_M).tolist()
+    """Computes each member's validation loss: of predictions and of aligned positions the mean over all its pairs."""
+    loader, losses_M = job.valid_loader, np.zeros(len(job.members))
+    # [batches, M, 2]; both means then do not depend on how the pairs are divided into batches.
+    totals = np.array([loader.total_weights(numbers) for numbers in job.valid_batches])
+    for numbers, shares_M2 in zip(job.valid_batches, totals / totals.sum(axis=0), strict=True):
+        fetched = loader.fetch(numbers)
+        fetched = fetched._replace(batch=with_shares(fetched.batch, shares_M2))
+        losses_M += np.asarray(job.evaluate(adapters_M, job.model.base, place_update([loader], [fetched])))
+    return losses_M.tolist()
 
 
 def is_due(every: int, epoch: int, last: bool) -> bool:

@@ -139,12 +139,15 @@ class GroupLoader:
         prefix_MC = None if tokens is None else abstract_like(tokens, replicated(self.model.mesh))
         return GroupUpdate(batch, signals, prefix_MC)
 
-    def total_weights(self, numbers: PairNumbers) -> list[float]:
-        """Sums the weights of each member's predictions before they are normalised: positions, or pairs."""
-        return [
-            sum(sum(pair_targets(pair, self.positions, eos=0).weights) for pair in pairs)
-            for pairs in self.chosen_pairs(numbers)
-        ]
+    def total_weights(self, numbers: PairNumbers) -> np.ndarray:
+        """Sums each member's weights before they are normalised, [M, 2]: of predictions, and of aligned positions."""
+        targets_M = [[pair_targets(pair, self.positions, eos=0) for pair in own] for own in self.chosen_pairs(numbers)]
+        return np.array(
+            [
+                [sum(sum(target.weights) for target in own), sum(sum(target.hidden_weights) for target in own)]
+                for own in targets_M
+            ]
+        )
 
     def describe(self) -> str:
         """Says how many pairs the group has and how long the rows of its updates are."""

@@ -58,6 +58,12 @@ def join_processes() -> None:
         return
     if explicit and _PROCESS.value:
         _await_coordinator()
+    address = _COORDINATOR.value or "the coordinator that the environment names"
+    failure = f"--coordinator: {address} and all processes did not meet within {_CONNECT_SECONDS.value} seconds"
+    # Where some do not come JAX ends the process by a signal, without a word that a user understands.
+    watch = threading.Timer(_CONNECT_SECONDS.value, _end_at_once, [failure])
+    watch.daemon = True
+    watch.start()
     # JAX's own handling of SIGTERM decides once in a process's life; ours asks again after every update.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -67,17 +73,20 @@ def join_processes() -> None:
             _PROCESS.value,
             local_device_ids=None if explicit else _gpus_of_the_node(),
             cluster_detection_method="deactivate" if explicit else None,
-            initialization_timeout=_CONNECT_SECONDS.value,
+            initialization_timeout=_CONNECT_SECONDS.value + 60,
         )
     except (RuntimeError, ValueError) as error:
-        address = _COORDINATOR.value or "the coordinator that the environment names"
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--coordinator: {address} and all processes did not meet within {_CONNECT_SECONDS.value} seconds "
-            f"({reason})"
-        ) from None
+        raise UserError(f"{failure} ({' '.join(str(error).split())[:200]})") from None
+    finally:
+        watch.cancel()
     if not is_first():
         sys.stdout = pathlib.Path(os.devnull).open("w")  # noqa: SIM115 (open as long as the process lives)
+
+
+def _end_at_once(message: str) -> None:
+    """Ends the process with one line and the status of a user's mistake, whatever its other threads wait for."""
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(2)
 
 
 def _explicit_flags() -> bool:
@@ -89,6 +98,9 @@ def _explicit_flags() -> bool:
     if missing:
         first = next(name for name, value in values.items() if value is not None)
         raise UserError(f"--{first} without {', '.join(missing)}; accepted: all three, or --distributed alone")
+    port = values["coordinator"].rpartition(":")[2]
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={values['coordinator']}; accepted: <host>:<port>, with a port of 1 to 65535")
     if values["process"] >= values["processes"]:
         raise UserError(f"--process = {values['process']} of --processes = {values['processes']}; they count from 0")
     return True

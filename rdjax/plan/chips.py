@@ -42,12 +42,13 @@ class Chip:
 
 # Google Cloud's pages on each version (docs.cloud.google.com/tpu/docs/v5e and so on). A tpu7x chip is two devices.
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
     "tpu7x": Chip(2307e12 / 2, 96 * 2**30, 7380e9 / 2, 600e9 / 2),
 }
+
+THREE_SIZES = ("v5p", "tpu7x")  # chips whose topologies have three sizes; those of the others have two
 
 
 def find_chip(topology: str) -> Chip:
@@ -57,8 +58,9 @@ def find_chip(topology: str) -> Chip:
       UserError: the name is malformed, or its chip is unknown.
     """
     name, _, sizes = topology.partition(":")
-    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", sizes):
-        raise UserError(f"--topology: {topology!r} is unknown; accepted: <chip>:<a>x<b>[x<c>] of {', '.join(CHIPS)}")
+    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+){2}" if name in THREE_SIZES else r"\d+x\d+", sizes):
+        forms = ", ".join(f"{chip}:<a>x<b>" + ("x<c>" if chip in THREE_SIZES else "") for chip in CHIPS)
+        raise UserError(f"--topology: {topology!r} is unknown; accepted: {forms}")
     return CHIPS[name]
 
 

@@ -27,6 +27,7 @@ from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
 from rdjax.run.lessons import make_stage
+from rdjax.run.prepare import check_layers
 
 # Compiler options of a quick plan: XLA's effort level O0 by its number, the one spelling that all supported versions of
 # JAX accept.
@@ -81,6 +82,7 @@ def planned_pairs(config: config_dict.ConfigDict) -> list[Pair]:
 
 def lower(config: config_dict.ConfigDict, model: LanguageModel, spec: LoraSpec) -> tuple[GroupLoader, Programs]:
     """Lowers the programs of a run; returns the loader of its pairs too, which knows the batch shapes."""
+    check_layers(config.loss.hidden_layers, model)
     stage = make_stage(config, spec, model.config.width, "student", config.method, valid_is_gold=True)
     group = make_group(planned_pairs(config), stage.positions)
     batches = sequential_batches(len(group.pairs), config.train.batch_size, members=1)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 from ml_collections import config_dict
 
 from rdjax.config import METHODS
@@ -63,6 +65,16 @@ def train_adapters(
     """
     stage, members = stage_of(runs, name, method, teachers)
     return train_stage(stage, runs[0].model, members, runs[0].config, folder)
+
+
+def delete_signals(folder: pathlib.Path) -> None:
+    """Deletes what this process has cached on disk for stages that are trained.
+
+    Args:
+      folder: of checkpoints, as of `train_adapters`.
+    """
+    for path in (folder / "signals").glob(f"*/process-{jax.process_index()}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Adapter]) -> tuple[Stage, list[Member]]:

@@ -16,7 +16,7 @@ from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
 from rdjax.run.experiment import Experiment, Run
-from rdjax.run.lessons import ENHANCED, train_adapters
+from rdjax.run.lessons import ENHANCED, delete_signals, train_adapters
 from rdjax.run.practice import practise
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
@@ -58,6 +58,7 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
             adapters[name] = adapters_of(trained)
         export_adapters(runs, name, adapters[name])
         exit_if_signalled()
+    delete_signals(folder)
     return [{name: trained[number] for name, trained in adapters.items()} for number in range(len(runs))]
 
 

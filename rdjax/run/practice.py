@@ -21,7 +21,7 @@ from rdjax.evaluation.answers import System, answer, answer_record, answered_pai
 from rdjax.generation.options import Decoding
 from rdjax.models.lora import Adapter
 from rdjax.run.experiment import Run
-from rdjax.run.lessons import train_adapters
+from rdjax.run.lessons import delete_signals, train_adapters
 from rdjax.run.pairs import written_once
 from rdjax.storage.metrics import progress
 
@@ -50,6 +50,7 @@ def practise(
             pairs = [*student_pairs(own, name), *(run.train if run.config.practice.replay else ())]
             rounds.append(dataclasses.replace(own, train=pairs))
         trained = train_adapters(rounds, name, runs[0].config.method, teachers, folder)
+        delete_signals(folder)  # the next round has other answers
     return trained
 
 

@@ -1,6 +1,7 @@
 """Trains runs of one config side by side over one copy of the model: the seeds of a sweep, or several rules."""
 
 import collections
+import hashlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,9 @@ def finish_runs(
     failures: dict[str, str] = {}
     for (train, valid, held), group in groups.items():
         release_programs()
-        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held)
+        # Runs that failed before are not in the group: the others do not go on from the checkpoints of all.
+        members = hashlib.sha256("/".join(run.workdir.name for run in group).encode()).hexdigest()[:8]
+        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held) + f"_{members}"
         for run, adapters in train_runs(group, checkpoints, name, failures):
             try:
                 if not exists_on_first(run.workdir / RESULTS):

@@ -26,8 +26,10 @@ LOG = "error.log"  # tracebacks of faults of the program
 FROM_PYTHON = "rdjax.distill(...)"  # in the place of a command
 # What a run that was killed may have left before its record.
 STARTED = (*FILES, LOG, SUMS, f"{SUMS}.part", f"{RECORD}.part")
-# Fields that may change on resume: no result depends on them.
-FREE_FIELDS = ("mesh.", "plan.", "log.", "eval.gap_rows")
+# Fields that may change on resume: no result depends on them but for rounding. Those that need less memory or time are
+# among them, so that a run that has run out goes on with what it has.
+FREE_FIELDS = ("mesh.", "plan.", "log.", "eval.gap_rows", "eval.batch_size", "model.remat")
+FREE_FIELDS += ("train.accumulation", "train.teacher_signals", "train.checkpoint_every")
 # What a fingerprint consists of, as messages name it.
 FINGERPRINT_PARTS = {
     "model": "the model's weights or config",
@@ -82,6 +84,7 @@ def open_workdir(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     lock_folder(workdir)
+    check_workdir(workdir, config)  # once more: another command may have begun since
     record, fingerprint = workdir / RECORD, dict(fingerprint or {})
     if not exists_on_first(record):
         write_record(record, _new_record(config, module, fingerprint))

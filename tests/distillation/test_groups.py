@@ -16,7 +16,8 @@ import pytest
 from configs import base
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Prompts
-from rdjax.distillation.stage import Member, Stage, run_stage
+from rdjax.distillation.progress import stack_adapters
+from rdjax.distillation.stage import Member, Stage, load_signals, make_job, run_stage, validate
 from rdjax.distillation.step import evaluate_loss, init_state, loss_and_gradient, train_step
 from rdjax.distillation.updates import make_loader, place_update, with_signals
 from rdjax.models.sharding import param_shardings
@@ -189,6 +190,23 @@ def run(folder, weights, groups=2, updates=3):
     stage = Stage("student", (DISTILL,) * groups, SHARED, TUNE_WITHOUT_RULE, SHARED, SPEC.scale, 0.0, "none")
     (trained,) = run_stage(stage, problem.model, [member], config, folder / "stage")
     return jax.device_get(trained.adapter), log.lines
+
+
+def test_the_validation_loss_does_not_depend_on_the_batches(tmp_path):
+    """The pairs have prompts and responses of many lengths, and hidden states of both are compared."""
+    problem, found = Problem(1, "host", {}, tmp_path), []
+    problem.config.train.update({"epochs": 1, "valid_every": 1})
+    problem.config.optimizer.learning_rate = 1e-3
+    adapter, (group, _) = random_adapter(problem.model.config), groups_of(0)
+    member = Member(0, adapter, [random_adapter(problem.model.config, 7)], [group], group, Log())
+    objective = distillation(hidden_weight=30.0)
+    stage = Stage("student", (objective,), SHARED, objective, SHARED, SPEC.scale, 0.0, "none")
+    for size in (1, 2, 4):
+        problem.config.train.batch_size = size
+        job = make_job(stage, problem.model, [member], problem.config, tmp_path / "stage")
+        state = init_state(stack_adapters([adapter]), job.optimizer)
+        found += validate(load_signals(job, state, tmp_path / "signals"), state.adapter)
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
 
 
 def test_a_stage_trains_on_two_groups_and_validates_on_the_first(tmp_path):

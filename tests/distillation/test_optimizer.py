@@ -27,3 +27,8 @@ def test_equal_settings_are_one_object_and_others_are_not():
 def test_schedules_warm_up_and_decay_to_the_last_step(decay, middle, last):
     rate = learning_rate_schedule(settings(schedule=decay), 25)
     np.testing.assert_allclose([rate(step) for step in (0, 1, 5, 15, 25)], [0.0, 0.02, 0.1, middle, last], atol=1e-7)
+
+
+def test_a_short_stage_reaches_its_peak():
+    np.testing.assert_allclose(learning_rate_schedule(settings(), 1)(0), 0.1)
+    np.testing.assert_allclose([learning_rate_schedule(settings(), 4)(step) for step in range(4)], [0, 0.05, 0.1, 0.05])

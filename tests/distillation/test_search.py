@@ -119,7 +119,7 @@ def follow(losses: list[float], **train) -> tuple[int, float]:
     reached = Progress(state, adapter, [1.0], [1.0], [1.0], [0], 0)
     for number, loss in enumerate(losses, start=1):
         state = type("State", (), {"adapter": {"a": jnp.full((1, 2), float(number))}})
-        reached = keep_best(reached._replace(state=state, updates=20 * number), [loss], settings, 20)
+        reached = keep_best(reached._replace(state=state, updates=20 * number), [loss], settings, 20 * (number - 1))
         if has_converged(reached, settings):
             break
     return number, float(reached.best["a"][0, 0])

@@ -14,6 +14,7 @@ from configs import base
 from rdjax.data import shapes
 from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.pairs import keep_rule
+from rdjax.data.positions import count_positions
 from rdjax.distillation.objective import TUNE_WITH_RULE
 from rdjax.distillation.programs import Program, compiling
 from rdjax.distillation.updates import (
@@ -299,4 +300,6 @@ def test_group_weights_multiply_the_loss_weights():
     group = PairGroup(random_pairs(), weight=0.25)
     loader = make_loader([group], [[[0, 1, 2, 3]]], OURS, TUNE_WITH_RULE, make_model(config), config.train)
     assert loader.host_batch([[0, 1, 2, 3]]).weight_BP.sum() == pytest.approx(0.25)
-    assert loader.total_weights([[0, 1, 2, 3]]) == [sum(len(pair.response_ids) + 1 for pair in group.pairs)]
+    predictions, aligned = loader.total_weights([[0, 1, 2, 3]])[0]
+    assert predictions == sum(len(pair.response_ids) + 1 for pair in group.pairs)
+    assert aligned == sum(count_positions(pair, OURS)[1] for pair in group.pairs)

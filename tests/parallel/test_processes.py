@@ -184,6 +184,24 @@ def test_processes_that_differ_say_so(model, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_first_process_that_waits_in_vain_ends_with_one_line(model, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    alone = ("--processes=2", "--process=0", "--connect_seconds=3")
+    process = start(model, tmp_path / "run", 1, f"--coordinator={address}", *alone)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err[-2000:]
+    assert err.splitlines()[-1] == f"error: --coordinator: {address} and all processes did not meet within 3 seconds"
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:0", "localhost:99999"])
+def test_a_coordinator_has_a_port(model, tmp_path, address):
+    process = start(model, tmp_path / "run", 1, f"--coordinator={address}", "--processes=2", "--process=0")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and f"--coordinator={address}; accepted: <host>:<port>" in err
+
+
 def test_a_coordinator_that_does_not_answer_is_named(model, tmp_path):
     address = "127.0.0.1:9"
     alone = ("--processes=2", "--process=1", "--connect_seconds=3")

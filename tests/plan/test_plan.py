@@ -252,13 +252,15 @@ def test_a_tensor_axis_wider_than_the_key_value_heads():
         estimate.make_plan(tiny_config((1, 1, 16), EIGHT_HEADS), topology_devices("v5e:4x4", 1), None, None, True)
 
 
-@pytest.mark.parametrize("name", ["v9:2x2", "nonsense", "v5e", "v5e:", "v5e:4", "v5e:2x2x", "v5e:2x2x2x2", ":2x2"])
+@pytest.mark.parametrize(
+    "name", ["v9:2x2", "nonsense", "v5e", "v5e:", "v5e:4", "v5e:2x2x", "v5e:2x2x2", ":2x2", "v5p:2x2"]
+)
 def test_an_unknown_topology_names_those_that_are_known(name):
     for look_up in (find_chip, lambda name: topology_devices(name, 1)):
         with pytest.raises(UserError) as raised:
             look_up(name)
         assert str(raised.value) == (
-            f"--topology: {name!r} is unknown; accepted: <chip>:<a>x<b>[x<c>] of v4, v5e, v5p, v6e, tpu7x"
+            f"--topology: {name!r} is unknown; accepted: v5e:<a>x<b>, v5p:<a>x<b>x<c>, v6e:<a>x<b>, tpu7x:<a>x<b>x<c>"
         )
 
 

@@ -47,6 +47,23 @@ def test_another_config_is_refused_by_field(tmp_path, config):
         check_workdir(tmp_path, config)
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_with_settings_that_need_less(tmp_path, config):
+    open_workdir(tmp_path, config, "rdjax.train", INPUTS)
+    config.eval.batch_size, config.model.remat, config.train.accumulation = 4, "full", 2
+    config.train.teacher_signals, config.train.checkpoint_every = "disk", 2
+    open_workdir(tmp_path, config, "rdjax.train", INPUTS)
+
+
+def test_a_command_that_began_meanwhile_is_seen_under_the_lock(tmp_path, config):
+    """Both found the folder free; the second to open it must not go on with the first one's checkpoints."""
+    other = base.get_config()
+    other.lora.rank = 4
+    check_workdir(tmp_path / "run", other)
+    open_workdir(tmp_path / "run", config, "rdjax.train", INPUTS)
+    with pytest.raises(UserError, match=r"another config \(lora\.rank: 16 there, 4 here\)"):
+        open_workdir(tmp_path / "run", other, "rdjax.train", INPUTS)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"versions": {}}'])
 def test_a_foreign_record_is_refused(tmp_path, config, content):
     (tmp_path / RECORD).write_text(content)
