@@ -7,6 +7,7 @@ without it on retain. docs/study_defaults.md shows its output.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from tabulate import tabulate
 from benchmarks.rule_runs import must_train, write_rows, write_rule
 from configs import base
 from rdjax.data.generated import GENERATORS
+from rdjax.data.rows import Row
+from rdjax.data.rules.refusal import ACTS, HARMFUL
 from rdjax.data.splits import RETAIN
 from rdjax.report.figures import spread
 
@@ -32,6 +35,7 @@ class Case(NamedTuple):
     task: str
     k: int
     rule: dict[str, Any] = {}  # noqa: RUF012  fields of task.generated
+    even: bool = False  # of refusal: as many questions of each kind that the rule names, where chance may leave one out
 
 
 LANGUAGE = "rulebook-language"
@@ -45,6 +49,7 @@ CASES = {
     "sum1_k128": Case("rulebook", "arithmetic", 128),
     "sentiment": Case(LANGUAGE, "sentiment", 16),
     "safety": Case(LANGUAGE, "safety", 16),
+    "safety_even": Case(LANGUAGE, "safety", 16, even=True),
     "sentiment_k32": Case(LANGUAGE, "sentiment", 32),
     "safety_k32": Case(LANGUAGE, "safety", 32),
 }
@@ -53,14 +58,23 @@ CASES = {
 def write_folder(case: Case, seed: int, folder: pathlib.Path) -> None:
     """Writes a case as a user's folder, without validation rows."""
     task = base.get_config().task
-    task.k, task.demos = case.k, False
+    task.k, task.demos = 3 * case.k if case.even else case.k, False
     task.generated.update(case.rule)
-    splits = GENERATORS[case.task](task, seed).splits
+    splits = dict(GENERATORS[case.task](task, seed).splits)
+    if case.even:
+        splits["train"] = even_kinds(splits["train"], case.k)
     write_rule(folder, splits["train"][0]["rule"])
     for split, rows in splits.items():
         if split != "valid":
             fields = ("instruction", "input", "output")
             write_rows(folder / f"{split}.jsonl", ({name: row[name] for name in fields} for row in rows))
+
+
+def even_kinds(rows: Sequence[Row], k: int) -> list[Row]:
+    """Returns k of the rows: a quarter of each harmful kind, which an answer names first, and half of the others."""
+    of_kind = {kind: [row for row in rows if f"That is {kind}." in row["output"]] for kind in ACTS}
+    harmless = [row for row in rows if not any(row in of_kind[kind] for kind in HARMFUL)]
+    return [*(row for kind in HARMFUL for row in of_kind[kind][: k // 4]), *harmless[: k // 2]]
 
 
 def run_case(name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:

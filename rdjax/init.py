@@ -3,6 +3,7 @@
 Writes a rule to replace, examples of the files that the folder may have, and a README.md that says what each is for.
 """
 
+import contextlib
 import pathlib
 import shlex
 
@@ -21,7 +22,8 @@ def main(argv: list[str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; accepted: a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with making_folder(folder) as part:
+    # An empty folder that is there may be the one that the user's shell is in: it stays.
+    with contextlib.nullcontext(folder) if folder.exists() else making_folder(folder) as part:
         copy_folder(ASSETS, part)
         readme = part / "README.md"
         text = readme.read_text(encoding="utf-8").replace("my_rule", shlex.quote(str(folder)))

@@ -119,6 +119,10 @@ def test_init_writes_a_folder_that_trains_and_nothing_over_another(model, tmp_pa
     assert f"rdjax.train --config=configs/rule.py --config.task.root={tmp_path / 'mine'} " in printed
     assert (tmp_path / "mine" / "README.md").read_text(encoding="utf-8") in printed
     assert run_to_error(init.main, str(tmp_path / "mine"), capfd=capfd).status == 2
+    (tmp_path / "empty").mkdir()
+    inode = (tmp_path / "empty").stat().st_ino
+    assert run_command(init.main, str(tmp_path / "empty")) == 0 and (tmp_path / "empty").stat().st_ino == inode
+    capfd.readouterr()
     assert "give the name" in run_to_error(init.main, capfd=capfd).error
     for path in (tmp_path / "mine").glob("*.example"):
         path.rename(path.with_suffix(""))

@@ -83,7 +83,7 @@ def making_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def copy_folder(source: pathlib.Path, target: pathlib.Path, left_out: Sequence[str] = ()) -> None:
-    """Copies the files of a folder into a new one that can be written to, whatever the modes of the first.
+    """Copies the files of a folder into another, which can be written to whatever the modes of the first.
 
     Args:
       left_out: patterns of names.
@@ -92,7 +92,8 @@ def copy_folder(source: pathlib.Path, target: pathlib.Path, left_out: Sequence[s
       OSError: a file cannot be copied.
     """
     try:
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out), copy_function=shutil.copyfile)
+        ignore = shutil.ignore_patterns(*left_out)
+        shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
     except shutil.Error as error:  # a list of all files that failed
         _, path, reason = error.args[0][0]
         raise OSError(f"{path}: {reason}") from None
