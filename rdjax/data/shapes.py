@@ -132,14 +132,14 @@ def choose_sizes(sizes: Sequence[int]) -> list[int]:
 
 
 def choose_shapes(shapes: Sequence[BatchShape], side: str) -> list[BatchShape]:
-    """Chooses the few shapes that all batches are padded to.
+    """Chooses the few shapes that all batches are padded to; none where there is no batch (train.updates = 0).
 
     Args:
       shapes: the smallest shape of every batch.
       side: whose tokens decide: "teacher" or "student", the one that the program reads.
     """
     tokens = [getattr(shape, side).tokens for shape in shapes]
-    limits = choose_sizes(tokens)
+    limits = choose_sizes(tokens) if tokens else []
     groups: dict[int, list[BatchShape]] = {limit: [] for limit in limits}
     for shape, size in zip(shapes, tokens, strict=True):
         groups[next(limit for limit in limits if size <= limit)].append(shape)
