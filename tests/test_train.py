@@ -369,6 +369,7 @@ def test_export_merges_the_adapter(model, student, tmp_path):
     (base_model / "tokenizer.json").chmod(0o444)  # as in a store that several people read
     prompt = trained / "rdjax_prompt.json"
     prompt.write_text(json.dumps(json.loads(prompt.read_text()) | {"eos_token_id": [7, 5]}))
+    (trained / "SHA256SUMS").unlink()  # the files are changed on purpose
     command[4] = f"--adapter={trained}"
     done = subprocess.run([*command, f"--out={tmp_path}/merged"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

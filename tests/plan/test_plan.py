@@ -287,7 +287,7 @@ def test_the_command_prints_the_plan_and_writes_it(config_file, tmp_path, answer
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.plan.samples=0"], "config.plan.samples = 0 is too small"),
+        (["--config.plan.samples=0"], "config.plan.samples = 0; accepted: a finite number, 1 or more"),
         (["--slices=2"], "--slices=2 is of a topology; give one, e.g. --topology=v5e:4x4"),
         (["--topology=nonsense"], "--topology: 'nonsense' is unknown"),
         (["--config.mesh.fsdp=-1", "--config.mesh.data=-1"], "accepted: at most one axis of -1"),
