@@ -38,7 +38,7 @@ from rdjax.run import cli, run_flags
 from rdjax.run.experiment import Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.prepare import check_run, prepare, task_judges
-from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
+from rdjax.run.side_by_side import checkpoint_folder, finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
 from rdjax.storage.workdir import PREDICTIONS, RECORD, RESULTS, SWEEP, check_workdir, open_workdir
 
@@ -169,7 +169,7 @@ def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathl
         done = [folder for folder in others if folder != run.workdir and (folder / RESULTS).exists()]
         share_predictions(run, done)
 
-    failures = finish_runs(runs, folder / "checkpoints", share)
+    failures = finish_runs(runs, checkpoint_folder(folder, runs), share)
     return {run.config.seed: failures[run.workdir.name] for run in runs if run.workdir.name in failures}
 
 

@@ -6,7 +6,6 @@ together; others follow. The same command, run again, resumes.
 """
 
 import copy
-import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -28,14 +27,13 @@ from rdjax.run.distil import write_run_card
 from rdjax.run.experiment import Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.prepare import check_run, prepare, task_judges
-from rdjax.run.side_by_side import finish_runs, first_line, raise_if_others_wait
+from rdjax.run.side_by_side import CHECKPOINTS, checkpoint_folder, finish_runs, first_line, raise_if_others_wait
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, read_record, write_record
 from rdjax.storage.workdir import RESULTS, check_workdir, open_workdir
 
 MODULE = "rdjax.train_each"
 SUMMARY = "summary.json"
-CHECKPOINTS = "checkpoints"  # folder of all rules together; each rule has a folder beside it
 
 _TOGETHER = flags.DEFINE_integer(
     "together", 16, "The most adapters that train at once; memory bounds it.", lower_bound=1
@@ -123,12 +121,6 @@ def prepare_rules(
     if exists_on_first(checkpoint_folder(workdir, runs)):
         return runs
     return [run for run in runs if not exists_on_first(run.workdir / RESULTS)]
-
-
-def checkpoint_folder(workdir: pathlib.Path, runs: Sequence[Run]) -> pathlib.Path:
-    """Returns the folder of the common checkpoints of rules that train together."""
-    names = "/".join(run.workdir.name for run in runs)
-    return workdir / CHECKPOINTS / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
 def finish_folder(run: Run) -> None:

@@ -33,10 +33,10 @@ def scores_figure(splits: Mapping[str, Mapping[str, Mapping[str, float]]], metri
     def paint(axes: Sequence[Any]) -> None:
         for axis, (split, systems) in zip(axes, splits.items(), strict=True):
             values = [scores.get(metrics[split]) for scores in systems.values()]
-            bars = axis.bar(range(len(systems)), [value or 0 for value in values], color=[colours[s] for s in systems])
+            heights = [value or 0 for value in values]
+            bars = axis.bar(range(len(systems)), heights, color=[colours[s] for s in systems])
             axis.bar_label(bars, labels=["-" if value is None else f"{value:.2f}" for value in values], padding=2)
             axis.set_xticks(range(len(systems)), map(label, systems), rotation=30, ha="right")
-            heights = [value or 0 for value in values]
             axis.set_ylim(min(0, *heights), 1.12 * max(1, *heights))
             axis.set_title(f"{label(split)}: {label(metrics[split])}")
 

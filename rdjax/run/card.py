@@ -12,6 +12,7 @@ from rdjax.data.templates import alpaca_prompt
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, split_metrics
 from rdjax.evaluation.verdict import verdict
 from rdjax.models.load import EMBEDDED
+from rdjax.run.adapter_folder import ENDS
 from rdjax.storage.files import replace_text, user_path
 
 CARD = "README.md"
@@ -147,7 +148,7 @@ def use_text(base: str, auto_class: str, prompt: Mapping[str, Any], merged: bool
     """Returns a program that loads the model and asks it something."""
     load = (MERGED_USE if merged else PEFT_USE).replace("{auto_class}", auto_class)
     load = load.replace("{folder}", folder).replace("{base}", base)
-    ends = prompt.get("eos_token_id", ())  # a merged model's own files have them
+    ends = prompt.get(ENDS, ())  # a merged model's own files have them
     ends = "" if merged or len(ends) < 2 else f", eos_token_id={ends}"
     if prompt["template"] != "chat":
         return load + "\n" + ALPACA.replace("{prompt}", repr(alpaca_prompt("", "..."))).replace("{ends}", ends)

@@ -19,6 +19,13 @@ from rdjax.storage.records import write_record
 from rdjax.storage.workdir import RESULTS
 
 Trained = tuple[Run, dict[str, Adapter]]
+CHECKPOINTS = "checkpoints"  # folder of runs together; each run has a folder beside it
+
+
+def checkpoint_folder(workdir: pathlib.Path, runs: Sequence[Run]) -> pathlib.Path:
+    """Returns the folder of the common checkpoints of runs; of some of them alone it is another."""
+    names = "/".join(run.workdir.name for run in runs)
+    return workdir / CHECKPOINTS / hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
 def finish_runs(
@@ -41,9 +48,7 @@ def finish_runs(
     failures: dict[str, str] = {}
     for (train, valid, held), group in groups.items():
         release_programs()
-        # Runs that failed before are not in the group: the others do not go on from the checkpoints of all.
-        members = hashlib.sha256("/".join(run.workdir.name for run in group).encode()).hexdigest()[:8]
-        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held) + f"_{members}"
+        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held)
         for run, adapters in train_runs(group, checkpoints, name, failures):
             try:
                 if not exists_on_first(run.workdir / RESULTS):

@@ -253,7 +253,7 @@ def test_a_tensor_axis_wider_than_the_key_value_heads():
 
 
 @pytest.mark.parametrize(
-    "name", ["v9:2x2", "nonsense", "v5e", "v5e:", "v5e:4", "v5e:2x2x", "v5e:2x2x2", ":2x2", "v5p:2x2"]
+    "name", ["v9:2x2", "nonsense", "v5e", "v5e:", "v5e:4", "v5e:2x2x", "v5e:2x2x2", "v5p:2x2x2x2", ":2x2", "v5p:2x2"]
 )
 def test_an_unknown_topology_names_those_that_are_known(name):
     for look_up in (find_chip, lambda name: topology_devices(name, 1)):
