@@ -24,6 +24,7 @@ from tabulate import tabulate
 from configs.sweeps import smollm2_sentiment
 from rdjax.data.published import read_aligned
 from rdjax.distillation import stage as stages
+from rdjax.distillation.job import Job, make_job
 from rdjax.distillation.objective import TUNE_WITHOUT_RULE
 from rdjax.distillation.progress import Progress, take_member
 from rdjax.evaluation.answers import System, answer, prompts_of
@@ -31,8 +32,8 @@ from rdjax.evaluation.judges import SPLIT_JUDGES, make_judge
 from rdjax.models.lora import Adapter
 from rdjax.report.figures import spread
 from rdjax.run.experiment import Run
-from rdjax.run.lessons import ENHANCED, GOLD_POSITIONS, stage_of
 from rdjax.run.prepare import prepare
+from rdjax.run.stages import ENHANCED, GOLD_POSITIONS, stage_of
 from rdjax.sweep import cell_config
 
 _MODEL = flags.DEFINE_string("model", "HuggingFaceTB/SmolLM2-135M-Instruct", "A folder or hub id.")
@@ -77,11 +78,11 @@ def score(run: Run, system: System, rows: dict[str, list[dict[str, str]]]) -> di
 
 
 @contextmanager
-def watch_epochs(on_epoch: Callable[[stages.Job, Progress, int], None]) -> Iterator[None]:
+def watch_epochs(on_epoch: Callable[[Job, Progress, int], None]) -> Iterator[None]:
     """Calls a function with the state of every epoch that `rdjax.distillation.stage` ends."""
     end_interval = stages.end_interval
 
-    def end_and_watch(job: stages.Job, reached: Progress, metrics: dict[str, jax.Array], number: int) -> Progress:
+    def end_and_watch(job: Job, reached: Progress, metrics: dict[str, jax.Array], number: int) -> Progress:
         reached = end_interval(job, reached, metrics, number)
         on_epoch(job, reached, number)
         return reached
@@ -90,10 +91,10 @@ def watch_epochs(on_epoch: Callable[[stages.Job, Progress, int], None]) -> Itera
         yield
 
 
-def gold_job(job: stages.Job) -> stages.Job:
+def gold_job(job: Job) -> Job:
     """Returns a job whose validation is the cross-entropy with gold outputs, without the rule."""
     stage = dataclasses.replace(job.stage, valid_objective=TUNE_WITHOUT_RULE, valid_positions=GOLD_POSITIONS)
-    return stages.make_job(stage, job.model, job.members, job.config, job.folder)
+    return make_job(stage, job.model, job.members, job.config, job.folder)
 
 
 def train_and_score(
@@ -110,9 +111,9 @@ def train_and_score(
     rows = [(valid_rows(run), test_rows(run)) for run in runs]
     points: list[list[Point]] = [[] for _ in runs]
     last: list[Adapter] = []
-    golds: list[stages.Job] = []
+    golds: list[Job] = []
 
-    def on_epoch(job: stages.Job, reached: Progress, epoch: int) -> None:
+    def on_epoch(job: Job, reached: Progress, epoch: int) -> None:
         if epoch not in chosen:
             return
         gold_M, loss_M = [None] * len(runs), stages.validate(job, reached.state.adapter)

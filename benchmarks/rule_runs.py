@@ -110,11 +110,11 @@ def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     if metric != "gap_closed":
         for system in ("base", "base_with_rule", "student"):
             row[f"{system} follows"] = spread([test[system][metric] for test in tests])
-    held = [
+    off_rule = [
         run["splits"]["retain"]["student"]["kl_from_base"] / gap
         for run, gap in zip(runs, gaps, strict=True)
         if "retain" in run["splits"]
     ]
-    if held:
-        row["KL off the rule / gap"] = spread(held)
+    if off_rule:
+        row["KL off the rule / gap"] = spread(off_rule)
     return row | {"minutes": spread([run["minutes"] for run in runs], 1)}

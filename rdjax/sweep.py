@@ -38,7 +38,7 @@ from rdjax.run import cli, run_flags
 from rdjax.run.experiment import Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.prepare import check_run, prepare, task_judges
-from rdjax.run.side_by_side import checkpoint_folder, finish_runs, first_line, raise_if_others_wait
+from rdjax.run.side_by_side import checkpoint_folder, finish_runs, first_line, prepare_runs, raise_if_others_wait
 from rdjax.storage.records import Prediction, Results, RunRecord, copy_records, read_record, write_record
 from rdjax.storage.workdir import PREDICTIONS, RECORD, RESULTS, SWEEP, check_workdir, open_workdir
 
@@ -139,19 +139,14 @@ def prepare_cell(
     config: config_dict.ConfigDict, method: str, k: int, workdir: pathlib.Path
 ) -> tuple[list[Run], dict[int, str]]:
     """Prepares the runs of a cell, one per seed, over one copy of the model; returns the errors of others, by seed."""
-    runs, failures = [], {}
-    for seed in config.sweep.seeds:
+
+    def prepare_seed(seed: int) -> Run:
         run_config = cell_config(config, method, k, seed)
         source, mesh = run_config.model, run_config.mesh
         model = load_once(source.path, source.dtype, source.int8, mesh.data, mesh.fsdp, mesh.tensor)
-        try:
-            runs.append(prepare(run_config, run_folder(workdir, method, k, seed), model, "rdjax.sweep"))
-        except UserError as error:  # such as a damaged folder, or responses that nothing confirms
-            raise_if_others_wait(error)
-            failures[seed] = first_line(error)
-    if failures:  # without all seeds their common checkpoints are of no use, and finished runs would train again
-        runs = [run for run in runs if not exists_on_first(run.workdir / RESULTS)]
-    return runs, failures
+        return prepare(run_config, run_folder(workdir, method, k, seed), model, "rdjax.sweep")
+
+    return prepare_runs(config.sweep.seeds, prepare_seed, cell_folder(workdir, method, k))
 
 
 def run_cell(runs: Sequence[Run], folder: pathlib.Path, finished: Sequence[pathlib.Path]) -> dict[int, str]:

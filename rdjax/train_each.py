@@ -6,9 +6,9 @@ together; others follow. The same command, run again, resumes.
 """
 
 import copy
+import functools
 import pathlib
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_dict
@@ -27,7 +27,7 @@ from rdjax.run.distil import write_run_card
 from rdjax.run.experiment import Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_inputs
 from rdjax.run.prepare import check_run, prepare, task_judges
-from rdjax.run.side_by_side import CHECKPOINTS, checkpoint_folder, finish_runs, first_line, raise_if_others_wait
+from rdjax.run.side_by_side import CHECKPOINTS, checkpoint_folder, finish_runs, prepare_runs
 from rdjax.storage.files import user_path
 from rdjax.storage.records import Results, read_record, write_record
 from rdjax.storage.workdir import RESULTS, check_workdir, open_workdir
@@ -88,8 +88,8 @@ def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: 
             continue
         print(f"{len(part)} of {len(names)} rules: {', '.join(part)}")
         model = model or load_model(config.model.path, config.model.dtype, make_mesh(config.mesh), config.model.int8)
-        runs = prepare_rules(config, part, workdir, model, failures)
-        failures |= finish_runs(runs, checkpoint_folder(workdir, runs))
+        runs, unprepared = prepare_runs(part, functools.partial(prepare_rule, config, workdir, model), workdir)
+        failures |= unprepared | finish_runs(runs, checkpoint_folder(workdir, runs))
         for run in runs:
             if run.workdir.name not in failures:
                 finish_folder(run)
@@ -97,30 +97,9 @@ def train_each(config: config_dict.ConfigDict, workdir: pathlib.Path, together: 
     return failures
 
 
-def prepare_rules(
-    config: config_dict.ConfigDict,
-    names: Sequence[str],
-    workdir: pathlib.Path,
-    model: LanguageModel,
-    failures: dict[str, str],
-) -> list[Run]:
-    """Prepares the runs of rules that train together.
-
-    Those that are finished are among them while there are checkpoints of all: the others go on from these.
-
-    Args:
-      failures: gets the errors, by the rules' names.
-    """
-    runs = []
-    for name in names:
-        try:
-            runs.append(prepare(rule_config(config, name), workdir / name, model, MODULE))
-        except UserError as error:  # such as a rule whose responses nothing confirms
-            raise_if_others_wait(error)
-            failures[name] = first_line(error)
-    if exists_on_first(checkpoint_folder(workdir, runs)):
-        return runs
-    return [run for run in runs if not exists_on_first(run.workdir / RESULTS)]
+def prepare_rule(config: config_dict.ConfigDict, workdir: pathlib.Path, model: LanguageModel, name: str) -> Run:
+    """Prepares the run of one rule."""
+    return prepare(rule_config(config, name), workdir / name, model, MODULE)
 
 
 def finish_folder(run: Run) -> None:

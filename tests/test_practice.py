@@ -20,9 +20,9 @@ from rdjax.distillation.stage import Trained
 from rdjax.errors import UserError
 from rdjax.models.lora import Adapter
 from rdjax.run.experiment import Run
-from rdjax.run.lessons import train_adapters
-from rdjax.run.practice import config_of_round, practise, seed_of_round, student_pairs
+from rdjax.run.practice import config_of_round, run_practice, seed_of_round, student_pairs
 from rdjax.run.prepare import prepare
+from rdjax.run.stages import train_adapters
 from tests.commands import ROWS, RULE, run_command, write_rows
 
 SETTINGS = {
@@ -79,7 +79,7 @@ def test_a_round_is_training_on_the_same_answers_given_as_data(model, task, tmp_
     """The adapters are the same to the last bit, so the gradients are."""
     fields = {"practice.rounds": 1, "practice.draws": 2, "practice.logit": "reverse_kl"}
     run = prepare(config_of(model, task, **fields), tmp_path / "practice")
-    (practised,) = practise([run], [student_of(run)], [run.start], tmp_path / "practice" / "checkpoints")
+    (practised,) = run_practice([run], [student_of(run)], [run.start], tmp_path / "practice" / "checkpoints")
     run.log.close()
 
     seed = {"practice.rounds": 0, "train.updates": 4, "seed": seed_of_round(run.config.seed, 1)}
@@ -147,7 +147,7 @@ def test_replay_has_the_training_pairs_too(model, task, tmp_path, monkeypatch):
         return [student_of(run) for run in runs]
 
     monkeypatch.setattr("rdjax.run.practice.train_adapters", train_round)
-    practise([run], [student_of(run)._replace(rate=3e-3)], [run.start], tmp_path)
+    run_practice([run], [student_of(run)._replace(rate=3e-3)], [run.start], tmp_path)
     run.log.close()
     assert [each.config.optimizer.learning_rate for each in trained] == [3e-3, 3e-3], "the rate that training found"
     for number, each in enumerate(trained, start=1):
@@ -161,8 +161,8 @@ def test_runs_side_by_side_answer_apart(model, task, tmp_path):
     rounds = [dataclasses.replace(run, config=config_of_round(run.config, 1, 1e-2), initial=run.start) for run in runs]
     first, second = (student_pairs(each, "practice_1") for each in rounds)
     assert [pair.response_ids for pair in first] != [pair.response_ids for pair in second]
-    both = practise(runs, list(map(student_of, runs)), [run.start for run in runs], tmp_path / "both")
-    (alone,) = practise(runs[:1], [student_of(runs[0])], [runs[0].start], tmp_path / "alone")
+    both = run_practice(runs, list(map(student_of, runs)), [run.start for run in runs], tmp_path / "both")
+    (alone,) = run_practice(runs[:1], [student_of(runs[0])], [runs[0].start], tmp_path / "alone")
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, atol=1e-5), both[0].adapter, alone.adapter)
     for run in runs:
         run.log.close()

@@ -10,14 +10,14 @@ from safetensors.numpy import load_file
 
 from configs import base
 from rdjax import train, train_each
+from rdjax.distillation.job import load_signals, make_job
 from rdjax.distillation.progress import stack_adapters
-from rdjax.distillation.stage import load_signals, make_job
 from rdjax.distillation.step import evaluate_loss, init_state
 from rdjax.distillation.updates import place_update
 from rdjax.errors import UserError
 from rdjax.run.distil import run_experiment
-from rdjax.run.lessons import stage_of
 from rdjax.run.prepare import prepare
+from rdjax.run.stages import stage_of
 from tests.commands import ROWS, RULE, run_command, write_rows
 
 OTHER_RULE = "Answer in capital letters, whatever you are asked, and never explain yourself."
@@ -67,10 +67,10 @@ def workdir(model, root, tmp_path_factory):
 
 def test_every_rule_has_its_own_scores_and_predictions(workdir):
     results = json.loads((workdir / "eval.json").read_text())
-    tests, held = {"first/test", "second-1/test"}, {"retain", "first/near_misses"}
-    assert set(results["splits"]) == {*tests, *held}
-    assert results["metric"] == {"second-1/test": "regex"} | dict.fromkeys({"first/test", *held}, "exact_match")
-    for split in held:
+    tests, retained = {"first/test", "second-1/test"}, {"retain", "first/near_misses"}
+    assert set(results["splits"]) == {*tests, *retained}
+    assert results["metric"] == {"second-1/test": "regex"} | dict.fromkeys({"first/test", *retained}, "exact_match")
+    for split in retained:
         assert results["splits"][split]["student"]["gap_closed"] is None
         assert (
             results["splits"][split]["student"]["kl_from_base"] > 0 == results["splits"][split]["base"]["kl_from_base"]

@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "logits_alone": {"loss": {"hidden_weight": 0.0}},
     "hidden_alone": {"loss": {"logit": "none"}},
     "upper_hidden_alone": {"loss": {"logit": "none", "hidden_layers": (3, 4, 5)}},  # of six layers
-    # The authors' code: their positions, weight and reduction, and nothing is held.
+    # The authors' code: their positions, weight and reduction, and nothing is retained.
     "published": {
         "loss": {"variant": "published", "hidden_weight": 2.44, "hidden_positions": "response", "retain_weight": 0.0}
     },

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from ml_collections import config_dict
 
 from rdjax.data.rows import Row, read_json_lines
-from rdjax.data.splits import HELD, LEARNT, is_test, train_part
+from rdjax.data.splits import LEARNT, RETAINED, is_test, train_part
 from rdjax.errors import UserError
 from rdjax.storage.files import read_text
 
 REQUIRED = "a task folder holds rule.md and, unless the model writes the inputs, train.jsonl"
-NAMES = (*LEARNT, *HELD, *map(train_part, HELD))  # of the files of rows, beside test*
+NAMES = (*LEARNT, *RETAINED, *map(train_part, RETAINED))  # of the files of rows, beside test*
 OTHER_FORMS = (".json", ".csv", ".tsv", ".parquet")  # in which others keep rows
 
 
 def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[str, list[Row]]:
-    """Reads the splits of a folder, each from the file of its name: train, valid, test*, and what is held.
+    """Reads the splits of a folder, each from the file of its name: train, valid, test*, and retained splits.
 
     Args:
       root: the folder.

@@ -1,9 +1,9 @@
-"""Tells the splits of a task apart: what is learnt, what is tested, and what is to stay as it is."""
+"""Tells the splits of a task apart: what is learnt, what is tested, and what is to stay unchanged."""
 
 LEARNT = ("train", "valid")  # the splits that a student learns from
 RETAIN = "retain"  # inputs that the rule is not about
 NEAR_MISSES = "near_misses"  # inputs like the rule's own that do not meet its condition
-HELD = (RETAIN, NEAR_MISSES)  # what the base says to these is to stay as it is
+RETAINED = (RETAIN, NEAR_MISSES)  # the answers to these are to stay unchanged
 
 
 def rule_of_split(split: str) -> str:
@@ -21,16 +21,16 @@ def is_test(split: str) -> bool:
     return kind_of_split(split).startswith("test")
 
 
-def is_held(split: str) -> bool:
-    """Tells whether the answers to a split's inputs are to stay as they are."""
-    return kind_of_split(split) in HELD
+def is_retained(split: str) -> bool:
+    """Tells whether the answers to a split's inputs are to stay unchanged."""
+    return kind_of_split(split) in RETAINED
 
 
 def is_evaluated(split: str) -> bool:
     """Tells whether a split is evaluated at the end of a run."""
-    return is_test(split) or is_held(split)
+    return is_test(split) or is_retained(split)
 
 
 def train_part(split: str) -> str:
-    """Returns the name of the part of a held split that is trained on."""
+    """Returns the name of the part of a retained split that is trained on."""
     return f"{split}_train"

@@ -18,13 +18,13 @@ from rdjax.data.own_folder import are_written, read_own_folder, read_wordings
 from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
 from rdjax.data.rule_folders import has_rule_folders, read_rule_folders
-from rdjax.data.splits import HELD, LEARNT, is_held, kind_of_split, train_part
+from rdjax.data.splits import LEARNT, RETAINED, is_retained, kind_of_split, train_part
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 from rdjax.storage.files import user_path
 
 ENOUGH_TO_HOLD_OUT = 12  # training rows
-MOST_HELD = 64  # training rows that a held split gives
+MOST_RETAINED = 64  # training rows that a retained split gives
 FEATURES = datasets.Features(
     {name: datasets.Value("string") for name in ("rule", "instruction", "input", "output", "where", "history")}
 )
@@ -98,12 +98,12 @@ def _taught(splits: dict[str, list[Row]], config: config_dict.ConfigDict) -> dic
 
 
 def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
-    """Takes rows away from splits for what has none: validation rows from train, and training rows from what is held.
+    """Divides splits: validation rows are taken from train where there are none, training rows from retained splits.
 
     Args:
       hold_out: share of the training rows that validate, if the task has no validation rows and enough others.
       hold: whether rows are trained on whose answers are to stay: those of the split's own file of training rows, else
-        half of the split, at most `MOST_HELD`; the others are tested. Several rules' near misses are joined.
+        half of the split, at most `MOST_RETAINED`; the others are tested. Several rules' near misses are joined.
       seed: of the choice.
     """
     splits = dict(task.splits)
@@ -113,11 +113,11 @@ def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
         splits["valid"], splits["train"] = _draw(train, held_out, f"valid-{seed}")
     trained: dict[str, list[datasets.Dataset]] = {}
     for split in task.splits:
-        if kind_of_split(split) in map(train_part, HELD):
+        if kind_of_split(split) in map(train_part, RETAINED):
             trained.setdefault(kind_of_split(split), []).append(splits.pop(split))
-        elif hold and is_held(split) and train_part(split) not in task.splits:
+        elif hold and is_retained(split) and train_part(split) not in task.splits:
             rows = splits[split]
-            part, splits[split] = _draw(rows, min(len(rows) // 2, MOST_HELD), f"{split}-{seed}")
+            part, splits[split] = _draw(rows, min(len(rows) // 2, MOST_RETAINED), f"{split}-{seed}")
             trained.setdefault(train_part(kind_of_split(split)), []).append(part)
     if hold:
         splits |= {split: datasets.concatenate_datasets(parts) for split, parts in trained.items()}

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from ml_collections import config_dict
 
 from rdjax.distillation.finite import DivergedError
+from rdjax.distillation.job import Member, Stage
 from rdjax.distillation.optimizer import AUTO, rate_for_width, with_rate
-from rdjax.distillation.stage import Member, Stage, Trained, run_stage
+from rdjax.distillation.stage import Trained, run_stage
 from rdjax.errors import UserError
 from rdjax.models.load import LanguageModel
 

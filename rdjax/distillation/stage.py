@@ -1,11 +1,5 @@
-"""Runs one stage: trains the adapters of its members, validates them, keeps the best, and resumes where it stopped.
+"""Runs one stage: trains the adapters of its members, validates them, keeps the best, and resumes where it stopped."""
 
-Members are runs that differ in their seed, and so in their data, its order, their adapter and its dropout. They train
-side by side over one copy of the base; each gets what it would get alone.
-"""
-
-import dataclasses
-import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -13,17 +7,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 from ml_collections import config_dict
 
 from rdjax.data.batches import with_shares
-from rdjax.data.groups import PairGroup
-from rdjax.data.positions import LossPositions
-from rdjax.distillation.finite import LOWER_RATE, Place, check_losses, check_skipped
-from rdjax.distillation.objective import Objective
-from rdjax.distillation.optimizer import learning_rate_schedule, make_optimizer
+from rdjax.distillation.finite import LOWER_RATE, check_losses, check_skipped
+from rdjax.distillation.job import Job, Member, Stage, load_signals, make_job
+from rdjax.distillation.optimizer import learning_rate_schedule
 from rdjax.distillation.profile import Profile
-from rdjax.distillation.programs import Program, compiling
 from rdjax.distillation.progress import (
     Progress,
     copy_adapters,
@@ -32,78 +22,14 @@ from rdjax.distillation.progress import (
     keep_best,
     restore_progress,
     save_progress,
-    stack_adapters,
     take_member,
 )
-from rdjax.distillation.signals import PairNumbers, SignalSource
-from rdjax.distillation.step import StepSettings, TrainState, evaluate_loss, train_step
-from rdjax.distillation.updates import (
-    GroupLoader,
-    UpdateNumbers,
-    abstract_updates,
-    fetch_updates,
-    make_loader,
-    place_update,
-    plan_epoch,
-    sequential_batches,
-    with_signals,
-)
+from rdjax.distillation.updates import fetch_updates, place_update
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import deferred_signals, end_with, to_host
 from rdjax.storage.checkpoint import Checkpoints
-from rdjax.storage.metrics import MetricsLog, progress, show
-
-VALIDATIONS = 20  # of a run whose length is a number of updates
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """Describes what a stage trains and how.
-
-    Attributes:
-      name: of its checkpoints and metrics.
-      objectives: what is minimised, of each group of pairs; the task's own pairs come first.
-      positions: which positions enter it.
-      valid_objective, valid_positions: likewise, of the loss that chooses the best epoch.
-      scale, dropout: of the adapters.
-      remat: what the backward pass recomputes.
-    """
-
-    name: str
-    objectives: tuple[Objective, ...]
-    positions: LossPositions
-    valid_objective: Objective
-    valid_positions: LossPositions
-    scale: float
-    dropout: float
-    remat: str
-
-    @property
-    def objective(self) -> Objective:
-        """Returns what is minimised of the task's pairs."""
-        return self.objectives[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """Describes one of the runs that train side by side.
-
-    Attributes:
-      seed: of the order of samples and of dropout.
-      initial: the adapter to start from.
-      teachers: of each group, the teacher's frozen adapter on the shared base.
-      train: groups of pairs; every member has as many groups, and as many pairs in each.
-      valid: pairs of the first group's kind for validation, or None.
-      log: where its metrics are written.
-    """
-
-    seed: int
-    initial: Adapter
-    teachers: Sequence[Adapter]
-    train: Sequence[PairGroup]
-    valid: PairGroup | None
-    log: MetricsLog
+from rdjax.storage.metrics import progress, show
 
 
 class Trained(NamedTuple):
@@ -116,48 +42,6 @@ class Trained(NamedTuple):
     valid_loss: float
     start_loss: float
     rate: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Holds everything that the loop over updates reads and does not change.
-
-    Attributes:
-      updates: the pairs of every update.
-      per_epoch: updates of an epoch.
-      interval: updates between two points at which a validation or checkpoint may be due.
-      loaders: of each group.
-      valid_batches, valid_loader: the pairs of every batch of validation, and their loader; None: nothing is validated.
-      optimizer: of all updates.
-      folder: of checkpoints.
-      step: (state, base, update, seeds) -> (state, metrics [M]).
-      evaluate: (adapters, base, update) -> loss [M].
-    """
-
-    stage: Stage
-    model: LanguageModel
-    members: Sequence[Member]
-    config: config_dict.ConfigDict
-    updates: Sequence[UpdateNumbers]
-    per_epoch: int
-    interval: int
-    loaders: Sequence[GroupLoader]
-    valid_batches: Sequence[PairNumbers]
-    valid_loader: GroupLoader | None
-    optimizer: optax.GradientTransformation
-    folder: pathlib.Path
-    step: functools.partial
-    evaluate: functools.partial
-
-    @property
-    def seeds_M(self) -> np.ndarray:
-        """Returns the members' seeds of dropout."""
-        return np.array([member.seed for member in self.members], np.uint32)
-
-    @property
-    def place(self) -> Place:
-        """Returns what messages about the stage's numbers name."""
-        return Place(self.stage.name, [member.seed for member in self.members], self.folder)
 
 
 def run_stage(
@@ -206,96 +90,6 @@ def hash_pairs(members: Sequence[Member]) -> str:
             for ids in (pair.prompts.teacher_ids, pair.prompts.student_ids, pair.response_ids, (pair.ended,)):
                 digest.update(len(ids).to_bytes(4, "little") + np.array(ids, np.int32).tobytes())
     return digest.hexdigest()
-
-
-def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:
-    """Chooses the pairs of every update.
-
-    Returns:
-      The pair numbers of each update, and the number of updates in an epoch.
-    """
-    groups, seeds = members[0].train, [member.seed for member in members]
-    first = plan_epoch(groups, seeds, 1, train.batch_size)
-    epochs = train.epochs or -(-train.updates // len(first))
-    later = [plan_epoch(groups, seeds, epoch, train.batch_size) for epoch in range(2, epochs + 1)]
-    updates = [update for epoch in (first, *later) for update in epoch]
-    return updates if train.epochs else updates[: train.updates], len(first)
-
-
-def make_job(
-    stage: Stage,
-    model: LanguageModel,
-    members: Sequence[Member],
-    config: config_dict.ConfigDict,
-    folder: pathlib.Path,
-) -> Job:
-    """Plans the updates, makes the loaders of all groups, without signals, and binds the programs' static arguments.
-
-    Arguments as `run_stage`.
-    """
-    updates, per_epoch = plan_updates(members, config.train)
-    optimizer = make_optimizer(config.optimizer, len(updates))
-    settings = StepSettings(model.graph, stage.objectives, stage.scale, stage.dropout, stage.remat)
-    valid_settings = dataclasses.replace(settings, objectives=(stage.valid_objective,), dropout=0.0)
-    step = functools.partial(train_step, settings=settings, optimizer=optimizer)
-    evaluate = functools.partial(evaluate_loss, settings=valid_settings)
-
-    loaders = [
-        # For all epochs, even where a stage resumes: its programs are then those of one that never stopped.
-        make_loader(group_M, [update[number] for update in updates], stage.positions, objective, model, config.train)
-        for number, (objective, *group_M) in enumerate(
-            zip(stage.objectives, *(member.train for member in members), strict=True)
-        )
-    ]
-    valid_batches, valid_loader, valid_M = [], None, [member.valid for member in members]
-    if config.train.valid_every and valid_M[0] is not None:
-        valid_batches = sequential_batches(len(valid_M[0].pairs), config.train.batch_size, len(members))
-        valid_loader = make_loader(
-            valid_M, valid_batches, stage.valid_positions, stage.valid_objective, model, config.train
-        )
-    interval = per_epoch if config.train.epochs else -(-config.train.updates // VALIDATIONS)
-    return Job(
-        stage,
-        model,
-        members,
-        config,
-        updates,
-        per_epoch,
-        interval,
-        loaders,
-        valid_batches,
-        valid_loader,
-        optimizer,
-        folder,
-        step,
-        evaluate,
-    )
-
-
-def load_signals(job: Job, state: TrainState, folder: pathlib.Path) -> Job:
-    """Computes the teachers' signals, and compiles the job's programs meanwhile.
-
-    Args:
-      folder: of signals that are cached on disk.
-    """
-    model, members = job.model, job.members
-    updates = abstract_updates(job.loaders, job.updates)
-    programs = [Program(job.step, (state, model.base, update, job.seeds_M)) for update in updates]
-    if job.valid_loader:
-        updates = abstract_updates([job.valid_loader], [[numbers] for numbers in job.valid_batches])
-        programs += [Program(job.evaluate, (state.adapter, model.base, update)) for update in updates]
-    teachers = [stack_adapters(own) for own in zip(*(member.teachers for member in members), strict=True)]
-    for loader in job.loaders:
-        print(loader.describe())
-    known: dict[str, SignalSource] = {}
-
-    def signalled(loader: GroupLoader, teachers_M: Adapter) -> GroupLoader:
-        return with_signals(loader, teachers_M, job.stage.scale, job.config.train, folder, known)
-
-    with compiling(programs, model.mesh):
-        loaders = list(map(signalled, job.loaders, teachers))
-        valid_loader = job.valid_loader and signalled(job.valid_loader, teachers[0])
-    return dataclasses.replace(job, loaders=loaders, valid_loader=valid_loader)
 
 
 def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:

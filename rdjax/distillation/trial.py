@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import config_dict
 
+from rdjax.distillation.job import Member, Stage, load_signals, make_job
 from rdjax.distillation.progress import initial_progress
-from rdjax.distillation.stage import Member, Stage, load_signals, make_job
 from rdjax.distillation.updates import fetch_updates, place_update
 from rdjax.models.load import LanguageModel
 

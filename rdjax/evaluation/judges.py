@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from rdjax.data.splits import is_held
+from rdjax.data.splits import is_retained
 from rdjax.errors import UserError, describe
 from rdjax.evaluation.results import SCORES
 from rdjax.storage.files import user_path
@@ -255,7 +255,7 @@ def judges_of(
       task: name of the task.
       splits: the gold outputs of each split, "" for a row without one.
       chosen: "<split>=<judge>" for splits whose judge the user chose, or "<judge>" alone: for all of them and for the
-        training rows, but not for splits that are held. A split's own judge wins.
+        training rows, but not for retained splits. A split's own judge wins.
 
     Returns:
       Judges by split; a split that none applies to is left out. `TRAIN` has one where the user chose it.
@@ -283,5 +283,5 @@ def judges_of(
             "<split>=<judge> for others"
         )
     for name in of_all:
-        names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_held(split))), name)
+        names |= dict.fromkeys((TRAIN, *(split for split in splits if not is_retained(split))), name)
     return {split: make_judge(name, classifier) for split, name in (names | of_splits).items()}

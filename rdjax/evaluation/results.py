@@ -6,18 +6,18 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdjax.data.splits import is_held, is_test, rule_of_split
+from rdjax.data.splits import is_retained, is_test, rule_of_split
 
 GAP_CLOSED = "gap_closed"  # the metric of a split that no judge looks at
 TEACHER_GAP_CLOSED = "gap_closed_to_teacher"  # of a student whose teacher is not the base
-KL_FROM_BASE = "kl_from_base"  # the metric of a held split if no judge looks at it
+KL_FROM_BASE = "kl_from_base"  # the metric of a retained split if no judge looks at it
 # What every system has beside the score of a judge.
 SCORES = (GAP_CLOSED, TEACHER_GAP_CLOSED, KL_FROM_BASE, "kl", "mean_response_tokens", "n")
 
 
 def unjudged_metric(split: str) -> str:
     """Returns the metric that a split has without a judge."""
-    return KL_FROM_BASE if is_held(split) else GAP_CLOSED
+    return KL_FROM_BASE if is_retained(split) else GAP_CLOSED
 
 
 def split_metrics(results: Mapping[str, Any]) -> dict[str, str]:

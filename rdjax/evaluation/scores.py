@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from rdjax.data.pairs import Prompts
-from rdjax.data.splits import is_held
+from rdjax.data.splits import is_retained
 from rdjax.errors import describe
 from rdjax.evaluation.answers import (
     Answer,
@@ -58,8 +58,8 @@ def evaluate(
       {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
       "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from
       the rule-conditioned base in nats per token and `gap_closed` 1 - kl / kl of the base. Systems with another teacher
-      have `gap_closed_to_teacher` too, against that one. On a held split `gap_closed` is None, and `kl_from_base` is
-      the divergence of a system without the rule from the base without it: what was forgotten.
+      have `gap_closed_to_teacher` too, against that one. On a retained split `gap_closed` is None, and `kl_from_base`
+      is the divergence of a system without the rule from the base without it: what was forgotten.
 
     Raises:
       JudgeError: a judge failed; all predictions are written.
@@ -115,14 +115,16 @@ def _divergences(
     start: Adapter,
     options: EvalOptions,
 ) -> tuple[dict[str, dict[str, Divergence]], dict[str, dict[str, Divergence]]]:
-    """Measures how far the systems are from the base with the rule and, on held splits, from the base without it.
+    """Measures how far the systems are from the base with the rule and, on retained splits, from the base without it.
 
     Returns:
-      By split, of the base and of every system, from the base with the rule; and by held split, of every system
+      By split, of the base and of every system, from the base with the rule; and by retained split, of every system
       without the rule, from the base without it.
     """
     references = {"base_with_rule": System(start, with_rule=True), "base": System(start, with_rule=False)}
-    needed = [("base_with_rule", split) for split in prompts] + [("base", split) for split in prompts if is_held(split)]
+    needed = [("base_with_rule", split) for split in prompts] + [
+        ("base", split) for split in prompts if is_retained(split)
+    ]
     pairs = {}
     for name, split in needed:
         reference = answers[split].get(name) or answer(model, references[name], prompts[split], options)
@@ -175,7 +177,7 @@ def _add_scores(
         gap = from_rule[split]["base"].kl
         for name, system_scores in systems.items():
             kl, lengths = from_rule[split][name].kl, [len(answer.ids) for answer in answers[split][name]]
-            system_scores[GAP_CLOSED] = None if is_held(split) else _gap_closed(kl, gap)
+            system_scores[GAP_CLOSED] = None if is_retained(split) else _gap_closed(kl, gap)
             system_scores["kl"] = kl
             system_scores["n"] = len(lengths)
             system_scores["mean_response_tokens"] = float(np.mean(lengths))
@@ -198,7 +200,7 @@ def _add_teacher_scores(
     """Adds how much of the gap between its own teacher and the base a system closes on the tests."""
     evaluated = [other for other, system in systems.items() if system.adapter is teacher.adapter and system.with_rule]
     pairs = {}
-    for split in (split for split in prompts if not is_held(split)):
+    for split in (split for split in prompts if not is_retained(split)):
         given = answers[split][evaluated[0]] if evaluated else answer(model, teacher, prompts[split], options)
         pairs[split] = answered_pairs(prompts[split], given)
     shapes = gap_shapes(pairs, options, row_multiple(model.mesh))

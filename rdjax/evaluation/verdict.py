@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import DISTILLED
-from rdjax.data.splits import NEAR_MISSES, is_held, is_test, kind_of_split, rule_of_split
+from rdjax.data.splits import NEAR_MISSES, is_retained, is_test, kind_of_split, rule_of_split
 from rdjax.evaluation.divergence import GAP_NEAR_ZERO
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, TEACHER_GAP_CLOSED, split_metrics
 from rdjax.storage.metrics import student_lines
@@ -27,8 +27,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     tests = student_tests(splits)
     sentences = _rules_sentences(tests, metrics)
     sentences += [_test_sentence(split, tests[split], metrics[split], len(tests) > 1) for split in tests]
-    held = {split: systems for split, systems in splits.items() if is_held(split) and "student" in systems}
-    return sentences + [_held_sentence(split, held[split], metrics[split]) for split in held]
+    retained = {split: systems for split, systems in splits.items() if is_retained(split) and "student" in systems}
+    return sentences + [_retained_sentence(split, retained[split], metrics[split]) for split in retained]
 
 
 def student_tests(splits: Splits) -> dict[str, Mapping[str, Mapping[str, Any]]]:
@@ -73,7 +73,7 @@ def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric:
     return ", ".join([follows, *others]) + "."
 
 
-def _held_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+def _retained_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric: str) -> str:
     """Says what a student forgot on inputs that the rule is not about, or that do not meet its condition."""
     student = systems["student"]
     count = f"On {student['n']} inputs that the rule is not about"

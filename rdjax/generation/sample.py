@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from rdjax.generation.options import Decoding, is_end
 
+BISECTIONS = 32  # probabilities that differ by less than 2^-32 of the highest one count as equal
+
 
 def sample(advance, logits_BV, cache, done_B, ids_B, seed, eos, decoding: Decoding) -> jax.Array:
     """Generates the tokens [B, T] of responses until every row has ended; T is `max_new_tokens`.
@@ -57,10 +59,27 @@ def truncated(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
         least_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
     if top_p < 1:
-        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        more_likely_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV  # probability of the tokens before
-        kept_BV = (more_likely_BV < top_p) | (jnp.arange(V) == 0)
-        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+        relative_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+        logits_BV = jnp.where(relative_BV > nucleus_bound(relative_BV, top_p), logits_BV, -jnp.inf)
     return logits_BV
+
+
+def nucleus_bound(relative_BV: jax.Array, top_p: float) -> jax.Array:
+    """Returns the highest bound [B, 1] above which the tokens' probabilities sum to `top_p` or more, by bisection.
+
+    Sorting a vocabulary of 49,152 takes longer on a CPU than reading a token does: 0.5 s for 32 rows, this 0.03 s.
+
+    Args:
+      relative_BV: the tokens' probabilities over that of the most likely one.
+    """
+    # The most likely token has 1 and always stays.
+    wanted_B1 = jnp.maximum(top_p * jnp.sum(relative_BV, axis=-1, keepdims=True), 1.0)
+
+    def halve(_, bounds):
+        low_B1, high_B1 = bounds
+        middle_B1 = (low_B1 + high_B1) / 2
+        above_B1 = jnp.sum(jnp.where(relative_BV > middle_B1, relative_BV, 0.0), axis=-1, keepdims=True)
+        enough_B1 = above_B1 >= wanted_B1
+        return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
+
+    return jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(wanted_B1), jnp.ones_like(wanted_B1)))[0]

@@ -26,8 +26,8 @@ from rdjax.models.lora import LoraSpec, init_adapter
 from rdjax.models.sharding import check_mesh, param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import abstract_like, make_mesh, replicated
-from rdjax.run.lessons import make_stage
 from rdjax.run.prepare import check_layers
+from rdjax.run.stages import make_stage
 
 # Compiler options of a quick plan: XLA's effort level O0 by its number, the one spelling that all supported versions of
 # JAX accept.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdjax.config import ROUND
-from rdjax.data.splits import is_held
+from rdjax.data.splits import is_retained
 from rdjax.evaluation.results import GAP_CLOSED, split_metrics
 from rdjax.evaluation.verdict import advice, verdict
 from rdjax.report.figures import COLOURS, colours_of, draw, label
@@ -190,7 +190,7 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
     predictions = read_predictions(workdir, splits)
     lines = read_metrics(workdir / METRICS)
     config = record["config"]
-    tests = {split: systems for split, systems in splits.items() if not is_held(split)}
+    tests = {split: systems for split, systems in splits.items() if not is_retained(split)}
     gap = next((line["kl"] for line in lines if line["stage"] == "gap"), None)
     trained = "rdjax.evaluate" not in record["command"]
     title = label(config["method"]) if trained else "evaluation"
@@ -218,9 +218,9 @@ def run_page(workdir: pathlib.Path) -> dict[str, Any]:
         "rule": results.get("rule") or _rule(predictions),
         "verdict": verdict(results),
         "advice": advice(results, lines, config),
-        "flips": {split: rates for split, rates in results.get("flips", {}).items() if not is_held(split)},
+        "flips": {split: rates for split, rates in results.get("flips", {}).items() if not is_retained(split)},
         "tests": tests,
-        "held": {split: systems for split, systems in splits.items() if is_held(split)},
+        "retained": {split: systems for split, systems in splits.items() if is_retained(split)},
         "splits": splits,
         "metrics": metrics,
         "judge_errors": results.get("judge_errors", {}),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from rdjax.data.splits import is_held
+from rdjax.data.splits import is_retained
 from rdjax.report.figures import colours_of, draw, label
 from rdjax.report.run_page import read_predictions, side_by_side
 from rdjax.report.sweep_data import (
@@ -119,7 +119,7 @@ def ceiling_figure(scores: pd.DataFrame, colours: Mapping[str, str]) -> str:
     systems = set(scores["system"])
     if "base_with_rule" not in systems - shared_systems(scores) and "enhanced_with_rule" not in systems:
         return ""
-    tests = scores[scores["judged"] & ~scores["split"].map(is_held)]
+    tests = scores[scores["judged"] & ~scores["split"].map(is_retained)]
     points = tests.pivot(index=["split", "method", "k", "seed"], columns="system", values="value")
     points = points.reindex(columns=["student", "base_with_rule", "enhanced_with_rule"]).reset_index()
     points["ceiling"] = points["enhanced_with_rule"].fillna(points["base_with_rule"])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from rdjax.data.splits import is_held
+from rdjax.data.splits import is_retained
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE
 from rdjax.report.figures import label, spread
 from rdjax.report.sweep_data import Cell, merge_methods, score_frame, shared_systems
@@ -48,10 +48,10 @@ def columns_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
     """Returns the split and the metric of every column; what splits are judged by comes first."""
     judged = scores[scores["judged"]].drop_duplicates("split", keep="last").set_index("split")["metric"]
     splits = list(scores["split"].unique())
-    tests = [split for split in splits if not is_held(split)]
+    tests = [split for split in splits if not is_retained(split)]
     columns = [(split, judged[split]) for split in splits]
     columns += [(split, GAP_CLOSED) for split in tests]
-    columns += [(split, KL_FROM_BASE) for split in filter(is_held, splits)]
+    columns += [(split, KL_FROM_BASE) for split in filter(is_retained, splits)]
     columns += [(split, RESPONSE_TOKENS) for split in tests]
-    # A split without a judge is judged by its gap, which needs one column; on held ones there is no gap to close.
-    return [column for column in dict.fromkeys(columns) if column[1] != GAP_CLOSED or not is_held(column[0])]
+    # A split without a judge is judged by its gap, which needs one column; on retained ones there is no gap to close.
+    return [column for column in dict.fromkeys(columns) if column[1] != GAP_CLOSED or not is_retained(column[0])]

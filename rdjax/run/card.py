@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rdjax.data.splits import is_held
+from rdjax.data.splits import is_retained
 from rdjax.data.templates import alpaca_prompt
 from rdjax.evaluation.results import GAP_CLOSED, KL_FROM_BASE, split_metrics
 from rdjax.evaluation.verdict import verdict
@@ -123,7 +123,7 @@ def scores_table(results: Mapping[str, Any]) -> str:
                     "system": system,
                     "metric": metric if judged else "-",
                     "score": _number(scores[metric], 2) if judged else "-",
-                    "gap closed": "-" if is_held(split) else _number(scores[GAP_CLOSED], 2),
+                    "gap closed": "-" if is_retained(split) else _number(scores[GAP_CLOSED], 2),
                     "KL from the base": _number(scores.get(KL_FROM_BASE), 3),
                     "inputs": scores["n"],
                 }
@@ -166,7 +166,7 @@ def limits(results: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[st
         found.append("The student learns what the base with the rule in its prompt does, its mistakes too.")
     if metrics and all(metric in (GAP_CLOSED, KL_FROM_BASE) for metric in metrics.values()):
         found.append("No judge looked at the answers: the gap closed says how close the predictions are, not how good.")
-    if not any(map(is_held, results["splits"])):
+    if not any(map(is_retained, results["splits"])):
         found.append("What it forgot was not measured: there were no inputs that the rule is not about.")
     return found
 

@@ -51,14 +51,14 @@ class Run(Experiment):
 
     Attributes:
       train, valid: pairs; `valid` may be empty.
-      held: by split, pairs on which the base is to stay as it is: those that the rule is not about, and near misses.
+      retained: by split, pairs whose answers are to stay unchanged: inputs off the rule, and near misses.
       valid_is_gold: whether validation is on gold outputs, by their cross-entropy.
       initial: the adapter from which the student is trained; `start`, unless the config names another.
     """
 
     train: Sequence[Pair]
     valid: Sequence[Pair]
-    held: Mapping[str, Sequence[Pair]]
+    retained: Mapping[str, Sequence[Pair]]
     valid_is_gold: bool
     initial: Adapter
     log: MetricsLog

@@ -103,30 +103,30 @@ def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False
 
     Args:
       with_rule, without: inputs written with the rule in the prompt and without it.
-      are_own: the first are the user's, who says that the rule is about them: none of them is held.
+      are_own: the first are the user's, who says that the rule is about them: none of them is retained.
 
     Returns:
-      Inputs that the rule is about, in a mixed order; others, which are held; and a note for the log.
+      Inputs that the rule is about, in a mixed order; others, which are retained; and a note for the log.
     """
     limit = effect_limit(with_rule.effects)
     about = sum(effect > limit for effect in without.effects)
     if without.texts and about >= ABOUT_EVERYTHING * len(without.texts):
         note = (
             f"the rule changes the answers to {about} of {len(without.texts)} inputs that were written without it: it "
-            f"is about everything{'' if are_own else ', and they join the others'}; nothing is held (retain.jsonl can "
-            "say what it is not about)"
+            f"is about everything{'' if are_own else ', and they join the others'}; nothing is retained "
+            "(retain.jsonl can say what it is not about)"
         )
         return alternate(with_rule.texts, without.texts), [], note
     if not without.texts:
         return with_rule.texts, [], ""
     on_rule = [text for text, effect in zip(*with_rule, strict=True) if effect > limit]
     misses = [text for text, effect in zip(*with_rule, strict=True) if effect <= limit]
-    held = [text for text, effect in zip(*without, strict=True) if effect <= limit]
-    note = f"the rule hardly changes the answers to {len(held)} of {len(without.texts)} inputs written without it"
+    retained = [text for text, effect in zip(*without, strict=True) if effect <= limit]
+    note = f"the rule hardly changes the answers to {len(retained)} of {len(without.texts)} inputs written without it"
     if are_own:
-        return with_rule.texts, held, f"{note}; these are held as they are"
-    note += f", and to {len(misses)} of {len(with_rule.texts)} written with it; these are held as they are"
-    return on_rule, alternate(held, misses[: len(held)]), note
+        return with_rule.texts, retained, f"{note}; their answers are kept unchanged"
+    note += f", and to {len(misses)} of {len(with_rule.texts)} written with it; their answers are kept unchanged"
+    return on_rule, alternate(retained, misses[: len(retained)]), note
 
 
 def evenly(rows: Sequence[Any], most: int) -> list[Any]:

@@ -11,15 +11,15 @@ from ml_collections import config_dict
 
 from rdjax.config import baselines, needs_enhanced
 from rdjax.data.pairs import Pair
-from rdjax.data.splits import is_evaluated, is_held
+from rdjax.data.splits import is_evaluated, is_retained
 from rdjax.distillation.optimizer import with_auto_rate
 from rdjax.distillation.trial import try_updates
 from rdjax.evaluation.answers import length_limit
 from rdjax.evaluation.results import split_metrics
 from rdjax.generation.inputs import NEAR, overlap, words_of
 from rdjax.run.experiment import Run
-from rdjax.run.lessons import stage_of
 from rdjax.run.pipeline import evaluate_systems, rule_of
+from rdjax.run.stages import stage_of
 from rdjax.storage.workdir import PREDICTIONS
 
 SAMPLES = 3  # pairs that are shown
@@ -154,13 +154,13 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
     results, metrics = found["results"], split_metrics(found["results"])
     for split, systems in results["splits"].items():
         base, ruled = systems["base"], systems["base_with_rule"]
-        if not is_held(split):
+        if not is_retained(split):
             lines.append(f"{split}: gap to close {base['kl']:.3f} nats per token")
         if metrics[split] in base and metrics[split] not in ("gap_closed", "kl_from_base"):
             name = metrics[split]
             lines.append(f"{split}: {name} of the base {base[name]:.2f}, with the rule in its prompt {ruled[name]:.2f}")
     for split, rates in results["flips"].items():
-        if not is_held(split):
+        if not is_retained(split):
             lines.append(
                 f"{split}: the rule in the prompt turns {rates['wrong_to_right']:.0%} of answers from wrong to right, "
                 f"{rates['right_to_wrong']:.0%} from right to wrong"

@@ -59,7 +59,7 @@ def teacher_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.
     return answered_pairs([prompt for prompt, _ in answered], recorded_answers([record for _, record in answered]))
 
 
-def held_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.Path) -> list[Pair]:
+def retained_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.Path) -> list[Pair]:
     """Makes pairs of rows whose answers are to stay: the base's own responses, and a teacher that reads no rule.
 
     Args:

@@ -16,8 +16,8 @@ from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
 from rdjax.run.experiment import Experiment, Run
-from rdjax.run.lessons import ENHANCED, delete_signals, train_adapters
-from rdjax.run.practice import practise
+from rdjax.run.practice import run_practice
+from rdjax.run.stages import ENHANCED, delete_signals, train_adapters
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
 from rdjax.storage.workdir import PREDICTIONS, RECORD
@@ -54,7 +54,7 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts
             trained = train_adapters(runs, name, method, teachers, folder)
             if name == "student":
-                trained = practise(runs, trained, teachers, folder)
+                trained = run_practice(runs, trained, teachers, folder)
             adapters[name] = adapters_of(trained)
         export_adapters(runs, name, adapters[name])
         exit_if_signalled()
@@ -88,7 +88,7 @@ def teachers_of(run: Run, adapters: dict[str, Adapter], systems: Mapping[str, Sy
 
 
 def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
-    """Scores every system on every test and held split; returns the content of eval.json."""
+    """Scores every system on every test and retained split; returns the content of eval.json."""
     systems = systems_of(run, adapters)
     return evaluate_systems(run, systems, teachers_of(run, adapters, systems))
 
@@ -96,7 +96,7 @@ def evaluate_all(run: Run, adapters: dict[str, Adapter]) -> dict[str, Any]:
 def evaluate_systems(
     experiment: Experiment, systems: Mapping[str, System], teachers: Mapping[str, System] | None = None
 ) -> dict[str, Any]:
-    """Scores systems on every test and held split; returns the content of eval.json.
+    """Scores systems on every test and retained split; returns the content of eval.json.
 
     Args:
       teachers: of the systems whose teacher is not the base with the rule.

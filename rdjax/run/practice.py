@@ -16,17 +16,18 @@ from ml_collections import config_dict
 
 from rdjax.config import ROUND
 from rdjax.data.pairs import Pair
-from rdjax.distillation.stage import VALIDATIONS, Trained
+from rdjax.distillation.job import VALIDATIONS
+from rdjax.distillation.stage import Trained
 from rdjax.evaluation.answers import System, answer, answer_record, answered_pairs, recorded_answers
 from rdjax.generation.options import Decoding
 from rdjax.models.lora import Adapter
 from rdjax.run.experiment import Run
-from rdjax.run.lessons import delete_signals, train_adapters
 from rdjax.run.pairs import written_once
+from rdjax.run.stages import delete_signals, train_adapters
 from rdjax.storage.metrics import progress
 
 
-def practise(
+def run_practice(
     runs: Sequence[Run], trained: Sequence[Trained], teachers: Sequence[Adapter], folder: pathlib.Path
 ) -> list[Trained]:
     """Trains the student of every run in `practice.rounds` rounds on its own answers, side by side.

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from rdjax.config import check_config
 from rdjax.data.pairs import Pair, check_lengths
-from rdjax.data.splits import HELD, LEARNT, RETAIN, is_evaluated, train_part
+from rdjax.data.splits import LEARNT, RETAIN, RETAINED, is_evaluated, train_part
 from rdjax.data.tasks import RuleTask, divide, load_task
 from rdjax.data.templates import Template
 from rdjax.distillation.objective import extra_terms
@@ -25,7 +25,7 @@ from rdjax.run.experiment import Experiment, Run
 from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fingerprint_inputs
 from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
-from rdjax.run.pairs import gold_pairs, held_pairs, teacher_pairs
+from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
 from rdjax.run.row_notes import row_notes
 from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
@@ -85,7 +85,7 @@ def prepare(
         **vars(experiment),
         train=pairs["train"],
         valid=pairs.get("valid", []),
-        held={split: pairs[train_part(split)] for split in HELD if pairs.get(train_part(split))},
+        retained={split: pairs[train_part(split)] for split in RETAINED if pairs.get(train_part(split))},
         valid_is_gold="valid" in gold and settled.train.valid_loss == "gold",
         initial=initial,
         log=MetricsLog(workdir, () if exists_on_first(workdir / RESULTS) else settled.log.trackers),
@@ -111,7 +111,9 @@ def prepare_evaluation(
     task = divide(experiment.task, 0.0, bool(config.loss.retain_weight), config.seed)  # the tests of a run
     splits = datasets.DatasetDict({name: rows for name, rows in task.splits.items() if is_evaluated(name)})
     if not splits:
-        raise UserError(f"config.task: nothing to evaluate; accepted: a test split (test.jsonl), {' or '.join(HELD)}")
+        raise UserError(
+            f"config.task: nothing to evaluate; accepted: a test split (test.jsonl), {' or '.join(RETAINED)}"
+        )
     for rows in splits.values():
         prompts_of(experiment.model, rows, experiment.options)
     task = dataclasses.replace(task, splits=splits, wordings=())
@@ -167,8 +169,8 @@ def _generated_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, l
     for split in _learnt_splits(task):
         if split not in gold:
             pairs[split] = teacher_pairs(experiment, task.splits[split], folder / f"{split}.jsonl")
-    for split in (part for part in map(train_part, HELD) if part in task.splits):
-        pairs[split] = held_pairs(experiment, task.splits[split], folder / f"{split}.jsonl")
+    for split in (part for part in map(train_part, RETAINED) if part in task.splits):
+        pairs[split] = retained_pairs(experiment, task.splits[split], folder / f"{split}.jsonl")
     return pairs
 
 

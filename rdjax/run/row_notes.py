@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import datasets
 from ml_collections import config_dict
 
-from rdjax.data.splits import is_evaluated, is_held, is_test, kind_of_split, rule_of_split, train_part
+from rdjax.data.splits import is_evaluated, is_retained, is_test, kind_of_split, rule_of_split, train_part
 from rdjax.data.tasks import RuleTask
 from rdjax.evaluation.judges import Judge
 
@@ -32,7 +32,7 @@ def _overlap_notes(splits: Mapping[str, datasets.Dataset]) -> list[str]:
     """Finds the splits whose inputs are also trained on."""
     notes = []
     for split, rows in splits.items():
-        part = train_part(kind_of_split(split)) if is_held(split) else "train"
+        part = train_part(kind_of_split(split)) if is_retained(split) else "train"
         if part in splits and (split == "valid" or is_evaluated(split)):
             trained = set(map(_input_of, splits[part]))
             same = [row["where"] for row in rows if _input_of(row) in trained]

@@ -4,13 +4,14 @@ import collections
 import hashlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 
 from rdjax.distillation.finite import DivergedError
 from rdjax.distillation.programs import release_programs
-from rdjax.errors import describe
+from rdjax.errors import UserError, describe
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import exists_on_first
 from rdjax.run.experiment import Run
@@ -19,6 +20,7 @@ from rdjax.storage.records import write_record
 from rdjax.storage.workdir import RESULTS
 
 Trained = tuple[Run, dict[str, Adapter]]
+Name = TypeVar("Name", int, str)
 CHECKPOINTS = "checkpoints"  # folder of runs together; each run has a folder beside it
 
 
@@ -26,6 +28,33 @@ def checkpoint_folder(workdir: pathlib.Path, runs: Sequence[Run]) -> pathlib.Pat
     """Returns the folder of the common checkpoints of runs; of some of them alone it is another."""
     names = "/".join(run.workdir.name for run in runs)
     return workdir / CHECKPOINTS / hashlib.sha256(names.encode()).hexdigest()[:12]
+
+
+def prepare_runs(
+    names: Iterable[Name], prepare_one: Callable[[Name], Run], workdir: pathlib.Path
+) -> tuple[list[Run], dict[Name, str]]:
+    """Prepares runs that train side by side.
+
+    Finished runs are among them while there are checkpoints of all: the others resume from these.
+
+    Args:
+      names: seeds, or rules.
+      prepare_one: prepares the run of a name.
+      workdir: the folder of their common checkpoints.
+
+    Returns:
+      The runs, and the errors of those that cannot be prepared, by name.
+    """
+    runs, failures = [], {}
+    for name in names:
+        try:
+            runs.append(prepare_one(name))
+        except UserError as error:  # such as a damaged folder, or responses that nothing confirms
+            raise_if_others_wait(error)
+            failures[name] = first_line(error)
+    if not exists_on_first(checkpoint_folder(workdir, runs)):
+        runs = [run for run in runs if not exists_on_first(run.workdir / RESULTS)]
+    return runs, failures
 
 
 def finish_runs(
@@ -43,12 +72,12 @@ def finish_runs(
     """
     groups = collections.defaultdict(list)
     for run in runs:
-        held = tuple((split, len(pairs)) for split, pairs in run.held.items())
-        groups[len(run.train), len(run.valid), held].append(run)
+        retained = tuple((split, len(pairs)) for split, pairs in run.retained.items())
+        groups[len(run.train), len(run.valid), retained].append(run)
     failures: dict[str, str] = {}
-    for (train, valid, held), group in groups.items():
+    for (train, valid, retained), group in groups.items():
         release_programs()
-        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in held)
+        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in retained)
         for run, adapters in train_runs(group, checkpoints, name, failures):
             try:
                 if not exists_on_first(run.workdir / RESULTS):

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from rdjax.data.tasks import MOST_HELD, RuleTask, as_datasets, divide
+from rdjax.data.tasks import MOST_RETAINED, RuleTask, as_datasets, divide
 
 
 def task(**counts: int) -> RuleTask:
@@ -44,7 +44,7 @@ def test_half_of_the_rows_off_the_rule_are_trained_on_and_the_others_tested():
     assert (len(splits["retain_train"]), len(splits["retain"])) == (4, 5)
     assert inputs(splits, "retain", "retain_train") == inputs(before.splits, "retain")
     many = divide(task(train=4, retain=500), 0.2, True, seed=0).splits
-    assert len(many["retain_train"]) == MOST_HELD
+    assert len(many["retain_train"]) == MOST_RETAINED
 
 
 def test_rows_to_train_on_that_the_user_names_are_taken_as_they_are():

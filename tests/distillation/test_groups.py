@@ -16,8 +16,9 @@ import pytest
 from configs import base
 from rdjax.data.groups import make_group
 from rdjax.data.pairs import Prompts
+from rdjax.distillation.job import Member, Stage, load_signals, make_job
 from rdjax.distillation.progress import stack_adapters
-from rdjax.distillation.stage import Member, Stage, load_signals, make_job, run_stage, validate
+from rdjax.distillation.stage import run_stage, validate
 from rdjax.distillation.step import evaluate_loss, init_state, loss_and_gradient, train_step
 from rdjax.distillation.updates import make_loader, place_update, with_signals
 from rdjax.models.sharding import param_shardings

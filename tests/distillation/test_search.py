@@ -9,9 +9,10 @@ import pytest
 from configs import base
 from rdjax.distillation import search
 from rdjax.distillation.finite import DivergedError
+from rdjax.distillation.job import Member, Stage
 from rdjax.distillation.optimizer import rate_for_width, with_auto_rate
 from rdjax.distillation.progress import Progress, has_converged, keep_best
-from rdjax.distillation.stage import Member, Stage, Trained
+from rdjax.distillation.stage import Trained
 from rdjax.errors import UserError
 from tests.distillation.case import DISTILL, SHARED
 

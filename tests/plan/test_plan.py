@@ -25,7 +25,7 @@ from rdjax.parallel.mesh import make_mesh, replicated
 from rdjax.plan import __main__ as command
 from rdjax.plan import estimate, programs
 from rdjax.plan.chips import CHIPS, find_chip, topology_devices
-from rdjax.run.lessons import make_stage
+from rdjax.run.stages import make_stage
 from tests import tiny
 from tests.commands import run_command, run_to_error
 

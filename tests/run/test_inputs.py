@@ -23,9 +23,9 @@ def test_a_rule_about_a_topic_has_inputs_off_it():
     assert "3 of 4 inputs written without it, and to 1 of 4 written with it" in note
 
 
-def test_the_users_own_inputs_are_never_held():
-    own, held, note = divide_by_effect(written(1.0, 1.0, 0.9, 0.1), written(0.05, 0.1, 0.15, 0.8), are_own=True)
-    assert own == ["1.0", "1.0", "0.9", "0.1"] and held == ["0.05", "0.1", "0.15"]
+def test_the_users_own_inputs_are_never_retained():
+    own, retained, note = divide_by_effect(written(1.0, 1.0, 0.9, 0.1), written(0.05, 0.1, 0.15, 0.8), are_own=True)
+    assert own == ["1.0", "1.0", "0.9", "0.1"] and retained == ["0.05", "0.1", "0.15"]
     assert "written with it" not in note
     assert "join" not in divide_by_effect(written(1.0), written(0.9), are_own=True)[2]
 

@@ -13,6 +13,7 @@ from rdjax.config import METHODS
 from rdjax.data.groups import PairGroup, make_group
 from rdjax.data.pairs import keep_rule
 from rdjax.data.positions import LossPositions
+from rdjax.distillation.job import Member, Stage
 from rdjax.distillation.objective import (
     TUNE_WITH_RULE,
     TUNE_WITHOUT_RULE,
@@ -21,7 +22,7 @@ from rdjax.distillation.objective import (
     retain_objective,
 )
 from rdjax.distillation.search import train_stage
-from rdjax.distillation.stage import Member, Stage, Trained
+from rdjax.distillation.stage import Trained
 from rdjax.models.lora import Adapter, LoraSpec
 from rdjax.run.experiment import Run
 
@@ -81,44 +82,44 @@ def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Ada
     """Describes the stage that trains one adapter of every run, and its members; arguments as `train_adapters`."""
     first = runs[0]
     stage = make_stage(first.config, first.spec, first.model.config.width, name, method, first.valid_is_gold)
-    lessons_M = [lessons_of(run, stage, teacher) for run, teacher in zip(runs, teachers, strict=True)]
+    groups_M = [stage_groups(run, stage, teacher) for run, teacher in zip(runs, teachers, strict=True)]
     members = [
         Member(
             run.config.seed,
             run.start if name in (ENHANCED, *METHODS) else run.initial,
-            [lesson.teacher for lesson in lessons],
-            [lesson.group for lesson in lessons],
+            [group.teacher for group in groups],
+            [group.pairs for group in groups],
             make_group(run.valid, stage.valid_positions) if run.valid else None,
             run.log,
         )
-        for run, lessons in zip(runs, lessons_M, strict=True)
+        for run, groups in zip(runs, groups_M, strict=True)
     ]
-    return dataclasses.replace(stage, objectives=tuple(lesson.objective for lesson in lessons_M[0])), members
+    return dataclasses.replace(stage, objectives=tuple(group.objective for group in groups_M[0])), members
 
 
-class Lesson(NamedTuple):
-    """Holds a group of pairs, what is minimised of it, and its teacher's frozen adapter."""
+class StageGroup(NamedTuple):
+    """Holds a group of pairs of a stage, what is minimised of it, and its teacher's frozen adapter."""
 
-    group: PairGroup
+    pairs: PairGroup
     objective: Objective
     teacher: Adapter
 
 
-def lessons_of(run: Run, stage: Stage, teacher: Adapter) -> list[Lesson]:
-    """Returns what a stage teaches: the task's own pairs, then what goes with them where there is a teacher.
+def stage_groups(run: Run, stage: Stage, teacher: Adapter) -> list[StageGroup]:
+    """Returns a stage's groups: the task's own pairs and, where there is a teacher, what is trained beside them.
 
     Inputs that the rule is not about, and those that do not meet its condition, have what the run starts from as their
     teacher. Where the rule stands in the student's prompt as well, the student is to answer as its teacher does (arXiv
     2606.11627); not where the teacher reads no rule either, which is to be unlearnt.
     """
     loss, positions, objective = run.config.loss, stage.positions, stage.objective
-    lessons = [Lesson(make_group(run.train, positions), objective, teacher)]
+    groups = [StageGroup(make_group(run.train, positions), objective, teacher)]
     if objective.has_teacher:
         off_rule = retain_objective(loss, run.model.config.width)
-        groups = [make_group(pairs, positions, loss.retain_weight) for pairs in run.held.values()]
-        lessons += [Lesson(group, off_rule, run.start) for group in groups]
+        retained = [make_group(pairs, positions, loss.retain_weight) for pairs in run.retained.values()]
+        groups += [StageGroup(pairs, off_rule, run.start) for pairs in retained]
     if objective.has_teacher and loss.consistency_weight and not run.config.task.remove_rule:
-        pairs = [keep_rule(pair) for pair in run.train]
-        group = make_group(pairs, positions, loss.consistency_weight, CONSISTENCY_SHARE)
-        lessons.append(Lesson(group, objective, teacher))
-    return lessons
+        with_rule = [keep_rule(pair) for pair in run.train]
+        pairs = make_group(with_rule, positions, loss.consistency_weight, CONSISTENCY_SHARE)
+        groups.append(StageGroup(pairs, objective, teacher))
+    return groups
