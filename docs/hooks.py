@@ -9,8 +9,9 @@ from typing import Any
 DEFAULTS = pathlib.Path(__file__).parents[1] / "rdjax" / "defaults.py"
 HEAD = """# Configuration
 
-Every field of a run with its default, from `rdjax/defaults.py`. On the command line: `--config.<field>=<value>`; in a
-config file: `config.<field> = <value>`; from Python: `rdjax.distill(..., <section>__<field>=<value>)`.
+Every field of a run but `model.architecture` ([plan](plan.md)) with its default, from `rdjax/defaults.py`. On the
+command line: `--config.<field>=<value>`; in a config file: `config.<field> = <value>`; from Python:
+`rdjax.distill(..., <section>__<field>=<value>)`.
 `configs/rule.py` sets {rule}.
 
 """

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdjax.data.rows import check_sample
+from rdjax.data.rows import check_sample, input_row
 from rdjax.data.splits import NEAR_MISSES, RETAIN
 from rdjax.defaults import rule_config
 from rdjax.errors import UserError
@@ -75,7 +75,7 @@ class Distilled:
             raise UserError(
                 "system = 'base_with_rule' reads one rule, and this run has several; accepted: student, base"
             )
-        rows = [{"rule": rule, "instruction": "", "input": text, "history": "", "where": "an input"} for text in texts]
+        rows = [input_row(text, "an input", rule) for text in texts]
         answers = answer(run.model, systems[system], prompts_of(run.model, rows, run.options), run.options)
         answered = [answer.text for answer in answers]
         return answered if several else answered[0]

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from rdjax.config import ONE_DEVICE
 from rdjax.data.chat import read_arguments
 from rdjax.data.pairs import encode, make_template, render
+from rdjax.data.rows import input_row
 from rdjax.data.templates import Template
 from rdjax.errors import UserError
 from rdjax.generation.decode import generate
@@ -113,8 +114,7 @@ def prompt_template(model: LanguageModel, trained: pathlib.Path) -> Template:
 def encode_prompts(template: Template, rule: str, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """Renders prompts with the rule in the template, unless --raw is given, and encodes them."""
     if template.name != "raw":
-        rows = ({"instruction": "", "input": prompt, "where": "a prompt"} for prompt in prompts)
-        prompts = [render(template, row, rule) for row in rows]
+        prompts = [render(template, input_row(prompt, "a prompt"), rule) for prompt in prompts]
     return [encode(template, prompt)[0] for prompt in prompts]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from rdjax.data.rows import input_row
 from rdjax.defaults import get_config
 from rdjax.errors import UserError
 from rdjax.evaluation.answers import System, prompts_of
@@ -61,9 +62,8 @@ def answers(
 ) -> Iterator[list[str]]:
     """Yields the answers of all systems so far."""
     model = prepared.model
-    row = {"rule": rule, "instruction": "", "input": text, "history": "", "where": "the input"}
     options = dataclasses.replace(prepared.options, decoding=Decoding(max_new_tokens))
-    (prompts,) = prompts_of(model, [row], options)
+    (prompts,) = prompts_of(model, [input_row(text, "the input", rule)], options)
     texts = dict.fromkeys(systems, "")
     streams = {
         name: stream(

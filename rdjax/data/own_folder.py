@@ -63,7 +63,7 @@ def are_written(root: pathlib.Path, config: config_dict.ConfigDict) -> bool:
 
 def with_wordings(rows: Sequence[Row], wordings: Sequence[str]) -> list[Row]:
     """Adds the rule to rows; several wordings take turns."""
-    return [{"rule": wordings[number % len(wordings)], **row} for number, row in enumerate(rows)]
+    return [{**row, "rule": wordings[number % len(wordings)]} for number, row in enumerate(rows)]
 
 
 def read_wordings(root: pathlib.Path, one_wording: bool) -> list[str]:

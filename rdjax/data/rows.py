@@ -12,6 +12,11 @@ FIELDS = ("instruction", "input", "output")
 ROLES = ("system", "user", "assistant")
 
 
+def input_row(text: str, where: str, rule: str = "") -> Row:
+    """Makes a row of an input alone, as a model wrote it or somebody types it."""
+    return {"rule": rule, "instruction": "", "input": text, "output": "", "history": "", "where": where}
+
+
 def read_json_list(path: pathlib.Path) -> list[Row]:
     """Reads a JSON list of objects {instruction, input, output}.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rdjax.data.own_folder import with_wordings
-from rdjax.data.rows import Row
+from rdjax.data.rows import Row, input_row
 from rdjax.data.splits import RETAIN, is_test
 from rdjax.data.tasks import RuleTask, as_datasets
 from rdjax.errors import UserError
@@ -229,16 +229,7 @@ class InputWriter:
 
     def rows(self, texts: Sequence[str], name: str) -> list[Row]:
         """Makes rows of the task from inputs."""
-        rows = [
-            {
-                "instruction": "",
-                "input": text,
-                "output": "",
-                "history": "",
-                "where": f"{self.folder / name}: {text[:40]!r}",
-            }
-            for text in texts
-        ]
+        rows = [input_row(text, f"{self.folder / name}: {text[:40]!r}") for text in texts]
         return with_wordings(rows, self.wordings)
 
 

@@ -46,5 +46,6 @@ def report_gap(run: Run) -> None:
     print(f"gap to close: KL(base with rule || base) = {gap:.4f} nats per token over {len(prompts)} prompts")
     if gap < GAP_NEAR_ZERO:
         print(
-            "warning: the rule in context changes next to nothing in what this model says: there is nothing to distil"
+            "warning: the rule in the prompt changes next to nothing in what this model says: "
+            "there is nothing to distil"
         )
