@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -116,12 +116,25 @@ def _is_same(system: System, other: System) -> bool:
 
 
 def row_divergences(
-    model: LanguageModel, reference: System, system: System, pairs: Sequence[Pair], options: EvalOptions
+    model: LanguageModel,
+    reference: System,
+    system: System,
+    pairs: Sequence[Pair],
+    options: EvalOptions,
+    on_pair: Callable[[], object] = lambda: None,
 ) -> list[float]:
-    """Measures for each pair KL(reference || system) on the reference's response, nats per token."""
+    """Measures for each pair KL(reference || system) on the reference's response, nats per token.
+
+    Args:
+      on_pair: called behind every pair.
+    """
     single = dataclasses.replace(options, batch_size=1)
     shape = gap_shapes({"pairs": pairs}, single, row_multiple(model.mesh))["pairs"]
-    return [divergence(model, reference, {"system": system}, [pair], shape, single)["system"].kl for pair in pairs]
+    divergences = []
+    for pair in pairs:
+        divergences.append(divergence(model, reference, {"system": system}, [pair], shape, single)["system"].kl)
+        on_pair()
+    return divergences
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))

@@ -32,13 +32,23 @@ def read_block(fields: dict[str, Any], where: str) -> tuple[int, int] | None:
     groups = (quantisation.get("config_groups") or {}).values()
     weights = [group.get("weights") or {} for group in groups]
     if method == "compressed-tensors" and weights and all(map(_is_fp8, weights)):
-        block = weights[0].get("block_structure")
-        return None if block is None else tuple(block)
+        blocks = list(map(_block_of, weights))
+        if any(block != blocks[0] for block in blocks):
+            raise UserError(f"{where}: quantization_config.config_groups share scales differently; accepted: one way")
+        return blocks[0]
     raise UserError(f"{where}: quantization_config.quant_method {method!r} is not supported; accepted: {ACCEPTED}")
 
 
 def _is_fp8(weights: dict[str, Any]) -> bool:
     return weights.get("num_bits") == 8 and weights.get("type") == "float"
+
+
+def _block_of(weights: dict[str, Any]) -> tuple[int, int] | None:
+    """Returns the numbers that share a scale in compressed-tensors: [out, in]; None: a row, or the whole tensor."""
+    if weights.get("strategy") == "group":
+        return 1, weights["group_size"]
+    block = weights.get("block_structure")
+    return None if block is None else tuple(block)
 
 
 def scale_name(name: str, tensors: dict[str, TensorFile]) -> str | None:
@@ -61,7 +71,7 @@ def read_weight(
       block: [out, in] numbers that share a scale; None: as the shape of the scales says.
 
     Raises:
-      UserError: the tensor is in a format of few bits, and has no scales.
+      UserError: the tensor is in a format of few bits and has no scales, or others than its blocks ask for.
     """
     part, scales = reader.read(name, slices), scale_name(name, reader.tensors)
     if scales is None:
@@ -69,10 +79,18 @@ def read_weight(
             path, stored, _ = reader.tensors[name]
             raise UserError(f"{path}: {stored} is of {part.dtype} and has no scales; accepted: 16- or 32-bit floats")
         return part
-    scale = reader.read(scales).astype(np.float32)
+    scale, shape = reader.read(scales), reader.tensors[name].shape
+    path, stored, _ = reader.tensors[scales]
+    if np.issubdtype(scale.dtype, np.integer):  # of MXFP8: exponents
+        raise UserError(f"{path}: {stored} has scales of {scale.dtype}; accepted: floating-point scales")
+    scale = scale.astype(np.float32)
     if scale.size == 1:
         return part.astype(np.float32) * scale.reshape(())
-    shape = reader.tensors[name].shape
-    sizes = [-(-size // count) for size, count in zip(shape, scale.shape, strict=True)] if block is None else block
+    sizes = block or tuple(size if count == 1 else 1 for size, count in zip(shape, scale.shape, strict=False))
+    if scale.shape != tuple(-(-size // length) for size, length in zip(shape, sizes, strict=False)):
+        raise UserError(
+            f"{path}: {stored} has scales {list(scale.shape)} for weights {list(shape)}; accepted: one for each "
+            + ("row, column or tensor" if block is None else f"block of {list(block)}")
+        )
     rows, columns = (np.arange(size)[index] // length for size, index, length in zip(shape, slices, sizes, strict=True))
     return part.astype(np.float32) * scale[np.ix_(rows, columns)]

@@ -55,6 +55,16 @@ GENERATION = {
     "exponential_decay_length_penalty": None,
     "length_penalty": 1.0,
     "early_stopping": False,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "stop_strings": None,
+    "guidance_scale": 1.0,
+    "penalty_alpha": None,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "dola_layers": None,
+    "watermarking_config": None,
 }
 OTHER_FORMATS = ["consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*", "runs/*"]
 

@@ -158,7 +158,9 @@ def _longrope(frequencies: np.ndarray, scaling: Scaling) -> RopeConfig:
 
 def _proportional(frequencies: np.ndarray, scaling: Scaling) -> RopeConfig:
     """Rotates a part of each head, by the frequencies of a whole one (Gemma 4)."""
-    whole = 1.0 / scaling.theta ** (np.arange(0, 2 * len(frequencies), 2, dtype=np.float32) / scaling.head_width)
+    del frequencies
+    rotated = int(scaling.head_width * scaling.fields.get("partial_rotary_factor", 1.0) // 2)
+    whole = 1.0 / scaling.theta ** (np.arange(0, 2 * rotated, 2, dtype=np.float32) / scaling.head_width)
     still = np.zeros(scaling.head_width // 2 - len(whole), np.float32)
     return _rope(np.concatenate([whole, still]) / scaling.fields.get("factor", 1.0))
 

@@ -239,8 +239,10 @@ def rule_effects(experiment: Experiment, rows: Sequence[Row]) -> list[float]:
         return []
     model, options, with_rule = experiment.model, experiment.options, experiment.base_with_rule
     prompts = prompts_of(model, rows, options)
-    pairs = answered_pairs(prompts, answer(model, with_rule, prompts, options))
-    return row_divergences(model, with_rule, experiment.base, pairs, options)
+    with progress(len(rows), 0, "answers with the rule", "input") as bar:
+        pairs = answered_pairs(prompts, answer(model, with_rule, prompts, options, bar.update))
+    with progress(len(rows), 0, "what the rule changes", "input") as bar:
+        return row_divergences(model, with_rule, experiment.base, pairs, options, bar.update)
 
 
 def check_enough(texts: Sequence[str], rejected: Sequence[Rejected], kind: str, wanted: int) -> None:

@@ -68,11 +68,12 @@ def retained_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib
     model, options = experiment.model, experiment.options
     rows = [{**row, "rule": ""} for row in rows]
     prompts = prompts_of(model, rows, options)
-    records = written_once(
-        path,
-        [row["input"] for row in rows],
-        lambda: map(answer_record, rows, answer(model, experiment.base, prompts, options)),
-    )
+
+    def answer_rows() -> Iterable[Mapping[str, Any]]:
+        with progress(len(rows), 0, "answers to keep unchanged", "row") as bar:
+            return map(answer_record, rows, answer(model, experiment.base, prompts, options, bar.update))
+
+    records = written_once(path, [row["input"] for row in rows], answer_rows)
     return [pair for pair in answered_pairs(prompts, recorded_answers(records)) if pair.response_ids]
 
 

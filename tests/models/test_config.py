@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rdjax.errors import UserError
+from rdjax.models.families import gemma4
 from rdjax.models.families.registry import decoder_config_from_hf, read_decoder_config
 from rdjax.models.rotary import make_rope
 from tests import tiny
@@ -55,6 +57,38 @@ def test_what_the_decoder_cannot_compute_is_refused(change, named):
         decoder_config_from_hf(tiny.LLAMA2 | change, "somewhere/config.json")
     for part in ["somewhere/config.json", *named]:
         assert part in str(error.value)
+
+
+ROPES = {"full_attention": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("mistral", {"sliding_window": 0}, "sliding_window = 0; accepted: null"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers has 1 entries for"),
+        ("smollm3", {"layer_types": ["sliding_attention"] * 4}, "layer_types has 'sliding_attention'"),
+        ("gemma3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "type = 'linear' is not supported"),
+        ("olmo3", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate = False"),
+        ("gemma4", {"rope_parameters": gemma4.ROPES | ROPES}, "partial_rotary_factor = 0.5 is not supported"),
+    ],
+)
+def test_what_transformers_would_compute_otherwise_is_refused(name, change, named):
+    fields = tiny.CONFIGS[name] | change
+    with pytest.raises(UserError, match=named):
+        decoder_config_from_hf(fields, "here")
+
+
+def test_a_wrapper_refuses_what_it_would_not_apply():
+    text = tiny.CONFIGS["gemma3"] | {"final_logit_softcapping": 30.0}
+    assert decoder_config_from_hf(text, "here").logit_softcap == 30.0
+    with pytest.raises(UserError, match=r"text_config: final_logit_softcapping = 30\.0 is not supported"):
+        decoder_config_from_hf({"model_type": "gemma3", "text_config": text}, "here")
+
+
+def test_proportional_rotation_counts_whole_frequencies():
+    rope = make_rope({"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.35}, 32, 512)
+    assert np.count_nonzero(rope.frequencies) == int(0.35 * 32 // 2) == 5
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"])

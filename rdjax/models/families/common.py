@@ -212,9 +212,12 @@ def read_windowed_layers(fields: Fields, full_theta: float, sliding_theta: float
     Raises:
       UserError: as `scaled_rope` and `read_layer_types`.
     """
-    ropes = fields.get("rope_parameters") or {}
-    full = {"rope_theta": full_theta, **ropes.get(FULL, {}), **(fields.get("rope_scaling") or {})}
-    sliding = {"rope_theta": sliding_theta, **ropes.get(SLIDING, {})}
+    ropes, scaling = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
+    full = {"rope_theta": full_theta, **(ropes.get(FULL) or {}), **scaling}
+    sliding = {"rope_theta": sliding_theta, **(ropes.get(SLIDING) or {})}
+    for rope in (full, sliding):
+        # transformers reads neither here.
+        accept_only(rope, {"truncate": True} | ({} if "rope_type" in rope else {"type": "default"}), where)
     kinds = {
         FULL: LayerKind(scaled_rope(full, fields, where)),
         SLIDING: LayerKind(scaled_rope(sliding, fields, where), fields.get("sliding_window", 4096)),

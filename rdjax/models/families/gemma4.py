@@ -129,12 +129,13 @@ def read_pattern(
     """
     shared = fields["num_kv_shared_layers"]
     widths = {FULL: global_attention.head_width, SLIDING: fields["head_dim"]}
+    written = fields.get("rope_parameters") or ROPES
     ropes = {
         name: scaled_rope(
-            (fields.get("rope_parameters") or ROPES)[name],
+            written[name],
             fields | {"head_dim": widths[name]},
             where,
-            partial=True,
+            partial=written[name].get("rope_type") == "proportional",  # others rotate whole heads
         )
         for name in MIXER
     }

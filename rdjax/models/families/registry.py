@@ -27,7 +27,7 @@ FAMILIES: dict[str, Family] = {
     "olmo3": olmo.OLMO3,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
-    "gemma3": wrap("gemma3", {"gemma3_text": gemma.GEMMA3}),
+    "gemma3": wrap("gemma3", {"gemma3_text": gemma.GEMMA3}, accepted={"final_logit_softcapping": None}),
     "gemma4_text": gemma4.TEXT,
     "gemma4": wrap("gemma4", {"gemma4_text": gemma4.TEXT}, gemma4.OTHER_PARTS),
     "gemma4_unified_text": gemma4.UNIFIED_TEXT,
@@ -81,6 +81,8 @@ def decoder_config_from_hf(fields: Fields, where: str) -> DecoderConfig:
         raise UserError(f"{where}: the field {error.args[0]} is missing") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: a field has the wrong type or value ({error})") from None
+    if any(kind.window == 0 for kind in config.kinds):
+        raise UserError(f"{where}: sliding_window = 0; accepted: null, or 1 token and more")
     if config.long_positions is None and any(kind.rope and kind.rope.long_frequencies for kind in config.kinds):
         raise UserError(f"{where}: rope type 'longrope' is not supported for model_type {model_type!r}")
     if uneven:

@@ -1,13 +1,16 @@
 """Reads SmolLM 3: Llama without rotary positions in every fourth layer."""
 
+from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig, LayerKind
 from rdjax.models.families.common import (
     BASE_ROWS,
+    FULL,
     NORMS_BEFORE,
     Family,
     Fields,
     accept_only,
     read_attention_bias,
+    read_layer_types,
     read_rope,
     read_sizes,
 )
@@ -24,6 +27,9 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
     rotated, plain = LayerKind(read_rope(fields, where, default_theta=2e6)), LayerKind(None)
     layers = fields["num_hidden_layers"]
     has_rope = fields.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
+    if len(has_rope) < layers:
+        raise UserError(f"{where}: no_rope_layers has {len(has_rope)} entries for {layers} layers")
+    read_layer_types(fields, {FULL: rotated}, [FULL] * layers, where)  # transformers obeys them, window or not
     return DecoderConfig(
         **read_sizes(fields),
         family="smollm3",

@@ -4,7 +4,7 @@ import dataclasses
 
 from rdjax.errors import UserError
 from rdjax.models.config import DecoderConfig
-from rdjax.models.families.common import Family, Fields
+from rdjax.models.families.common import Family, Fields, accept_only
 
 # As transformers writes them now, and as earlier versions did.
 PREFIXES = (
@@ -16,7 +16,11 @@ OTHER_PARTS = (r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\
 
 
 def wrap(
-    name: str, families: dict[str, Family], other_parts: tuple[str, ...] = OTHER_PARTS, tied: bool = True
+    name: str,
+    families: dict[str, Family],
+    other_parts: tuple[str, ...] = OTHER_PARTS,
+    tied: bool = True,
+    accepted: Fields | None = None,
 ) -> Family:
     """Returns the family of a model that wraps a decoder.
 
@@ -25,6 +29,7 @@ def wrap(
       families: the decoders that it can hold, by their `model_type`, with equal tables; the first is the default.
       other_parts: patterns of the tensors of its other parts.
       tied: whether a config that does not say so means tied embeddings.
+      accepted: values of fields of `text_config` that the wrapper, unlike the decoder alone, does not apply.
     """
 
     def read_config(fields: Fields, where: str) -> DecoderConfig:
@@ -32,8 +37,9 @@ def wrap(
         text = dict(fields.get("text_config") or {})
         model_type = text.get("model_type", next(iter(families)))
         if model_type not in families:
-            accepted = ", ".join(families)
-            raise UserError(f"{where}: text_config.model_type {model_type!r} is not supported; accepted: {accepted}")
+            names = ", ".join(families)
+            raise UserError(f"{where}: text_config.model_type {model_type!r} is not supported; accepted: {names}")
+        accept_only(text, accepted or {}, f"{where}: text_config")
         text["tie_word_embeddings"] = fields.get("tie_word_embeddings", tied)
         config = families[model_type].read_config(text, f"{where}: text_config")
         return dataclasses.replace(config, family=name)
