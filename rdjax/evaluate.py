@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
     check_run(config)
     adapters = name_adapters(_ADAPTERS.value)
     prepared = prepare_evaluation(config, run_flags.workdir(), "rdjax.evaluate", adapters)
+    for note in prepared.task.notes:
+        print(f"note: {note}")
     systems = read_systems(prepared, adapters)
     finished = prepared.workdir / RESULTS
     if exists_on_first(finished):

@@ -31,7 +31,7 @@ QUESTION, ANSWER, RULE = "Question", "Answer", "Rule"  # texts to try a template
 # What a template sees as today, where it writes the date: the same tomorrow, so that caches and resumed runs fit. It is
 # the date that Llama 3.2's template writes where it can read no clock.
 TODAY = datetime.date(2024, 7, 26)
-CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+CLOCK = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 class TemplateTimeoutError(UserError):
@@ -69,7 +69,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments
     if "enable_thinking" in source:
         own["enable_thinking"] = False
     source, dates = CLOCK.subn(lambda call: json.dumps(TODAY.strftime(call["format"])), source)
-    if "strftime_now(" in source:
+    if "strftime_now" in re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", source):
         raise UserError(
             "config.task.template = chat: the chat template writes a date by strftime_now in a form that rdjax cannot "
             "fix, so that prompts would differ from day to day; task.chat_template takes a file with another template"

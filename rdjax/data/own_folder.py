@@ -1,6 +1,7 @@
 """Reads a user's own task folder: rule.md, train.jsonl, and optional files of other splits."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from ml_collections import config_dict
@@ -12,7 +13,9 @@ from rdjax.storage.files import read_text
 
 REQUIRED = "a task folder holds rule.md and, unless the model writes the inputs, train.jsonl"
 NAMES = (*LEARNT, *RETAINED, *map(train_part, RETAINED))  # of the files of rows, beside test*
-OTHER_FORMS = (".json", ".csv", ".tsv", ".parquet")  # in which others keep rows
+OTHER_FORMS = (".json", ".ndjson", ".csv", ".tsv", ".parquet")  # in which others keep rows
+# Files that look like a wording of the rule and are none.
+OTHER_WORDING = re.compile(r"rules?[-_ ]?\d+\.md|rules\.md|rules?\.txt", re.IGNORECASE)
 
 
 def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[str, list[Row]]:
@@ -51,9 +54,14 @@ def _check_names(root: pathlib.Path) -> None:
     """Refuses files of rows that would not be read: of another name, or in another form."""
     accepted = ", ".join(f"{name}.jsonl" for name in (*NAMES, "test*"))
     for path in sorted(root.iterdir()):
-        known = path.stem in NAMES or is_test(path.stem)
-        if (path.suffix == ".jsonl" and not known) or (path.suffix in OTHER_FORMS and known):
+        name, suffix = path.name.partition(".")[0], path.suffix.lower()
+        known = name.lower() in NAMES or is_test(name.lower())
+        read = path.suffix == ".jsonl" and (path.stem in NAMES or is_test(path.stem))
+        other_form = suffix in OTHER_FORMS or (suffix == ".txt" and ".jsonl" in path.name.lower())
+        if not read and (suffix == ".jsonl" or (other_form and known)):
             raise UserError(f"{path}: is not read; accepted: {accepted} (JSON Lines)")
+        if OTHER_WORDING.fullmatch(path.name):
+            raise UserError(f"{path}: is not read; accepted: rule.md, and rule.<name>.md for further wordings")
 
 
 def are_written(root: pathlib.Path, config: config_dict.ConfigDict) -> bool:

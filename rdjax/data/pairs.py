@@ -65,10 +65,13 @@ def render(template: Template, row: Mapping[str, str], rule: str) -> str:
     """Renders the prompt of a row up to where the response begins; an empty `rule` gives the student's prompt.
 
     Raises:
-      UserError: the template fails, or has no place for the turns of a conversation.
+      UserError: the template fails, or has no place for the turns of a conversation; names the row.
     """
     if template.name == "chat":
-        return render_chat(template, with_rule(template, row_messages(row), rule))
+        try:
+            return render_chat(template, with_rule(template, row_messages(row), rule))
+        except UserError as error:
+            raise UserError(f"{row['where']}: {error}") from error
     if row.get("history"):
         raise UserError(f"{row['where']}: several messages need config.task.template = chat")
     return alpaca_prompt(join_instruction(rule, row["instruction"]), row["input"])
@@ -100,6 +103,7 @@ def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
     check_output(template, row)
     rule = row["rule"].strip()
     teacher_text, student_text = render(template, row, row["rule"]), render(template, row, "")
+    check_messages(row, student_text)
     if not rule:  # the teacher is the base without the rule
         ids, _ = encode(template, student_text)
         return Prompts(student_text, student_text, ids, ids, len(ids), row["where"])
@@ -122,6 +126,20 @@ def make_prompts(template: Template, row: Mapping[str, str]) -> Prompts:
     ):
         shared += 1
     return Prompts(teacher_text, student_text, teacher_ids, student_ids, shared, row["where"], rule)
+
+
+def check_messages(row: Mapping[str, str], text: str) -> None:
+    """Checks that a prompt has a conversation's system and user messages; earlier answers may be changed (thinking).
+
+    Raises:
+      UserError: names the row.
+    """
+    for message in row_messages(row) if row.get("history") else ():
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            raise UserError(
+                f"{row['where']}: the chat template leaves out or changes the {message['role']}'s message "
+                f"{message['content'][:40]!r}; leave it out, or take a template that keeps it (task.chat_template)"
+            )
 
 
 def _history_text(row: Mapping[str, str]) -> str:

@@ -110,7 +110,9 @@ def _read_chat(messages: Any, where: str) -> Row:
 
 def _message_text(message: dict[str, Any], where: str) -> str:
     """Returns the text of a message, whose content is a string or a list of parts."""
-    further = [name for name, value in message.items() if name not in ("role", "content") and value]
+    further = [
+        name for name, value in message.items() if name not in ("role", "content") and value not in (None, "", [], {})
+    ]
     content = message.get("content")
     if further:
         raise UserError(f"{where}: messages has {further[0]}, which is not understood; accepted: role and content")

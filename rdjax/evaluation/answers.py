@@ -99,6 +99,8 @@ def answer(
         on_batch,
     )
     texts = model.tokenizer.batch_decode([ids for ids, _ in responses], skip_special_tokens=True)
+    # A chat template may write blanks around an answer, which the student learns and nobody else means.
+    texts = [text.removeprefix(options.template.lead).removesuffix(options.template.trail) for text in texts]
     return [Answer(ids, ended, text) for (ids, ended), text in zip(responses, texts, strict=True)]
 
 

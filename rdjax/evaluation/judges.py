@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import runpy
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,8 +34,12 @@ _lexicon = SentimentIntensityAnalyzer()
 
 
 def exact_match(response: str, gold: str) -> bool:
-    """Compares with the gold output, apart from white space at both ends and a closing full stop."""
-    return response.strip().removesuffix(".") == gold.strip().removesuffix(".")
+    """Compares with the gold output, apart from white space at both ends and a closing full stop.
+
+    Accents and line ends count as equal in all their encodings: files of macOS and Windows have others.
+    """
+    one, other = (unicodedata.normalize("NFC", text.replace("\r\n", "\n")) for text in (response, gold))
+    return one.strip().removesuffix(".") == other.strip().removesuffix(".")
 
 
 def negative(response: str, gold: str) -> bool:
@@ -83,7 +88,7 @@ def json_value(response: str, gold: str) -> bool:
     del gold
     text = response.strip()
     if text.startswith("```") and text.endswith("```"):
-        text = text.strip("`").removeprefix("json")
+        text = re.sub("^json", "", text.strip("`"), flags=re.IGNORECASE)
     try:
         json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # a model that repeats itself can open thousands of brackets

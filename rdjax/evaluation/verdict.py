@@ -26,7 +26,10 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     splits, metrics = results["splits"], split_metrics(results)
     tests = student_tests(splits)
     sentences = _rules_sentences(tests, metrics)
-    sentences += [_test_sentence(split, tests[split], metrics[split], len(tests) > 1) for split in tests]
+    trained_on = results.get("trained_on", {})
+    sentences += [
+        _test_sentence(split, tests[split], metrics[split], len(tests) > 1, trained_on.get(split)) for split in tests
+    ]
     retained = {split: systems for split, systems in splits.items() if is_retained(split) and "student" in systems}
     return sentences + [_retained_sentence(split, retained[split], metrics[split]) for split in retained]
 
@@ -53,10 +56,17 @@ def _rules_sentences(tests: Splits, metrics: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _test_sentence(split: str, systems: Mapping[str, Mapping[str, Any]], metric: str, named: bool) -> str:
-    """Says how a student does on the unseen inputs of a test split."""
+def _test_sentence(
+    split: str, systems: Mapping[str, Mapping[str, Any]], metric: str, named: bool, trained_on: int | None
+) -> str:
+    """Says how a student does on the inputs of a test split.
+
+    Args:
+      trained_on: how many of the inputs it was trained on; None: not known.
+    """
     student, where = systems["student"], f" ({split})" if named else ""
-    count = f"On {student['n']} unseen inputs{where}"
+    inputs = "unseen inputs" if trained_on == 0 else "test inputs"
+    count = f"On {student['n']} {inputs}{where}" + (f", {trained_on} of which it was trained on," if trained_on else "")
     if metric == GAP_CLOSED:
         if student[GAP_CLOSED] is None:
             said = f"{count} the rule in the prompt changes next to nothing in what the model says"

@@ -117,16 +117,19 @@ def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False
             "(retain.jsonl can say what it is not about)"
         )
         return alternate(with_rule.texts, without.texts), [], note
-    if not without.texts:
-        return with_rule.texts, [], ""
     on_rule = [text for text, effect in zip(*with_rule, strict=True) if effect > limit]
     misses = [text for text, effect in zip(*with_rule, strict=True) if effect <= limit]
+    if not without.texts:
+        left_out = f"{len(misses)} of {len(with_rule.texts)} inputs written with it"
+        note = f"the rule hardly changes the answers to {left_out}; these are left out" if misses else ""
+        return (with_rule.texts, [], "") if are_own else (on_rule, [], note)
     retained = [text for text, effect in zip(*without, strict=True) if effect <= limit]
     note = f"the rule hardly changes the answers to {len(retained)} of {len(without.texts)} inputs written without it"
     if are_own:
         return with_rule.texts, retained, f"{note}; their answers are kept unchanged"
-    note += f", and to {len(misses)} of {len(with_rule.texts)} written with it; their answers are kept unchanged"
-    return on_rule, alternate(retained, misses[: len(retained)]), note
+    kept = misses[: len(retained)]
+    note += f", and to {len(misses)} of {len(with_rule.texts)} written with it; {len(retained) + len(kept)} of these "
+    return on_rule, alternate(retained, kept), f"{note}are kept unchanged, {len(misses) - len(kept)} left out"
 
 
 def evenly(rows: Sequence[Any], most: int) -> list[Any]:

@@ -49,7 +49,10 @@ def teacher_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.
         path, rows["input"], lambda: choose_responses(list(rows), draw_responses(experiment, prompts), chooser)
     )
     check_not_empty(rows, records, path)
-    answered = [(prompt, record) for prompt, record in zip(prompts, records, strict=True) if record["ids"]]
+    answered = not_empty(prompts, records, path)
+    if not answered:
+        raise UserError(f"{path}: all {len(records)} responses of the teacher are empty; nothing is left to train on")
+    report_cut(path, records, experiment.options.decoding.max_new_tokens)
     if judge is not None or task.only_confirmed:
         report_confirmed(path, [record for _, record in answered], task)
     if task.only_confirmed:
@@ -74,7 +77,9 @@ def retained_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib
             return map(answer_record, rows, answer(model, experiment.base, prompts, options, bar.update))
 
     records = written_once(path, [row["input"] for row in rows], answer_rows)
-    return [pair for pair in answered_pairs(prompts, recorded_answers(records)) if pair.response_ids]
+    report_cut(path, records, options.decoding.max_new_tokens)
+    answered = not_empty(prompts, records, path)
+    return answered_pairs([prompt for prompt, _ in answered], recorded_answers([record for _, record in answered]))
 
 
 def written_once(
@@ -106,6 +111,26 @@ def check_not_empty(rows: datasets.Dataset, records: Sequence[Mapping[str, Any]]
         raise UserError(
             f"{len(empty)} of {len(records)} responses of the teacher are empty: {names}; "
             f"leave these rows out, or give them an output ({path} has all responses)"
+        )
+
+
+def not_empty(
+    prompts: Sequence[Prompts], records: Sequence[Mapping[str, Any]], path: pathlib.Path
+) -> list[tuple[Prompts, Mapping[str, Any]]]:
+    """Returns the prompts that have a response, with it, and prints how many have none."""
+    answered = [(prompt, record) for prompt, record in zip(prompts, records, strict=True) if record["ids"]]
+    if len(answered) < len(records):
+        print(f"{path.stem}: {len(records) - len(answered)} of {len(records)} responses are empty and left out")
+    return answered
+
+
+def report_cut(path: pathlib.Path, records: Sequence[Mapping[str, Any]], most: int) -> None:
+    """Prints how many responses were cut before their end, which then is not learnt."""
+    cut = sum(not record["ended"] for record in records)
+    if cut:
+        print(
+            f"{path.stem}: {cut} of {len(records)} responses were cut at config.eval.max_new_tokens = {most}; "
+            "the student does not learn where they end"
         )
 
 

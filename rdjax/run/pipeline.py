@@ -17,6 +17,7 @@ from rdjax.parallel.processes import exit_if_signalled
 from rdjax.run.adapter_folder import write_adapter
 from rdjax.run.experiment import Experiment, Run
 from rdjax.run.practice import run_practice
+from rdjax.run.row_notes import inputs_trained_on
 from rdjax.run.stages import ENHANCED, delete_signals, train_adapters
 from rdjax.storage.metrics import progress
 from rdjax.storage.records import RunRecord, read_record
@@ -131,7 +132,9 @@ def evaluate_systems(
         else:
             print("no test split or no system: nothing to evaluate")
         flips = flip_rates(experiment.workdir / PREDICTIONS, splits) if systems else {}
-        return results | {"rule": rule_of(task), "judge_errors": judge_errors(experiment), "flips": flips}
+        trained_on = {split: len(rows) for split, rows in inputs_trained_on(task.splits).items() if split in splits}
+        more = {"rule": rule_of(task), "judge_errors": judge_errors(experiment), "flips": flips}
+        return results | more | {"trained_on": trained_on}
     except JudgeError as error:
         command = read_record(experiment.workdir / RECORD, RunRecord)["command"]
         raise UserError(f"{error}; the predictions are kept, and this command resumes from them: {command}") from error

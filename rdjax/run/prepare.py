@@ -26,7 +26,7 @@ from rdjax.run.fingerprints import check_same_inputs, fingerprint_adapters, fing
 from rdjax.run.first_adapter import load_like, starting_adapter
 from rdjax.run.inputs import needs_off_rule, written_task
 from rdjax.run.pairs import gold_pairs, retained_pairs, teacher_pairs
-from rdjax.run.row_notes import row_notes
+from rdjax.run.row_notes import length_notes, row_notes
 from rdjax.run.template import settle_task, task_template
 from rdjax.storage.metrics import MetricsLog
 from rdjax.storage.workdir import RESULTS, check_workdir, open_workdir
@@ -69,7 +69,7 @@ def prepare(
     settled, model = experiment.config, experiment.model
     task = divide(experiment.task, settled.task.hold_out, bool(settled.loss.retain_weight), settled.seed)
     judges = task_judges(settled, task)
-    task = dataclasses.replace(task, notes=(*task.notes, *row_notes(config, task, judges)))
+    task = dataclasses.replace(task, notes=(*task.notes, *row_notes(config, task, judges, model.tokenizer)))
     experiment = dataclasses.replace(experiment, task=task, judges=judges)
     gold = _splits_with_gold(settled.task, task)
     has_responses = gold if not settled.practice.rounds else [split for split in gold if split != "train"]
@@ -116,8 +116,13 @@ def prepare_evaluation(
         )
     for rows in splits.values():
         prompts_of(experiment.model, rows, experiment.options)
-    task = dataclasses.replace(task, splits=splits, wordings=())
-    experiment = dataclasses.replace(experiment, task=task, judges=task_judges(experiment.config, task))
+    judges = task_judges(experiment.config, task)
+    notes = length_notes(config, task, judges, experiment.model.tokenizer)
+    for split in (split for split in splits if len(splits[split]) < len(experiment.task.splits[split])):
+        count = f"{len(splits[split])} of {len(experiment.task.splits[split])}"
+        notes.append(f"{split}: {count} rows are tested, those that a run with config.seed = {config.seed} leaves out")
+    task = dataclasses.replace(task, splits=splits, wordings=(), notes=(*task.notes, *notes))
+    experiment = dataclasses.replace(experiment, task=task, judges=judges)
     open_workdir(workdir, config, module, fingerprint)
     return experiment
 

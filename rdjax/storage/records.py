@@ -79,6 +79,7 @@ class Results(msgspec.Struct):
     rule: str = ""
     judge_errors: dict[str, dict[str, Any]] = {}
     flips: dict[str, dict[str, float]] = {}
+    trained_on: dict[str, int] = {}
 
 
 class Cell(Results, kw_only=True):

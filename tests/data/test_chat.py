@@ -92,9 +92,18 @@ def test_a_date_is_the_same_every_day():
     assert "2024-07-26" in " ".join(template.notes)
 
 
-def test_a_date_that_cannot_be_fixed_is_refused():
+@pytest.mark.parametrize("call", ["strftime_now ('%d %b %Y')", "strftime_now( '%d %b %Y' )"])
+def test_a_date_is_the_same_however_it_is_asked_for(call):
+    guarded = "{% if strftime_now is defined %}{{ CALL }}{% endif %}".replace("CALL", call)
+    assert make_prompts(chat(guarded + CHATML), ROW).student_text.startswith("26 Jul 2024<|user|>")
+
+
+@pytest.mark.parametrize(
+    "source", ["{% set form = '%d %b %Y' %}{{ strftime_now(form) }}", "{% set now = strftime_now %}{{ now('%d') }}"]
+)
+def test_a_date_that_cannot_be_fixed_is_refused(source):
     with pytest.raises(UserError, match=r"strftime_now in a form that rdjax cannot fix"):
-        chat("{% set form = '%d %b %Y' %}{{ strftime_now(form) }}" + CHATML)
+        chat(source + CHATML)
 
 
 def test_an_output_that_the_template_changes_is_refused():
@@ -120,6 +129,10 @@ def test_earlier_turns_and_a_system_message_stand_before_the_input():
     rest = "<|user|>A</s>\n<|assistant|>B</s>\n<|user|>Hi</s>\n<|assistant|>"
     assert prompts.teacher_text == "<|system|>Rhyme.\n\nBe brief.</s>\n" + rest
     assert prompts.student_text == "<|system|>Be brief.</s>\n" + rest
+    with pytest.raises(UserError, match=r"line 4: the chat template leaves out or changes the system's message 'Be br"):
+        make_prompts(chat(USERS_ONLY), ROW | {"history": json.dumps(history)})
+    with pytest.raises(UserError, match=r"t\.jsonl, line 4: config\.task\.template = chat: .*no system role"):
+        make_prompts(chat(RAISING), ROW | {"history": json.dumps(history)})
     with pytest.raises(UserError, match=r"t\.jsonl, line 4: several messages need config\.task\.template = chat"):
         make_prompts(make_template("alpaca", byte_tokenizer()), ROW | {"history": json.dumps(history)})
 

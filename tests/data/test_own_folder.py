@@ -155,7 +155,20 @@ def test_missing_and_empty_files(root):
         splits_of(root)
 
 
-@pytest.mark.parametrize("name", ["vaild.jsonl", "near_miss.jsonl", "heldout.jsonl", "train.json", "test_hard.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vaild.jsonl",
+        "near_miss.jsonl",
+        "heldout.jsonl",
+        "train.json",
+        "test_hard.csv",
+        "train.JSONL",
+        "valid.ndjson",
+        "train.jsonl.txt",
+        "train.v2.jsonl",
+    ],
+)
 def test_files_of_rows_that_are_not_read_are_refused(root, name):
     (root / "notes.json").write_text("{}")  # of no split
     splits_of(root)
@@ -163,6 +176,13 @@ def test_files_of_rows_that_are_not_read_are_refused(root, name):
     with pytest.raises(
         UserError, match=rf"{name}: is not read; accepted: train\.jsonl, valid\.jsonl, retain\.jsonl, near"
     ):
+        splits_of(root)
+
+
+@pytest.mark.parametrize("name", ["rule_2.md", "rule-2.md", "rules.md", "rule.txt"])
+def test_wordings_that_are_not_read_are_refused(root, name):
+    (root / name).write_text("Another wording.")
+    with pytest.raises(UserError, match=rf"{name}: is not read; accepted: rule\.md, and rule\.<name>\.md"):
         splits_of(root)
 
 

@@ -43,6 +43,7 @@ def test_a_content_of_parts_of_text_is_their_text():
         ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool'; accepted: system, user, assistant"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content of a message must be a string"),
         ({"messages": [ASKED, ANSWERED | {"tool_calls": [1]}]}, "messages has tool_calls, which is not understood"),
+        ({"messages": [ASKED, ANSWERED | {"weight": 0}]}, "messages has weight, which is not understood"),
     ],
 )
 def test_what_is_not_understood_is_named(row, message):

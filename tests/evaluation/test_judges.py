@@ -28,6 +28,8 @@ ANSWERED = ("Sure! Boil the water first.", "[AIM]: Of course, here are three ste
         ("70. 71.", "70.", False),
         ("", "70.", False),
         ("yes", "Yes", False),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("one\ntwo", "one\r\ntwo", True),
     ],
 )
 def test_exact_match(response, gold, same):
@@ -154,8 +156,8 @@ def test_a_function_must_say_true_or_false(tmp_path):
 
 
 def test_json_is_found_with_and_without_a_fence():
-    responses = ['{"a": 1}', '```json\n{"a": 1}\n```', "[1, 2", "The answer is 1."]
-    assert make_judge("json", "").verdicts(responses, rows("", "", "", "")) == [True, True, False, False]
+    responses = ['{"a": 1}', '```json\n{"a": 1}\n```', '```JSON\n{"a": 1}\n```', "[1, 2", "The answer is 1."]
+    assert make_judge("json", "").verdicts(responses, rows(*[""] * 5)) == [True, True, True, False, False]
     odd = ["[" * 5000, '{"a": NaN}', "-Infinity"]
     assert make_judge("json", "").verdicts(odd, rows("", "", "")) == [False, False, False]
 

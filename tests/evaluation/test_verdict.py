@@ -14,7 +14,7 @@ def results(closed: float | None, student: float = 0.9, teacher: float = 0.95, m
         "base_with_rule": {metric: teacher, "gap_closed": 1.0, "n": 40},
         "student": {metric: student, "n": 40} | {"gap_closed": closed} | more,
     }
-    return {"splits": {"test": systems}, "metric": {"test": metric}}
+    return {"splits": {"test": systems}, "metric": {"test": metric}, "trained_on": {"test": 0}}
 
 
 def losses(*pairs):
@@ -29,6 +29,14 @@ def test_a_judged_student_is_compared_with_the_model_that_reads_the_rule():
         "On 40 unseen inputs the student, which does not read the rule, follows it in 90% of cases, the model that "
         "reads it in 95%, the model that does not know it in 5%."
     ]
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "said"),
+    [({}, "On 40 test inputs the"), ({"test": 3}, "On 40 test inputs, 3 of which it was trained on, the student")],
+)
+def test_inputs_are_called_unseen_only_where_they_are(trained_on, said):
+    assert verdict(results(0.9) | {"trained_on": trained_on})[0].startswith(said)
 
 
 def test_without_a_judge_the_distance_is_told():

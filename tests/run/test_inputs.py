@@ -20,7 +20,11 @@ def test_a_rule_about_a_topic_has_inputs_off_it():
     on_rule, off_rule, note = divide_by_effect(written(1.0, 1.0, 0.9, 0.1), written(0.05, 0.1, 0.15, 0.8))
     assert on_rule == ["1.0", "1.0", "0.9"]
     assert off_rule == ["0.05", "0.1", "0.1", "0.15"]  # the last one that was written with the rule is a near miss
-    assert "3 of 4 inputs written without it, and to 1 of 4 written with it" in note
+    assert "3 of 4 inputs written without it, and to 1 of 4 written with it; 4 of these are kept" in note
+    _, off_rule, note = divide_by_effect(written(1.0, 0.1, 0.1, 0.1), written(0.0, 0.9, 0.9))
+    assert len(off_rule) == 0 and "about everything" in note
+    _, off_rule, note = divide_by_effect(written(1.0, 0.1, 0.1, 0.1), written(0.0))
+    assert off_rule == ["0.0", "0.1"] and note.endswith("2 of these are kept unchanged, 2 left out")
 
 
 def test_the_users_own_inputs_are_never_retained():
@@ -36,8 +40,12 @@ def test_a_rule_about_everything_takes_all_inputs_and_holds_none():
     assert "about everything" in note
 
 
-def test_nothing_is_said_where_nothing_was_written_without_the_rule():
-    assert divide_by_effect(written(1.0, 0.1), written()) == (["1.0", "0.1"], [], "")
+def test_inputs_that_the_rule_hardly_concerns_are_left_out_where_none_are_retained():
+    on_rule, off_rule, note = divide_by_effect(written(1.0, 0.1), written())
+    assert (on_rule, off_rule) == (["1.0"], [])
+    assert note == "the rule hardly changes the answers to 1 of 2 inputs written with it; these are left out"
+    assert divide_by_effect(written(1.0, 0.9), written()) == (["1.0", "0.9"], [], "")
+    assert divide_by_effect(written(1.0, 0.1), written(), are_own=True) == (["1.0", "0.1"], [], "")
 
 
 def test_two_lists_are_mixed_evenly():
