@@ -4,7 +4,8 @@ import pytest
 
 from rdjax.errors import UserError
 from rdjax.generation.inputs import Rejected
-from rdjax.run.inputs import Written, alternate, check_enough, divide_by_effect, effect_limit, spread
+from rdjax.run.inputs import check_enough, spread
+from rdjax.run.rule_effect import Written, alternate, divide_by_effect, effect_limit
 
 
 def written(*effects: float) -> Written:
