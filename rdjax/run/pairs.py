@@ -59,7 +59,7 @@ def teacher_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.
         answered = [(prompt, record) for prompt, record in answered if record["confirmed"]]
         if not answered:
             raise UserError(f"{path}: none of the teacher's responses is confirmed; nothing is left to train on")
-    return answered_pairs([prompt for prompt, _ in answered], recorded_answers([record for _, record in answered]))
+    return recorded_pairs(answered)
 
 
 def retained_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib.Path) -> list[Pair]:
@@ -78,8 +78,7 @@ def retained_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib
 
     records = written_once(path, [row["input"] for row in rows], answer_rows)
     report_cut(path, records, options.decoding.max_new_tokens)
-    answered = not_empty(prompts, records, path)
-    return answered_pairs([prompt for prompt, _ in answered], recorded_answers([record for _, record in answered]))
+    return recorded_pairs(not_empty(prompts, records, path))
 
 
 def written_once(
@@ -122,6 +121,12 @@ def not_empty(
     if len(answered) < len(records):
         print(f"{path.stem}: {len(records) - len(answered)} of {len(records)} responses are empty and left out")
     return answered
+
+
+def recorded_pairs(answered: Sequence[tuple[Prompts, Mapping[str, Any]]]) -> list[Pair]:
+    """Makes pairs of prompts and the records of their responses."""
+    prompts, records = [prompt for prompt, _ in answered], [record for _, record in answered]
+    return answered_pairs(prompts, recorded_answers(records))
 
 
 def report_cut(path: pathlib.Path, records: Sequence[Mapping[str, Any]], most: int) -> None:

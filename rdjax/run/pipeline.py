@@ -132,9 +132,13 @@ def evaluate_systems(
         else:
             print("no test split or no system: nothing to evaluate")
         flips = flip_rates(experiment.workdir / PREDICTIONS, splits) if systems else {}
-        trained_on = {split: len(rows) for split, rows in inputs_trained_on(task.splits).items() if split in splits}
-        more = {"rule": rule_of(task), "judge_errors": judge_errors(experiment), "flips": flips}
-        return results | more | {"trained_on": trained_on}
+        found = inputs_trained_on({**task.splits, **splits})  # with the tested rows of `splits` alone (eval.limit)
+        return results | {
+            "rule": rule_of(task),
+            "judge_errors": judge_errors(experiment),
+            "flips": flips,
+            "trained_on": {split: len(rows) for split, rows in found.items() if split in splits},
+        }
     except JudgeError as error:
         command = read_record(experiment.workdir / RECORD, RunRecord)["command"]
         raise UserError(f"{error}; the predictions are kept, and this command resumes from them: {command}") from error

@@ -1,6 +1,6 @@
 """Says in the log what the rows of a task do not allow: tests that are trained on, and outputs that are not used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import datasets
 from ml_collections import config_dict
@@ -64,15 +64,15 @@ def _overlap_notes(splits: Mapping[str, datasets.Dataset]) -> list[str]:
         for split, same in inputs_trained_on(splits).items()
         if same
     ]
-    others = {
-        "valid": (is_test, "also choose the checkpoint, as rows of valid"),
-        "train": (_is_off_rule, "are rows of train too: there the rule is to be followed, here not"),
-    }
-    for split, rows in splits.items():
-        for other, (concerns, what) in others.items():
-            same = _rows_in(rows, splits[other]) if other in splits and concerns(split) else ()
-            if same:
-                notes.append(f"{split}: {len(same)} of {len(rows)} inputs {what} (first: {same[0]})")
+    compared = [(split, "valid", "also choose the checkpoint, as rows of valid") for split in filter(is_test, splits)]
+    compared += [
+        (split, "train", "are rows of train too: there the rule is to be followed, here not")
+        for split in filter(_is_off_rule, splits)
+    ]
+    for split, other, what in compared:
+        same = _rows_in(splits[split], splits.get(other, ()))
+        if same:
+            notes.append(f"{split}: {len(same)} of {len(splits[split])} inputs {what} (first: {same[0]})")
     return notes
 
 
@@ -81,7 +81,7 @@ def _is_off_rule(split: str) -> bool:
     return is_retained(split) or kind_of_split(split) in map(train_part, RETAINED)
 
 
-def _rows_in(rows: datasets.Dataset, others: datasets.Dataset) -> list[str]:
+def _rows_in(rows: datasets.Dataset, others: Iterable[Mapping[str, str]]) -> list[str]:
     """Returns where those rows are from whose inputs the others have too."""
     inputs = set(map(_input_of, others))
     return [row["where"] for row in rows if _input_of(row) in inputs]
