@@ -237,9 +237,12 @@ def check_conversation(template: Template, messages: Sequence[Message], prompt: 
     """Checks that prompt, response and its end are what the template makes of the whole conversation.
 
     Raises:
-      UserError: names the row, and where the two texts part.
+      UserError: names the row: the template fails, or where the two texts part.
     """
-    whole = render_chat(template, [*messages, _assistant(response)], generate=False)
+    try:
+        whole = render_chat(template, [*messages, _assistant(response)], generate=False)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     learnt = prompt + template.lead + response + template.trail
     if not whole.startswith(learnt):
         parts = next((at for at, pair in enumerate(zip(learnt, whole, strict=False)) if pair[0] != pair[1]), len(whole))

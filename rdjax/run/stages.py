@@ -88,7 +88,7 @@ def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Ada
             run.config.seed,
             run.start if name in (ENHANCED, *METHODS) else run.initial,
             [group.teacher for group in groups],
-            [group.pairs for group in groups],
+            [group.pair_group for group in groups],
             make_group(run.valid, stage.valid_positions) if run.valid else None,
             run.log,
         )
@@ -100,7 +100,7 @@ def stage_of(runs: Sequence[Run], name: str, method: str, teachers: Sequence[Ada
 class StageGroup(NamedTuple):
     """Holds a group of pairs of a stage, what is minimised of it, and its teacher's frozen adapter."""
 
-    pairs: PairGroup
+    pair_group: PairGroup
     objective: Objective
     teacher: Adapter
 
@@ -116,10 +116,10 @@ def stage_groups(run: Run, stage: Stage, teacher: Adapter) -> list[StageGroup]:
     groups = [StageGroup(make_group(run.train, positions), objective, teacher)]
     if objective.has_teacher:
         off_rule = retain_objective(loss, run.model.config.width)
-        retained = [make_group(pairs, positions, loss.retain_weight) for pairs in run.retained.values()]
-        groups += [StageGroup(pairs, off_rule, run.start) for pairs in retained]
+        for pairs in run.retained.values():
+            groups.append(StageGroup(make_group(pairs, positions, loss.retain_weight), off_rule, run.start))
     if objective.has_teacher and loss.consistency_weight and not run.config.task.remove_rule:
         with_rule = [keep_rule(pair) for pair in run.train]
-        pairs = make_group(with_rule, positions, loss.consistency_weight, CONSISTENCY_SHARE)
-        groups.append(StageGroup(pairs, objective, teacher))
+        own = make_group(with_rule, positions, loss.consistency_weight, CONSISTENCY_SHARE)
+        groups.append(StageGroup(own, objective, teacher))
     return groups

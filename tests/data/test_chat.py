@@ -174,6 +174,13 @@ def test_a_template_that_writes_without_bounds_is_refused():
         chat(CHATML + "{{ 'x' * 2000000 }}")
 
 
+def test_a_template_that_fails_on_an_output_names_the_row():
+    """As Mistral's, which raises where a tool's call and an answer do not fit."""
+    source = "{% if messages[-1].content == 'Why' %}{{ raise_exception('never why') }}{% endif %}" + CHATML
+    with pytest.raises(UserError, match=r"^t\.jsonl, line 4: .*chat template fails .*never why"):
+        make_pair(chat(source), ROW)
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="only Linux counts a process's memory")
 @pytest.mark.parametrize("greedy", ["'x' * 10**11", "'x'.ljust(10**11)", "'%99999999999d' % 1"])
 def test_a_template_that_asks_for_all_memory_is_refused(greedy):
