@@ -60,7 +60,7 @@ class Distilled:
         Raises:
           UserError: the system is unknown, or an input is no text or too long.
         """
-        run, rule, several = self._run, self.scores["rule"], isinstance(inputs, list | tuple)
+        run, several = self._run, isinstance(inputs, list | tuple)
         texts = list(inputs) if several else [inputs]
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"inputs = {str(inputs)[:60]!r}; accepted: a text, or a list of texts")
@@ -75,6 +75,7 @@ class Distilled:
             raise UserError(
                 "system = 'base_with_rule' reads one rule, and this run has several; accepted: student, base"
             )
+        rule = self.scores["rule"] if systems[system].with_rule else ""
         rows = [input_row(text, "an input", rule) for text in texts]
         answers = answer(run.model, systems[system], prompts_of(run.model, rows, run.options), run.options)
         answered = [answer.text for answer in answers]

@@ -105,10 +105,9 @@ def prompt_template(model: LanguageModel, trained: pathlib.Path) -> Template:
     if name != fields.get("template"):
         return make_template(name, model.tokenizer)
     path = trained / CHAT_TEMPLATE
-    if path.exists():
-        model.tokenizer.chat_template = read_text(path, f"{path}: not found")
+    source = read_text(path, f"{path}: not found") if path.exists() else ""
     arguments = read_arguments(fields.get("template_args", ""), f"{trained / PROMPT_FILE}: template_args")
-    return make_template(name, model.tokenizer, fields.get("rule_place", ""), arguments)
+    return make_template(name, model.tokenizer, fields.get("rule_place", ""), arguments, source)
 
 
 def encode_prompts(template: Template, rule: str, prompts: Sequence[str]) -> list[tuple[int, ...]]:

@@ -19,12 +19,14 @@ def main(argv: list[str]) -> None:
     config = run_flags.config("configs/rule.py")
     check_run(config)
     run = prepare(config, run_flags.workdir())
-    show_sample(run.train[0], run.model)
-    found = inspect_run(run)
-    print("\n".join(inspection_lines(found)))
-    write_json(run.workdir / "inspect.json", found)
-    print(f"wrote {write_inspection(run.workdir, found)}")
-    run.log.close()
+    try:
+        show_sample(run.train[0], run.model)
+        found = inspect_run(run)
+        print("\n".join(inspection_lines(found)))
+        write_json(run.workdir / "inspect.json", found)
+        print(f"wrote {write_inspection(run.workdir, found)}")
+    finally:
+        run.log.close()
 
 
 if __name__ == "__main__":

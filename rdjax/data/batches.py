@@ -45,7 +45,8 @@ class Batch(NamedTuple):
     Attributes:
       teacher, student: the two sides; entry p of `predict_BP`, and entry q of `aligned_BQ`, is the same token on both.
       labels_BP: the token that each prediction position predicts.
-      weight_BP, hidden_weight_BQ: the loss weight of each position; 0 is padding (`as_update` makes them sum to 1).
+      weight_BP, hidden_weight_BQ: the loss weight of each position; 0 is padding. `as_update` makes those of an
+        update sum to the group's weight.
     """
 
     teacher: Side

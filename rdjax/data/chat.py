@@ -50,19 +50,22 @@ def read_arguments(text: str, field: str) -> dict[str, Any]:
     return arguments
 
 
-def chat_template(tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments: Mapping[str, Any]) -> Template:
-    """Returns the template of a tokenizer.
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, rule_place: str, arguments: Mapping[str, Any], source: str = ""
+) -> Template:
+    """Returns the template of a tokenizer, which stays as it is: other runs may share it.
 
     Args:
       rule_place: "system" or "user"; empty: the system message, or the user's if the template drops system messages.
       arguments: of the template; they win over rdjax's own: no thinking, and a fixed date.
+      source: a chat template in place of the tokenizer's own.
 
     Raises:
       UserError: the tokenizer has no template, it drops the rule, it does not write an answer behind its prompt, or the
         date that it writes cannot be fixed.
     """
     try:
-        source = tokenizer.get_chat_template()
+        source = source or tokenizer.get_chat_template()
     except ValueError as error:
         raise UserError(f"config.task.template = chat: the tokenizer has no chat template ({error})") from None
     own: dict[str, Any] = {}

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from ml_collections import config_dict
 
 from rdjax.data.rows import Row, read_json_lines
-from rdjax.data.splits import LEARNT, RETAINED, is_test, train_part
+from rdjax.data.splits import RETAINED, TRAIN_AND_VALID, is_test, train_part
 from rdjax.errors import UserError
 from rdjax.storage.files import read_text
 
 REQUIRED = "a task folder holds rule.md and, unless the model writes the inputs, train.jsonl"
-NAMES = (*LEARNT, *RETAINED, *map(train_part, RETAINED))  # of the files of rows, beside test*
+NAMES = (*TRAIN_AND_VALID, *RETAINED, *map(train_part, RETAINED))  # of the files of rows, beside test*
 OTHER_FORMS = (".json", ".ndjson", ".csv", ".tsv", ".parquet")  # in which others keep rows
 # Files that look like a wording of the rule and are none.
 OTHER_WORDING = re.compile(r"rules?[-_ ]?\d+\.md|rules\.md|rules?\.txt", re.IGNORECASE)
@@ -32,7 +32,7 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
 
     Raises:
       UserError: rule.md is missing, or train.jsonl where inputs are not written; a file is empty, faulty, or has
-        another name; or k exceeds the training rows.
+        another name; or k exceeds the training rows where none are written.
     """
     wordings = read_wordings(root, config.one_wording)
     _check_names(root)
@@ -44,7 +44,7 @@ def read_own_folder(root: pathlib.Path, config: config_dict.ConfigDict) -> dict[
             splits[path.stem] = with_wordings(rows, wordings)
     if "train" not in splits:
         return splits
-    if config.k > len(splits["train"]):
+    if config.k > len(splits["train"]) and not are_written(root, config):
         raise UserError(f"config.task.k = {config.k}: {root / 'train.jsonl'} has {len(splits['train'])} rows")
     splits["train"] = splits["train"][: config.k or None]
     return splits

@@ -53,11 +53,15 @@ class Pair:
 
 
 def make_template(
-    name: str, tokenizer: PreTrainedTokenizerBase, rule_place: str = "", arguments: Mapping[str, Any] | None = None
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rule_place: str = "",
+    arguments: Mapping[str, Any] | None = None,
+    source: str = "",
 ) -> Template:
     """Returns a template by its name; the others are of a chat template (`chat.chat_template`)."""
     if name == "chat":
-        return chat_template(tokenizer, rule_place, arguments or {})
+        return chat_template(tokenizer, rule_place, arguments or {}, source)
     return Template(name, tokenizer, end_id=tokenizer.eos_token_id)
 
 

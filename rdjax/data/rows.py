@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from rdjax.errors import UserError
@@ -15,6 +16,11 @@ ROLES = ("system", "user", "assistant")
 def input_row(text: str, where: str, rule: str = "") -> Row:
     """Makes a row of an input alone, as a model wrote it or somebody types it."""
     return {"rule": rule, "instruction": "", "input": text, "output": "", "history": "", "where": where}
+
+
+def student_input(row: Mapping[str, str]) -> tuple[str, str, str]:
+    """Returns what the student reads of a row: instruction, earlier messages and input."""
+    return row["instruction"], row["history"], row["input"]
 
 
 def read_json_list(path: pathlib.Path) -> list[Row]:
@@ -76,20 +82,21 @@ def check_sample(row: Any, where: str) -> Row:
     Raises:
       UserError: as `check_row`; a field that is not understood, a chat that is none, or nothing to answer.
     """
+    is_chat = isinstance(row, dict) and "messages" in row
     if isinstance(row, dict):
-        accepted = ("messages",) if "messages" in row else FIELDS
+        accepted = ("messages",) if is_chat else FIELDS
         unknown = [name for name, value in row.items() if name not in accepted and value not in (None, "", [], {})]
         if unknown:
             raise UserError(
                 f"{where}: fields that are not understood: {', '.join(unknown)}; accepted: {', '.join(accepted)}"
-                + ("" if "messages" in row else ", or messages alone (a system message and earlier turns belong there)")
+                + ("" if is_chat else ", or messages alone (a system message and earlier turns belong there)")
             )
-        if "messages" in row:
+        if is_chat:
             row = _read_chat(row["messages"], where)
     checked = check_row(row, ("input",), where)
     if not checked["input"].strip() and not checked["instruction"].strip():
-        raise UserError(f"{where}: the {'last message of the user' if 'history' in row else 'field input'} is empty")
-    return {**checked, "history": row.get("history", "")}
+        raise UserError(f"{where}: the {'last message of the user' if is_chat else 'field input'} is empty")
+    return {**checked, "history": row["history"] if is_chat else ""}
 
 
 def _read_chat(messages: Any, where: str) -> Row:

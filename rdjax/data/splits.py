@@ -1,6 +1,6 @@
 """Tells the splits of a task apart: what is learnt, what is tested, and what is to stay unchanged."""
 
-LEARNT = ("train", "valid")  # the splits that a student learns from
+TRAIN_AND_VALID = ("train", "valid")  # what a student is trained on, and validated on meanwhile
 RETAIN = "retain"  # inputs that the rule is not about
 NEAR_MISSES = "near_misses"  # inputs like the rule's own that do not meet its condition
 RETAINED = (RETAIN, NEAR_MISSES)  # the answers to these are to stay unchanged

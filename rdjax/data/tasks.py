@@ -18,7 +18,7 @@ from rdjax.data.own_folder import are_written, read_own_folder, read_wordings
 from rdjax.data.published import LABELS, read_published
 from rdjax.data.rows import Row
 from rdjax.data.rule_folders import has_rule_folders, read_rule_folders
-from rdjax.data.splits import LEARNT, RETAINED, is_retained, kind_of_split, train_part
+from rdjax.data.splits import RETAINED, TRAIN_AND_VALID, is_retained, kind_of_split, train_part
 from rdjax.data.templates import DEMOS_LEAD
 from rdjax.errors import UserError
 from rdjax.storage.files import user_path
@@ -91,19 +91,22 @@ def _load_own(root: pathlib.Path, config: config_dict.ConfigDict) -> RuleTask:
 
 
 def _taught(splits: dict[str, list[Row]], config: config_dict.ConfigDict) -> dict[str, list[Row]]:
-    """Returns the splits as the teacher reads them: where a rule is to be removed, without it in all but the tests."""
+    """Returns the splits as the teacher reads them: where a rule is to be removed, without it in train and valid."""
     if not config.remove_rule:
         return splits
-    return splits | {split: [{**row, "rule": ""} for row in splits[split]] for split in LEARNT if split in splits}
+    return splits | {
+        split: [{**row, "rule": ""} for row in splits[split]] for split in TRAIN_AND_VALID if split in splits
+    }
 
 
-def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
+def divide(task: RuleTask, hold_out: float, train_on_retained: bool, seed: int) -> RuleTask:
     """Divides splits: validation rows are taken from train where there are none, training rows from retained splits.
 
     Args:
       hold_out: share of the training rows that validate, if the task has no validation rows and enough others.
-      hold: whether rows are trained on whose answers are to stay: those of the split's own file of training rows, else
-        half of the split, at most `MOST_RETAINED`; the others are tested. Several rules' near misses are joined.
+      train_on_retained: whether rows are trained on whose answers are to stay: those of the split's own file of
+        training rows, else half of the split, at most `MOST_RETAINED`; the others are tested. Several rules' near
+        misses are joined.
       seed: of the choice.
     """
     splits = dict(task.splits)
@@ -115,11 +118,11 @@ def divide(task: RuleTask, hold_out: float, hold: bool, seed: int) -> RuleTask:
     for split in task.splits:
         if kind_of_split(split) in map(train_part, RETAINED):
             trained.setdefault(kind_of_split(split), []).append(splits.pop(split))
-        elif hold and is_retained(split) and train_part(split) not in task.splits:
+        elif train_on_retained and is_retained(split) and train_part(split) not in task.splits:
             rows = splits[split]
             part, splits[split] = _draw(rows, min(len(rows) // 2, MOST_RETAINED), f"{split}-{seed}")
             trained.setdefault(train_part(kind_of_split(split)), []).append(part)
-    if hold:
+    if train_on_retained:
         splits |= {split: datasets.concatenate_datasets(parts) for split, parts in trained.items()}
     return dataclasses.replace(task, splits=datasets.DatasetDict(splits))
 

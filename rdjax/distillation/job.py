@@ -1,7 +1,7 @@
 """Prepares one stage: what it trains and how, the pairs of every update, and the programs.
 
-Members are runs that differ in their seed, and so in their data, its order, their adapter and its dropout. They train
-side by side over one copy of the base; each gets what it would get alone.
+Members are runs that differ in their seed, or in the rule that they learn: in their data, its order, their adapter and
+its dropout. They train side by side over one copy of the base, and each gets what it would get alone.
 """
 
 import dataclasses

@@ -91,7 +91,8 @@ def retry(
             continue
         losses[other] = tried.valid_loss
     if not losses:
-        raise UserError(f"{stage.name}: {reason}, and at lower rates too; set config.optimizer.learning_rate by hand")
+        tried = ", ".join(f"{other:.2g}" for other in rates)
+        raise UserError(f"{stage.name}: {reason}; so at the rates {tried}; set config.optimizer.learning_rate by hand")
     best = min(losses, key=lambda other: (losses[other], other))  # without validations the lowest that stays finite
     start = math.inf if result is None else result.start_loss
     if not has_learnt(Trained(member.initial, losses[best], start, best)):
@@ -105,5 +106,8 @@ def retry(
         if result is None:
             raise
         print(f"{again.name}: the loss is not finite after all; what was learnt before is kept")
-        return result
-    return found if result is None or found.valid_loss < result.valid_loss else result
+        found = result
+    if result is None or found.valid_loss < result.valid_loss:
+        return found
+    member.log.truncate(again.name, -1)  # the report shows the last stage of the student
+    return result

@@ -154,7 +154,10 @@ def _classifier_judge(name: str, label: str, classifier: str) -> Judge:
     """Returns a judge that asks a classifier for a label."""
     if not classifier:
         raise UserError("config.eval.classifier is empty; accepted: a folder or hub id of a sequence classifier")
-    return Judge(name, label.lower(), _classifier(classifier, label))
+    metric = label.lower()
+    if metric in SCORES:  # the name of another score, and a label cannot be renamed
+        metric = f"label_{metric}"
+    return Judge(name, metric, _classifier(classifier, label))
 
 
 def _ifeval_judge(name: str, argument: str, classifier: str) -> Judge:

@@ -57,10 +57,11 @@ def evaluate(
 
     Returns:
       {"splits": {split: {system: {metric: value, "n": rows, "mean_response_tokens": x, "gap_closed": x or None}}},
-      "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}; `kl` is the divergence from
-      the rule-conditioned base in nats per token and `gap_closed` 1 - kl / kl of the base. Systems with another teacher
-      have `gap_closed_to_teacher` too, against that one. On a retained split `gap_closed` is None, and `kl_from_base`
-      is the divergence of a system without the rule from the base without it: what was forgotten.
+      "metric": {split: metric}, "hidden_distance": {split: {system: [of every block]}}}, the base always among the
+      systems of the last; `kl` is the divergence from the rule-conditioned base in nats per token and `gap_closed`
+      1 - kl / kl of the base. Systems with another teacher have `gap_closed_to_teacher` too, against that one. On a
+      retained split `gap_closed` is None, and `kl_from_base` is the divergence of a system without the rule from the
+      base without it: what was forgotten.
 
     Raises:
       JudgeError: a judge failed; all predictions are written.

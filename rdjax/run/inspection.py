@@ -3,7 +3,7 @@
 import resource
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from rdjax.config import baselines, needs_enhanced
 from rdjax.data.pairs import Pair
+from rdjax.data.rows import student_input
 from rdjax.data.splits import is_evaluated, is_retained
 from rdjax.distillation.optimizer import with_auto_rate
 from rdjax.distillation.trial import try_updates
@@ -81,12 +82,12 @@ def token_lengths(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
 
 def find_overlaps(run: Run) -> dict[str, Any]:
     """Counts inputs that come twice in training, and those of a test that training has too, or nearly."""
-    train = [_input_of(row) for row in run.task.splits["train"]]
+    train = [student_input(row) for row in run.task.splits["train"]]
     words = [words_of(" ".join(text)) for text in train]
     found: dict[str, Any] = {"twice in train": len(train) - len(set(train))}
     for split, rows in run.task.splits.items():
         if is_evaluated(split):
-            texts = [_input_of(row) for row in rows]
+            texts = [student_input(row) for row in rows]
             near = [
                 max((overlap(words_of(" ".join(text)), other) for other in words), default=0.0) >= NEAR
                 for text in texts
@@ -97,11 +98,6 @@ def find_overlaps(run: Run) -> dict[str, Any]:
     return found
 
 
-def _input_of(row: Mapping[str, str]) -> tuple[str, str, str]:
-    """Returns all that a row asks."""
-    return row["instruction"], row["history"], row["input"]
-
-
 def estimate_cost(run: Run, answering: float | None) -> dict[str, Any]:
     """Takes a few updates, and estimates from them how long training and evaluation take, and how much memory.
 
@@ -109,7 +105,9 @@ def estimate_cost(run: Run, answering: float | None) -> dict[str, Any]:
       answering: seconds that one system took for all test rows; None: not known.
     """
     config, practice = with_auto_rate(run.config, run.model.config.width), run.config.practice
-    config.train.updates = config.train.updates or practice.updates
+    rounds = 1
+    if not trains_first(config):  # the student learns by practice alone
+        config.train.updates, rounds = practice.updates, practice.rounds
     stage, members = stage_of([run], "student", config.method, [run.start])
     trial = try_updates(stage, run.model, members, config, run.workdir / "checkpoints" / "signals")
     further_systems = max(len(config.eval.systems) - 2, 0)
@@ -118,8 +116,8 @@ def estimate_cost(run: Run, answering: float | None) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "preparing_seconds": trial.preparing,
         "update_seconds": trial.update,
-        "updates": trial.updates,
-        "training_seconds": trial.preparing + trial.update * trial.updates,
+        "updates": trial.updates * rounds,
+        "training_seconds": trial.preparing + trial.update * trial.updates * rounds,
         "further_training": further_training(run.config),
         "evaluation_seconds": None if answering is None else answering * further_systems,
         "device_bytes": peak,
@@ -127,10 +125,15 @@ def estimate_cost(run: Run, answering: float | None) -> dict[str, Any]:
     }
 
 
+def trains_first(config: config_dict.ConfigDict) -> bool:
+    """Tells whether the student learns from the training pairs before it practises."""
+    return bool(config.train.updates or config.train.epochs)
+
+
 def further_training(config: config_dict.ConfigDict) -> list[str]:
     """Lists what a run trains beside the student's own updates, which alone are timed."""
     found = [*(["the enhanced teacher"] if needs_enhanced(config) else []), *baselines(config)]
-    if config.practice.rounds and config.train.updates:
+    if config.practice.rounds and trains_first(config):
         found.append(f"{config.practice.rounds} rounds of practice with {config.practice.updates} updates each")
     return found
 

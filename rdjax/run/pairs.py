@@ -153,7 +153,9 @@ def draw_responses(experiment: Experiment, prompts: Sequence[Prompts]) -> list[l
 def choose_responses(
     rows: Sequence[Mapping[str, str]], drawn: Sequence[Sequence[Answer]], judge: Judge
 ) -> list[dict[str, Any]]:
-    """Returns one record a row: the first of its responses that the judge accepts, else the first one.
+    """Returns one record a row: the first response that is not empty and that the judge accepts.
+
+    Where it accepts none, the first that is not empty is taken, and where all are empty an empty one.
 
     Raises:
       UserError: the judge fails.

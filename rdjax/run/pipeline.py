@@ -35,7 +35,7 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
     """Trains and exports every adapter that the method and the evaluated systems need.
 
     Args:
-      runs: of the same config but for the seed.
+      runs: they differ in their seed or their task; each has as many pairs, and is validated alike.
       folder: of the checkpoints.
 
     Returns:
@@ -49,7 +49,8 @@ def train_all(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Adapt
         adapters[ENHANCED] = adapters_of(train_adapters(runs, ENHANCED, "inst_tune_with_rule", starts, folder))
         export_adapters(runs, ENHANCED, adapters[ENHANCED])
     for name, method in methods.items():
-        if method == "inst_tune_with_rule" and ENHANCED in adapters:
+        same_start = name != "student" or not config.model.student_adapter
+        if method == "inst_tune_with_rule" and ENHANCED in adapters and same_start:
             adapters[name] = adapters[ENHANCED]  # the same training under another name
         else:
             teachers = adapters[ENHANCED] if method == "rule_distill_enhanced" else starts

@@ -6,6 +6,7 @@ import datasets
 from ml_collections import config_dict
 from transformers import PreTrainedTokenizerBase
 
+from rdjax.data.rows import student_input
 from rdjax.data.splits import RETAINED, is_evaluated, is_retained, is_test, kind_of_split, rule_of_split, train_part
 from rdjax.data.tasks import RuleTask
 from rdjax.evaluation.judges import Judge
@@ -83,13 +84,8 @@ def _is_off_rule(split: str) -> bool:
 
 def _rows_in(rows: datasets.Dataset, others: Iterable[Mapping[str, str]]) -> list[str]:
     """Returns where those rows are from whose inputs the others have too."""
-    inputs = set(map(_input_of, others))
-    return [row["where"] for row in rows if _input_of(row) in inputs]
-
-
-def _input_of(row: Mapping[str, str]) -> tuple[str, str, str]:
-    """Returns what the student reads of a row."""
-    return row["instruction"], row["input"], row["history"]
+    inputs = set(map(student_input, others))
+    return [row["where"] for row in rows if student_input(row) in inputs]
 
 
 def _output_notes(split: str, rows: datasets.Dataset, why: str) -> list[str]:

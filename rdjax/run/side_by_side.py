@@ -19,7 +19,7 @@ from rdjax.run.pipeline import evaluate_all, train_all
 from rdjax.storage.records import write_record
 from rdjax.storage.workdir import RESULTS
 
-Trained = tuple[Run, dict[str, Adapter]]
+TrainedRun = tuple[Run, dict[str, Adapter]]
 Name = TypeVar("Name", int, str)
 CHECKPOINTS = "checkpoints"  # folder of runs together; each run has a folder beside it
 
@@ -60,7 +60,7 @@ def prepare_runs(
 def finish_runs(
     runs: Sequence[Run], checkpoints: pathlib.Path, before_evaluation: Callable[[Run], None] = lambda run: None
 ) -> dict[str, str]:
-    """Trains and evaluates runs; those with equally many pairs train side by side.
+    """Trains and evaluates runs, and closes their logs; those with equally many pairs train side by side.
 
     Args:
       runs: they differ in their seed or their task, and each has a folder of its own name.
@@ -72,27 +72,34 @@ def finish_runs(
     """
     groups = collections.defaultdict(list)
     for run in runs:
-        retained = tuple((split, len(pairs)) for split, pairs in run.retained.items())
-        groups[len(run.train), len(run.valid), retained].append(run)
+        groups[group_name(run)].append(run)
     failures: dict[str, str] = {}
-    for (train, valid, retained), group in groups.items():
-        release_programs()
-        name = f"{train}_{valid}" + "".join(f"_{split}{count}" for split, count in retained)
-        for run, adapters in train_runs(group, checkpoints, name, failures):
-            try:
-                if not exists_on_first(run.workdir / RESULTS):
-                    before_evaluation(run)
-                    write_record(run.workdir / RESULTS, evaluate_all(run, adapters))
-            except Exception as error:  # a judge fails or memory runs out: the other runs continue
-                raise_if_others_wait(error)
-                failures[run.workdir.name] = first_line(error)
+    try:
+        for name, group in groups.items():
+            release_programs()
+            for run, adapters in train_runs(group, checkpoints, name, failures):
+                try:
+                    if not exists_on_first(run.workdir / RESULTS):
+                        before_evaluation(run)
+                        write_record(run.workdir / RESULTS, evaluate_all(run, adapters))
+                except Exception as error:  # a judge fails or memory runs out: the other runs continue
+                    raise_if_others_wait(error)
+                    failures[run.workdir.name] = first_line(error)
+    finally:
+        for run in runs:
             run.log.close()
     return failures
 
 
+def group_name(run: Run) -> str:
+    """Returns the name of the runs that can train side by side: those with as many pairs of each kind, validated alike."""
+    retained = "".join(f"_{split}{len(pairs)}" for split, pairs in run.retained.items())
+    return f"{len(run.train)}_{len(run.valid)}{retained}{'_gold' if run.valid_is_gold else ''}"
+
+
 def train_runs(
     runs: Sequence[Run], checkpoints: pathlib.Path, name: str, failures: dict[str, str]
-) -> Iterator[Trained]:
+) -> Iterator[TrainedRun]:
     """Trains runs side by side or, where that fails, one by one: one may diverge, or memory may be too small.
 
     Args:

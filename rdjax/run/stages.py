@@ -120,6 +120,6 @@ def stage_groups(run: Run, stage: Stage, teacher: Adapter) -> list[StageGroup]:
             groups.append(StageGroup(make_group(pairs, positions, loss.retain_weight), off_rule, run.start))
     if objective.has_teacher and loss.consistency_weight and not run.config.task.remove_rule:
         with_rule = [keep_rule(pair) for pair in run.train]
-        own = make_group(with_rule, positions, loss.consistency_weight, CONSISTENCY_SHARE)
-        groups.append(StageGroup(own, objective, teacher))
+        consistency = make_group(with_rule, positions, loss.consistency_weight, CONSISTENCY_SHARE)
+        groups.append(StageGroup(consistency, objective, teacher))
     return groups

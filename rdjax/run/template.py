@@ -44,11 +44,9 @@ def task_template(config: config_dict.ConfigDict, tokenizer: PreTrainedTokenizer
             if config[name]:
                 raise UserError(f"config.task.{name} = {config[name]!r} needs config.task.template = chat")
         return make_template(config.template, tokenizer)
-    if config.chat_template:
-        tokenizer.chat_template = read_chat_template(config.chat_template)
-    return make_template(
-        "chat", tokenizer, config.rule_place, read_arguments(config.template_args, "config.task.template_args")
-    )
+    arguments = read_arguments(config.template_args, "config.task.template_args")
+    source = read_chat_template(config.chat_template) if config.chat_template else ""
+    return make_template("chat", tokenizer, config.rule_place, arguments, source)
 
 
 def read_chat_template(chat_template: str) -> str:

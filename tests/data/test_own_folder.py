@@ -107,6 +107,10 @@ def test_k_beyond_the_rows_is_an_error(root):
         splits_of(root, k=4)
 
 
+def test_k_beyond_the_rows_counts_those_that_are_to_be_written(root):
+    assert len(task_of(root, k=99, inputs="written").splits["train"]) == 3
+
+
 def test_blank_lines_are_skipped_but_counted(root):
     (root / "train.jsonl").write_text('{"input": "a"}\n\n   \n{"input": "b"}\n')
     assert splits_of(root)["train"]["where"][:] == [f"{root / 'train.jsonl'}, line {line}" for line in (1, 4)]

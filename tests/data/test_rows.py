@@ -51,6 +51,11 @@ def test_what_is_not_understood_is_named(row, message):
         check_sample(row, "here")
 
 
+@pytest.mark.parametrize("empty", [None, [], {}])
+def test_an_empty_history_is_none(empty):
+    assert check_sample({"input": "x", "history": empty}, "t.jsonl, line 1")["history"] == ""
+
+
 def test_empty_fields_are_no_fields():
     row = {"input": "a", "output": "b", "system": "", "history": [], "tools": None}
     assert check_sample(row, "here")["output"] == "b"

@@ -65,11 +65,13 @@ def test_near_misses_are_halved_where_their_rule_names_none_to_train_on(root):
     for rule in ("polite", "brief"):
         write_rows(root / "rules" / rule / "near_misses.jsonl", ROWS)
     write_rows(root / "rules" / "brief" / "near_misses_train.jsonl", [{"input": "three"}])
-    splits = divide(task_of(root), 0.0, hold=True, seed=0).splits
+    splits = divide(task_of(root), 0.0, train_on_retained=True, seed=0).splits
     assert [len(splits[f"{rule}/near_misses"]) for rule in ("polite", "brief")] == [1, 2]
     assert set(splits["near_misses_train"]["rule"]) == {"Be polite.", "Be brief."}
     assert len(splits["near_misses_train"]) == 2 and "brief/near_misses_train" not in splits
-    assert not any(split.endswith("_train") for split in divide(task_of(root), 0.0, hold=False, seed=0).splits)
+    assert not any(
+        split.endswith("_train") for split in divide(task_of(root), 0.0, train_on_retained=False, seed=0).splits
+    )
 
 
 def test_wordings_of_a_rule_stay_with_it(root):

@@ -14,6 +14,7 @@ from rdjax.distillation.optimizer import rate_for_width, with_auto_rate
 from rdjax.distillation.progress import Progress, has_converged, keep_best
 from rdjax.distillation.stage import Trained
 from rdjax.errors import UserError
+from rdjax.storage.metrics import METRICS, MetricsLog, read_metrics, student_lines
 from tests.distillation.case import DISTILL, SHARED
 
 
@@ -84,6 +85,27 @@ def test_what_was_learnt_stays_where_no_rate_is_better(monkeypatch, tmp_path):
     assert found.adapter["rate"] == rate_for_width(160)
 
 
+@pytest.mark.parametrize("end", [0.95, float("nan")])
+def test_of_a_training_that_is_given_up_the_report_shows_nothing(monkeypatch, tmp_path, end):
+    """Its trial was better than the first training, but the training at the same rate was not, or diverged."""
+    usual = rate_for_width(160)
+
+    def run_stage(stage, model, members, config, folder):
+        log.write(stage.name, 0, {"valid_loss": 1.0})
+        if "_at_" in stage.name and math.isnan(end):
+            raise DivergedError("the loss is nan")
+        loss = end if "_at_" in stage.name else 0.5 if "_trial_" in stage.name else 0.93
+        return [Trained({"rate": config.optimizer.learning_rate}, loss, 1.0, usual)]
+
+    monkeypatch.setattr(search, "run_stage", run_stage)
+    log = MetricsLog(tmp_path)
+    one = dataclasses.replace(member(), log=log)
+    (found,) = search.train_stage(stage(), Model, [one], base.get_config(), tmp_path)
+    log.close()
+    assert found.adapter["rate"] == usual
+    assert [line["stage"] for line in student_lines(read_metrics(tmp_path / METRICS))] == ["student"]
+
+
 def test_members_that_fail_go_on_apart(monkeypatch, tmp_path):
     names = []
 
@@ -99,7 +121,7 @@ def test_members_that_fail_go_on_apart(monkeypatch, tmp_path):
 
 def test_a_loss_that_is_never_finite_is_an_error(monkeypatch, tmp_path):
     with_losses(monkeypatch, lambda rate: float("nan"))
-    with pytest.raises(UserError, match="and at lower rates too; set config"):
+    with pytest.raises(UserError, match=r"so at the rates .*; set config"):
         search.train_stage(stage(), Model, [member()], base.get_config(), tmp_path)
 
 

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from rdjax.errors import UserError
+from rdjax.evaluation import judges
 from rdjax.evaluation.judges import answer, exact_match, judges_of, make_judge, negative, positive, refusal
 
 REFUSED = (
@@ -122,6 +123,12 @@ def test_a_choice_that_is_not_understood_says_what_is(choice, message):
 def rows(*outputs: str) -> list[dict[str, str]]:
     """Returns rows of a task with these outputs."""
     return [{"input": f"question {number}", "output": output} for number, output in enumerate(outputs)]
+
+
+@pytest.mark.parametrize(("label", "metric"), [("NEGATIVE", "negative"), ("N", "label_n"), ("KL", "label_kl")])
+def test_the_label_of_a_classifier_takes_no_other_scores_place(label, metric, monkeypatch):
+    monkeypatch.setattr(judges, "_classifier", lambda path, label: None)
+    assert make_judge(f"classifier:{label}", "somewhere").metric == metric
 
 
 def test_a_judge_alone_is_for_training_and_tests_but_not_for_retain():
