@@ -92,7 +92,7 @@ def finish_runs(
 
 
 def group_name(run: Run) -> str:
-    """Returns the name of the runs that can train side by side: those with as many pairs of each kind, validated alike."""
+    """Returns a name for all runs that can train side by side: with as many pairs of each kind, validated alike."""
     retained = "".join(f"_{split}{len(pairs)}" for split, pairs in run.retained.items())
     return f"{len(run.train)}_{len(run.valid)}{retained}{'_gold' if run.valid_is_gold else ''}"
 
