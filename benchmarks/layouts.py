@@ -32,7 +32,7 @@ from benchmarks.problem import (
     write_figures,
 )
 from rdjax.distillation.step import init_state, train_step
-from rdjax.distillation.updates import place_update
+from rdjax.distillation.updates import put_update
 from rdjax.generation import decode
 from rdjax.generation.options import Decoding
 from rdjax.models.layers import generation_layout, stack_layers, unstack_layers
@@ -67,7 +67,7 @@ def step_runs(problem: Problem, members: int) -> dict[str, Run]:
     settings, optimizer = step_settings(problem), optax.adamw(1e-3)
     adapters_M = teachers_of(problem, members)
     loader, batches = load_batches(problem, members, batch_size=4, teacher_signals="host")
-    update = place_update([loader], [loader.fetch(batches[0])])
+    update = put_update([loader], [loader.fetch(batches[0])])
     seeds_M = jnp.zeros(members, jnp.uint32)
 
     def run(base: dict[str, Any]) -> Run:

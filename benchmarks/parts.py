@@ -29,7 +29,7 @@ from benchmarks.problem import (
 )
 from rdjax.distillation.step import evaluate_loss, init_state, loss_and_gradient, train_step
 from rdjax.distillation.teacher import make_teacher
-from rdjax.distillation.updates import place_update
+from rdjax.distillation.updates import put_update
 from rdjax.plan.flops import attention_flops
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     settings, optimizer = step_settings(problem, _REMAT.value), optax.adamw(1e-3)
     stacked, seeds_M = teachers_of(problem), jnp.zeros(1, jnp.uint32)
     loader, batches = load_batches(problem, batch_size=_BATCH.value, teacher_signals="host")
-    update = place_update([loader], [loader.fetch(batches[0])])
+    update = put_update([loader], [loader.fetch(batches[0])])
     batch = update[0].batch
     compute_signals = make_teacher(model, stacked, problem.spec.scale, loader.prefix_MC("teacher"))
     forward = functools.partial(evaluate_loss, settings=settings)

@@ -37,7 +37,7 @@ from configs import base
 from rdjax.config import DEFAULT_HIDDEN_WEIGHT
 from rdjax.distillation.step import init_state, train_step
 from rdjax.distillation.teacher import make_teacher
-from rdjax.distillation.updates import place_update
+from rdjax.distillation.updates import put_update
 from rdjax.generation.decode import generate
 from rdjax.generation.options import Decoding
 from rdjax.models.load import load_model, resolve_folder
@@ -75,7 +75,7 @@ def our_work(problem: Problem) -> dict[str, Callable[[], Any]]:
     stacked, seeds_M = teachers_of(problem), jnp.zeros(1, jnp.uint32)
     learnt = dataclasses.replace(problem, pairs=problem.pairs[: _BATCH.value])
     loader, batches = load_batches(learnt, batch_size=_BATCH.value, teacher_signals="host")
-    update = place_update([loader], [loader.fetch(batches[0])])
+    update = put_update([loader], [loader.fetch(batches[0])])
     compute_signals = make_teacher(model, stacked, problem.spec.scale, loader.prefix_MC("teacher"))
     step = functools.partial(train_step, settings=settings, optimizer=optimizer)
     prompts = [pair.prompts.student_ids for pair in problem.pairs[: _PROMPTS.value]]

@@ -27,7 +27,7 @@ from benchmarks.problem import (
 from rdjax.data import prefix
 from rdjax.distillation.step import init_state, train_step
 from rdjax.distillation.teacher import make_teacher
-from rdjax.distillation.updates import GroupLoader, place_update
+from rdjax.distillation.updates import GroupLoader, put_update
 
 _SHAPE = flags.DEFINE_enum("shape", "20m", list(SHAPES), "Of the random Llama.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Pairs an update.")
@@ -55,7 +55,7 @@ def measure(**sizes: int) -> tuple[float, float, float, float]:
     reused, batches = load_batches(problem, batch_size=_BATCH.value, teacher_signals="online")
     with mock.patch.object(prefix, "SHORTEST_PREFIX", 10**9):
         plain, _ = load_batches(problem, batch_size=_BATCH.value, teacher_signals="online")
-    update = place_update([reused], [reused.fetch(batches[0])])
+    update = put_update([reused], [reused.fetch(batches[0])])
     optimizer = optax.adamw(1e-3)
     step = functools.partial(train_step, settings=step_settings(problem), optimizer=optimizer)
     given = model.base, update, jnp.zeros(1, jnp.uint32)

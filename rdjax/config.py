@@ -14,7 +14,7 @@ DISTILLED = ("rule_distill_base", "rule_distill_enhanced")  # the methods that h
 METHODS = (*DISTILLED, "inst_tune_without_rule", "inst_tune_with_rule")
 ROUND = "practice_"  # what the names of the stages of practice begin with
 SYSTEMS = ("base", "base_with_rule", "student", "student_with_rule", "enhanced_with_rule")
-SIGNAL_PLACES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
+SIGNAL_STORES = ("device", "host", "disk")  # of cached teacher signals, the fastest first
 # The projections of attention, of gated delta nets (Qwen 3.5), and of the MLP.
 TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -44,7 +44,7 @@ CHOICES = {
     "loss.variant": ("ours", "published"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "train.valid_loss": ("training", "gold"),
-    "train.teacher_signals": ("cached", "online", *SIGNAL_PLACES),
+    "train.teacher_signals": ("cached", "online", *SIGNAL_STORES),
 }
 
 SEVERAL_CHOICES = {

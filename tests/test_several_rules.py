@@ -13,7 +13,7 @@ from rdjax import train, train_each
 from rdjax.distillation.job import load_signals, make_job
 from rdjax.distillation.progress import stack_adapters
 from rdjax.distillation.step import evaluate_loss, init_state
-from rdjax.distillation.updates import place_update
+from rdjax.distillation.updates import put_update
 from rdjax.errors import UserError
 from rdjax.run.distil import run_experiment
 from rdjax.run.prepare import prepare
@@ -109,7 +109,7 @@ def losses_of(config, workdir) -> dict[str, np.ndarray]:
     job = make_job(stage, run.model, members, config, workdir / "checkpoints")
     state = init_state(stack_adapters([run.start]), job.optimizer)
     job = load_signals(job, state, workdir / "signals")
-    update = place_update(
+    update = put_update(
         job.loaders, [loader.fetch(numbers) for loader, numbers in zip(job.loaders, job.updates[0], strict=True)]
     )
     settings = job.step.keywords["settings"]

@@ -15,7 +15,7 @@ class DivergedError(UserError):
     """Reports that training met numbers that are not finite."""
 
 
-class Place(NamedTuple):
+class StageLabel(NamedTuple):
     """Says where numbers come from: the stage, the seeds of its members, and the folder of its checkpoints."""
 
     stage: str
@@ -24,7 +24,12 @@ class Place(NamedTuple):
 
 
 def check_skipped(
-    place: Place, skipped_M: Sequence[int], in_row_M: Sequence[int], losses: Sequence[float], updates: int, last: bool
+    label: StageLabel,
+    skipped_M: Sequence[int],
+    in_row_M: Sequence[int],
+    losses: Sequence[float],
+    updates: int,
+    last: bool,
 ) -> list[dict[str, float]]:
     """Counts the updates that were skipped, and prints their number, where there are any.
 
@@ -40,24 +45,24 @@ def check_skipped(
     Raises:
       DivergedError: many in a row, or the last one of all, were skipped.
     """
-    for seed, skipped, in_row, loss in zip(place.seeds, skipped_M, in_row_M, losses, strict=True):
+    for seed, skipped, in_row, loss in zip(label.seeds, skipped_M, in_row_M, losses, strict=True):
         if in_row >= MOST_SKIPPED or (last and in_row):
             raise DivergedError(
-                f"{place.stage}, seed {seed}: the last {in_row} updates up to update {updates} were not finite "
-                f"(loss {loss}); {LOWER_RATE}{_kept_state(place)}"
+                f"{label.stage}, seed {seed}: the last {in_row} updates up to update {updates} were not finite "
+                f"(loss {loss}); {LOWER_RATE}{_kept_state(label)}"
             )
         if skipped:
-            print(f"{place.stage}, seed {seed}: {skipped} updates skipped so far, which were not finite")
+            print(f"{label.stage}, seed {seed}: {skipped} updates skipped so far, which were not finite")
     return [{"skipped": float(skipped)} if skipped else {} for skipped in skipped_M]
 
 
-def check_losses(place: Place, losses: Sequence[float], when: str) -> None:
+def check_losses(label: StageLabel, losses: Sequence[float], when: str) -> None:
     """Raises `DivergedError` where a member's validation loss is not finite."""
-    for seed, loss in zip(place.seeds, losses, strict=True):
+    for seed, loss in zip(label.seeds, losses, strict=True):
         if not math.isfinite(loss):
-            raise DivergedError(f"{place.stage}, seed {seed}: the validation loss is {loss} {when}{_kept_state(place)}")
+            raise DivergedError(f"{label.stage}, seed {seed}: the validation loss is {loss} {when}{_kept_state(label)}")
 
 
-def _kept_state(place: Place) -> str:
+def _kept_state(label: StageLabel) -> str:
     """Tells the folder of the last checkpoints, whose numbers are finite, if there are any."""
-    return f"; the state before is kept in {place.folder}" if any(place.folder.glob("[0-9]*")) else ""
+    return f"; the state before is kept in {label.folder}" if any(label.folder.glob("[0-9]*")) else ""

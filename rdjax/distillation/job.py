@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from rdjax.data.groups import PairGroup
 from rdjax.data.positions import LossPositions
-from rdjax.distillation.finite import Place
+from rdjax.distillation.finite import StageLabel
 from rdjax.distillation.objective import Objective
 from rdjax.distillation.optimizer import make_optimizer
 from rdjax.distillation.programs import Program, compiling
@@ -124,9 +124,9 @@ class Job:
         return np.array([member.seed for member in self.members], np.uint32)
 
     @property
-    def place(self) -> Place:
+    def label(self) -> StageLabel:
         """Returns what messages about the stage's numbers name."""
-        return Place(self.stage.name, [member.seed for member in self.members], self.folder)
+        return StageLabel(self.stage.name, [member.seed for member in self.members], self.folder)
 
 
 def plan_updates(members: Sequence[Member], train: config_dict.ConfigDict) -> tuple[list[UpdateNumbers], int]:

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from rdjax.config import SIGNAL_PLACES
+from rdjax.config import SIGNAL_STORES
 from rdjax.data.batches import Batch, indices_in_rows, stack_members
 from rdjax.data.positions import Offsets
 from rdjax.data.shapes import round_up
@@ -44,11 +44,11 @@ class SignalSource(NamedTuple):
 
     Attributes:
       fetch: (pair numbers, their batch in host memory) -> what host memory has of their signals; numpy alone.
-      place: (what was fetched, the batch on the mesh) -> the signals on the mesh.
+      put: (what was fetched, the batch on the mesh) -> the signals on the mesh.
     """
 
     fetch: Callable[[PairNumbers, Batch], Any]
-    place: Callable[[Any, Batch], Signals]
+    put: Callable[[Any, Batch], Signals]
 
 
 class CachedSignals(NamedTuple):
@@ -92,8 +92,8 @@ def signal_bytes(model: LanguageModel, offsets_M: Sequence[Offsets]) -> int:
     return int(states) * model.config.width * model.base["embed_tokens"].dtype.itemsize
 
 
-def choose_place(size: int, mesh: Mesh) -> str:
-    """Chooses the fastest of `SIGNAL_PLACES` that has room for `size` bytes in all processes.
+def choose_store(size: int, mesh: Mesh) -> str:
+    """Chooses the fastest of `SIGNAL_STORES` that has room for `size` bytes in all processes.
 
     Devices divide the signals among them; each host has all of them.
     """
@@ -104,7 +104,7 @@ def choose_place(size: int, mesh: Mesh) -> str:
     host = HOST_SHARE * _free_host_memory()
     # Signals for devices are in host memory first, and there once more in the order of the devices.
     limits = min(devices, host / 2), host, math.inf
-    return SIGNAL_PLACES[max_over_processes(next(number for number, limit in enumerate(limits) if size < limit))]
+    return SIGNAL_STORES[max_over_processes(next(number for number, limit in enumerate(limits) if size < limit))]
 
 
 def _free_host_memory() -> float:
@@ -131,7 +131,7 @@ def cached_signals(
     model: LanguageModel,
     offsets_M: Sequence[Offsets],
     computed: Iterable[tuple[Batch, Signals]],
-    place: str,
+    store: str,
     folder: pathlib.Path,
 ) -> SignalSource:
     """Computes the signals of every pair once and caches them.
@@ -140,10 +140,10 @@ def cached_signals(
       offsets_M: of each member's pairs.
       computed: all pairs in order, in batches on the mesh with their signals; not iterated where the cache is on disk
         already.
-      place: one of `SIGNAL_PLACES`.
+      store: one of `SIGNAL_STORES`.
       folder: of a cache on disk; its name contains `signals_fingerprint`.
     """
-    on_disk, complete = place == "disk", folder / "complete"
+    on_disk, complete = store == "disk", folder / "complete"
     exists = on_disk and true_everywhere(complete.exists() and not _damage(folder))
     if on_disk and not exists:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def cached_signals(
                 array.flush()
             write_sums(folder, sorted(path.name for path in folder.glob("*-*")))
             complete.touch()
-    return (_device_source if place == "device" else _host_source)(model, cache_M, offsets_M)
+    return (_device_source if store == "device" else _host_source)(model, cache_M, offsets_M)
 
 
 def _damage(folder: pathlib.Path) -> bool:

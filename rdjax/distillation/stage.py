@@ -24,7 +24,7 @@ from rdjax.distillation.progress import (
     save_progress,
     take_member,
 )
-from rdjax.distillation.updates import fetch_updates, place_update
+from rdjax.distillation.updates import fetch_updates, put_update
 from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import deferred_signals, end_with, to_host
@@ -102,7 +102,7 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
     with deferred_signals() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar, profile:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
             previous = metrics
-            update = place_update(job.loaders, fetched)
+            update = put_update(job.loaders, fetched)
             profile.before(done)
             state, metrics = job.step(reached.state, job.model.base, update, job.seeds_M)
             # The metrics of the step before: the device never waits for the log.
@@ -134,7 +134,7 @@ def validate_start(job: Job, reached: Progress) -> Progress:
     validation, by which training at an automatic rate is judged, is not logged as if it were one.
     """
     losses = validate(job, reached.state.adapter)
-    check_losses(job.place, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
+    check_losses(job.label, losses, "before the first update: the model's own outputs are not finite (NaN or infinity)")
     reached = reached._replace(start_losses=losses)
     if job.config.train.epochs:
         return reached
@@ -154,13 +154,13 @@ def end_interval(job: Job, reached: Progress, metrics: dict[str, jax.Array], num
     scalars_M = metrics_by_member(metrics, len(job.members))
     skipped_M, in_row_M = to_host((reached.state.skipped, reached.state.in_row))
     losses, last = [scalars["loss"] for scalars in scalars_M], reached.updates == len(job.updates)
-    counts = check_skipped(job.place, skipped_M, in_row_M, losses, reached.updates, last)
+    counts = check_skipped(job.label, skipped_M, in_row_M, losses, reached.updates, last)
     scalars_M = [{**scalars, **count} for scalars, count in zip(scalars_M, counts, strict=True)]
     if not job.valid_loader:
         reached = reached._replace(best=copy_adapters(reached.state.adapter))
     elif is_due(settings.valid_every, number, last):
         losses = validate(job, reached.state.adapter)
-        check_losses(job.place, losses, f"after update {reached.updates}; {LOWER_RATE}")
+        check_losses(job.label, losses, f"after update {reached.updates}; {LOWER_RATE}")
         before = (reached.updates - 1) // job.interval * job.interval
         reached = keep_best(reached, losses, settings, before)
         for scalars, loss in zip(scalars_M, losses, strict=True):
@@ -181,7 +181,7 @@ def validate(job: Job, adapters_M: Adapter) -> list[float]:
     for numbers, shares_M2 in zip(job.valid_batches, totals / totals.sum(axis=0), strict=True):
         fetched = loader.fetch(numbers)
         fetched = fetched._replace(batch=with_shares(fetched.batch, shares_M2))
-        losses_M += np.asarray(job.evaluate(adapters_M, job.model.base, place_update([loader], [fetched])))
+        losses_M += np.asarray(job.evaluate(adapters_M, job.model.base, put_update([loader], [fetched])))
     return losses_M.tolist()
 
 

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from rdjax.distillation.job import Member, Stage, load_signals, make_job
 from rdjax.distillation.progress import initial_progress
-from rdjax.distillation.updates import fetch_updates, place_update
+from rdjax.distillation.updates import fetch_updates, put_update
 from rdjax.models.load import LanguageModel
 
 TIMED = 4  # updates, after the first one, which also compiles
@@ -50,7 +50,7 @@ def try_updates(
     job = load_signals(job, reached.state, folder)
     times, state = [time.monotonic()], reached.state
     for fetched in fetch_updates(job.loaders, job.updates[: TIMED + 1]):
-        state, metrics = job.step(state, model.base, place_update(job.loaders, fetched), job.seeds_M)
+        state, metrics = job.step(state, model.base, put_update(job.loaders, fetched), job.seeds_M)
         jax.block_until_ready(metrics)
         times.append(time.monotonic())
     seconds = [after - before for before, after in itertools.pairwise(times)]

@@ -23,7 +23,7 @@ from rdjax.distillation.signals import (
     SignalSource,
     abstract_signals,
     cached_signals,
-    choose_place,
+    choose_store,
     online_signals,
     signal_bytes,
     signals_fingerprint,
@@ -125,14 +125,14 @@ class GroupLoader:
         batch = self.host_batch(numbers)
         return Fetched(batch, None if self.source is None else self.source.fetch(numbers, batch))
 
-    def place(self, fetched: Fetched) -> GroupUpdate:
+    def put(self, fetched: Fetched) -> GroupUpdate:
         """Puts what was fetched on the mesh."""
         batch = put(fetched.batch, rows_sharding(self.model.mesh, leading=2))
-        signals = None if self.source is None else self.source.place(fetched.signals, batch)
+        signals = None if self.source is None else self.source.put(fetched.signals, batch)
         return GroupUpdate(batch, signals, self.trained_prefix_MC)
 
     def abstract(self, numbers: PairNumbers) -> GroupUpdate:
-        """Returns the shapes and shardings of what `place` returns, before there are signals."""
+        """Returns the shapes and shardings of what `put` returns, before there are signals."""
         batch = abstract_like(self.host_batch(numbers), rows_sharding(self.model.mesh, leading=2))
         signals = abstract_signals(self.model, batch) if self.objective.has_teacher else None
         tokens = self.prefix_tokens(self.objective.trained)
@@ -213,12 +213,12 @@ def with_signals(
     if fingerprint not in known:
         offsets_M = [position_offsets(pairs, positions) for pairs in pairs_M]
         size = signal_bytes(model, offsets_M)
-        place = choose_place(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
+        store = choose_store(size, model.mesh) if train.teacher_signals == "cached" else train.teacher_signals
         rules = f" of {len(parts)} rules, each of which is read once" if len(parts) > 1 else ""
-        print(f"teacher signals of {len(order)} pairs{rules}: {size / 2**20:.1f} MiB, cached on the {place}")
+        print(f"teacher signals of {len(order)} pairs{rules}: {size / 2**20:.1f} MiB, cached on the {store}")
         computed = compute_in_parts([part for _, part in parts], teachers_M, scale, train.batch_size)
         folder = folder / fingerprint[:16] / f"process-{jax.process_index()}"
-        known[fingerprint] = cached_signals(model, offsets_M, computed, place, folder)
+        known[fingerprint] = cached_signals(model, offsets_M, computed, store, folder)
     return dataclasses.replace(loader, source=in_order(known[fingerprint], order))
 
 
@@ -263,12 +263,12 @@ def compute_in_parts(
 
 def in_order(source: SignalSource, order: Sequence[int]) -> SignalSource:
     """Returns a source by the pairs' own numbers of one whose pairs are in this order."""
-    places = {number: place for place, number in enumerate(order)}
+    cached_number = {number: at for at, number in enumerate(order)}
 
     def fetch(numbers: PairNumbers, batch: Batch) -> Any:
-        return source.fetch([[places[number] for number in own] for own in numbers], batch)
+        return source.fetch([[cached_number[number] for number in own] for own in numbers], batch)
 
-    return SignalSource(fetch, source.place)
+    return SignalSource(fetch, source.put)
 
 
 def sequential_batches(count: int, batch_size: int, members: int) -> list[PairNumbers]:
@@ -313,9 +313,9 @@ def fetch_updates(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumber
     return fetch_ahead(fetch, updates)
 
 
-def place_update(loaders: Sequence[GroupLoader], fetched: Sequence[Fetched]) -> Update:
+def put_update(loaders: Sequence[GroupLoader], fetched: Sequence[Fetched]) -> Update:
     """Puts a fetched update on the mesh."""
-    return tuple(loader.place(group) for loader, group in zip(loaders, fetched, strict=True))
+    return tuple(loader.put(group) for loader, group in zip(loaders, fetched, strict=True))
 
 
 def abstract_updates(loaders: Sequence[GroupLoader], updates: Sequence[UpdateNumbers]) -> list[Update]:

@@ -20,7 +20,7 @@ from rdjax.distillation.job import Member, Stage, load_signals, make_job
 from rdjax.distillation.progress import stack_adapters
 from rdjax.distillation.stage import run_stage, validate
 from rdjax.distillation.step import evaluate_loss, init_state, loss_and_gradient, train_step
-from rdjax.distillation.updates import make_loader, place_update, with_signals
+from rdjax.distillation.updates import make_loader, put_update, with_signals
 from rdjax.models.sharding import param_shardings
 from rdjax.models.weights import abstract_params
 from rdjax.parallel.mesh import make_mesh, replicated
@@ -90,7 +90,7 @@ class Problem:
             loader = make_loader(groups_M, [numbers], SHARED, objective, self.model, self.config.train)
             self.loaders.append(with_signals(loader, teachers_M, SPEC.scale, self.config.train, folder, {}))
         fetched = [loader.fetch(own) for loader, own in zip(self.loaders, self.numbers, strict=True)]
-        self.update = place_update(self.loaders, fetched)
+        self.update = put_update(self.loaders, fetched)
 
     def on_mesh(self, adapters):
         return jax.device_put(jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters), replicated(self.mesh))

@@ -9,7 +9,7 @@ import pytest
 from rdjax.data.batches import as_update, collate
 from rdjax.data.prefix import NO_PREFIX
 from rdjax.data.shapes import batch_shape
-from rdjax.distillation.finite import MOST_SKIPPED, DivergedError, Place, check_losses, check_skipped
+from rdjax.distillation.finite import MOST_SKIPPED, DivergedError, StageLabel, check_losses, check_skipped
 from rdjax.distillation.step import GroupUpdate, init_state, train_step
 from tests.distillation.case import OBJECTIVES, OURS, make_case, random_adapter, random_pairs, settings_of
 
@@ -52,7 +52,7 @@ def test_a_bad_update_is_skipped_and_the_next_one_goes_on(bad):
 
 def checked(skipped: int, in_row: int, updates: int = 10, folder=None) -> dict[str, float]:
     """Checks a member's skipped updates, of 20."""
-    (more,) = check_skipped(Place("student", [3], folder), [skipped], [in_row], [0.5], updates, last=updates == 20)
+    (more,) = check_skipped(StageLabel("student", [3], folder), [skipped], [in_row], [0.5], updates, last=updates == 20)
     return more
 
 
@@ -71,7 +71,7 @@ def test_many_in_a_row_or_the_last_one_end_the_stage(tmp_path, in_row, updates):
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_stage(tmp_path):
-    place = Place("student", [3], tmp_path)
-    check_losses(place, [0.5], "now")
+    label = StageLabel("student", [3], tmp_path)
+    check_losses(label, [0.5], "now")
     with pytest.raises(DivergedError, match="student, seed 3: the validation loss is nan now"):
-        check_losses(place, [float("nan")], "now")
+        check_losses(label, [float("nan")], "now")

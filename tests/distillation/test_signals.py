@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from rdjax.config import SIGNAL_PLACES
+from rdjax.config import SIGNAL_STORES
 from rdjax.data.batches import as_update, collate
 from rdjax.data.positions import position_offsets
 from rdjax.data.prefix import NO_PREFIX
@@ -17,7 +17,7 @@ from rdjax.data.shapes import batch_shape
 from rdjax.distillation import signals as signals_module
 from rdjax.distillation.signals import (
     cached_signals,
-    choose_place,
+    choose_store,
     online_signals,
     signal_bytes,
     signals_fingerprint,
@@ -60,7 +60,7 @@ class Problem:
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
 
-    def cached(self, place, folder):
+    def cached(self, store, folder):
         in_order = [[list(range(start, min(start + BATCH, COUNT)))] * 2 for start in range(0, COUNT, BATCH)]
 
         def ask():
@@ -69,20 +69,20 @@ class Problem:
                 self.asked.append(batch)
                 yield batch, self.ask(batch)
 
-        return cached_signals(self.model, self.offsets_M, ask(), place, folder)
+        return cached_signals(self.model, self.offsets_M, ask(), store, folder)
 
 
-@pytest.mark.parametrize("place", SIGNAL_PLACES)
+@pytest.mark.parametrize("store", SIGNAL_STORES)
 @pytest.mark.parametrize(("slots", "dtype"), [(SHARED, "float32"), (PUBLISHED, "float32"), (SHARED, "bfloat16")])
-def test_cached_signals_equal_online_ones(slots, dtype, place, tmp_path):
+def test_cached_signals_equal_online_ones(slots, dtype, store, tmp_path):
     problem = Problem(slots, dtype)
-    cached = problem.cached(place, tmp_path / "kept")
+    cached = problem.cached(store, tmp_path / "kept")
     assert len(problem.asked) == 3, "every pair once"
     tolerance = 1e-5 if dtype == "float32" else 0.05  # of other shapes, and so of other roundings
     numbers = [[4, 0, 2], [1, 3, 3]]
     batch = problem.batch(numbers)
     online = online_signals(problem.ask, problem.model.mesh)
-    ours, theirs = (source.place(source.fetch(numbers, batch), batch) for source in (cached, online))
+    ours, theirs = (source.put(source.fetch(numbers, batch), batch) for source in (cached, online))
     # Padding shows whatever there is: nobody reads it.
     real = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
     assert_close(*((side.inputs_LBQD * real[0], side.final_BPD * real[1]) for side in (ours, theirs)), tolerance)
@@ -118,17 +118,17 @@ def test_the_fingerprint_follows_from_all_that_the_signals_follow_from():
     assert len({same, *changed}) == 6
 
 
-def test_the_place_follows_from_the_size(monkeypatch, tmp_path):
+def test_the_store_follows_from_the_size(monkeypatch, tmp_path):
     problem = Problem(SHARED)
     slots = sum(int(each.aligned[-1]) * 2 + int(each.predictions[-1]) for each in problem.offsets_M)
     assert signal_bytes(problem.model, problem.offsets_M) == slots * 32 * 4
     told = tmp_path / "meminfo"
     told.write_text("MemFree: 1 kB\nMemAvailable:    4000 kB\n")
     monkeypatch.setattr(signals_module, "MEMORY", told)
-    assert choose_place(2_000_000, MESH) == "host"
-    assert choose_place(2_100_000, MESH) == "disk"
+    assert choose_store(2_000_000, MESH) == "host"
+    assert choose_store(2_100_000, MESH) == "disk"
     monkeypatch.setattr(signals_module, "MEMORY", tmp_path / "none")
-    assert choose_place(10**15, MESH) == "host"
+    assert choose_store(10**15, MESH) == "host"
 
     def gpu(limit):
         stats = {"bytes_limit": limit, "bytes_in_use": 1000}
@@ -136,5 +136,5 @@ def test_the_place_follows_from_the_size(monkeypatch, tmp_path):
 
     monkeypatch.setattr(signals_module.jax, "local_devices", lambda: gpu(9000))
     monkeypatch.setattr(signals_module, "MEMORY", told)
-    assert choose_place(1999, MESH) == "device"
-    assert choose_place(2000, MESH) == "host"
+    assert choose_store(1999, MESH) == "device"
+    assert choose_store(2000, MESH) == "host"

@@ -24,8 +24,8 @@ from rdjax.distillation.updates import (
     fetch_updates,
     make_loader,
     parts_by_rule,
-    place_update,
     plan_epoch,
+    put_update,
     sequential_batches,
     with_signals,
 )
@@ -116,7 +116,7 @@ def test_groups_whose_teachers_read_the_same_share_their_signals(capsys):
     loaders = [load(pairs, known), load([keep_rule(pair) for pair in pairs], known)]
     assert capsys.readouterr().out.count("teacher signals of") == len(known) == 1
     loaders.append(load([keep_rule(pair) for pair in pairs], {}))
-    _, shared, alone = (loader.place(loader.fetch(batches[0])) for loader in loaders)
+    _, shared, alone = (loader.put(loader.fetch(batches[0])) for loader in loaders)
     jax.tree.map(np.testing.assert_array_equal, shared, alone)
     load([dataclasses.replace(pair, response_ids=pair.response_ids[:1]) for pair in pairs], known)
     assert len(known) == 2
@@ -192,7 +192,7 @@ def test_each_of_several_rules_is_read_once(place, tmp_path):
     assert [part.prefix_length("teacher") for _, part in parts] == [40, 40]
     assert [part.prefixes_M[0].teacher[3] for _, part in parts] == [10, 60]
     for numbers in ([[4, 1, 0, 5]], [[3, 2]]):
-        ours, theirs = (each.place(each.fetch(numbers)).signals for each in (loader, expected))
+        ours, theirs = (each.put(each.fetch(numbers)).signals for each in (loader, expected))
         batch = loader.host_batch(numbers)
         for left, right, weight in zip(ours, theirs, (batch.hidden_weight_BQ, batch.weight_BP), strict=True):
             left, right = (np.moveaxis(each, 2, 4) if each.ndim == 6 else np.asarray(each) for each in (left, right))
@@ -230,7 +230,7 @@ def test_signals_are_the_same_wherever_they_come_from(place, tmp_path):
     expected = make(pairs, teacher_signals="online")
     loader = make(pairs, teacher_signals=place, folder=tmp_path)
     numbers = [[5, 0, 3]]
-    ours, theirs = (each.place(each.fetch(numbers)).signals for each in (loader, expected))
+    ours, theirs = (each.put(each.fetch(numbers)).signals for each in (loader, expected))
     batch = loader.host_batch(numbers)
     aligned, predict = (batch.hidden_weight_BQ > 0)[:, :, None, :, :, None], (batch.weight_BP > 0)[..., None]
     np.testing.assert_allclose(ours.inputs_LBQD * aligned, theirs.inputs_LBQD * aligned, atol=1e-5)
@@ -253,14 +253,14 @@ def test_abstract_updates_have_the_shapes_and_shardings_of_real_ones(place, mesh
     abstract = abstract_updates([loader], [[numbers] for numbers in batches * 3])
     assert len(abstract) == 2
     for numbers, expected in zip(batches, abstract, strict=True):
-        update = place_update([loader], [loader.fetch(numbers)])
+        update = put_update([loader], [loader.fetch(numbers)])
         assert jax.tree.map(description, update) == jax.tree.map(description, expected)
 
 
 def test_tuning_has_no_signals():
     loader = make(random_pairs(), objective=TUNE_WITH_RULE)
     assert loader.abstract([[0, 1, 2, 3]]).signals is None
-    assert loader.place(loader.fetch([[0, 1, 2, 3]])).signals is None
+    assert loader.put(loader.fetch([[0, 1, 2, 3]])).signals is None
 
 
 def test_updates_are_fetched_ahead_in_order_and_errors_are_raised():

@@ -17,7 +17,7 @@ from rdjax.data.groups import make_group
 from rdjax.distillation.optimizer import make_optimizer, with_auto_rate
 from rdjax.distillation.step import StepSettings, init_state, train_step
 from rdjax.distillation.teacher import teacher_prefixes, teacher_signals
-from rdjax.distillation.updates import make_loader, place_update, sequential_batches, with_signals
+from rdjax.distillation.updates import make_loader, put_update, sequential_batches, with_signals
 from rdjax.errors import UserError
 from rdjax.models.load import load_model
 from rdjax.models.lora import LoraSpec, init_adapter
@@ -190,7 +190,7 @@ def test_the_programs_are_those_of_a_run(tmp_path, mesh, accumulation):
     group = make_group(programs.planned_pairs(config), stage.positions)
     loader = make_loader([group], numbers, stage.positions, stage.objective, model, train)
     loader = with_signals(loader, adapters_M, spec.scale, train, tmp_path / "signals", {})
-    update = place_update([loader], [loader.fetch(numbers[0])])
+    update = put_update([loader], [loader.fetch(numbers[0])])
     optimizer = make_optimizer(with_auto_rate(config, model.config.width).optimizer, config.train.updates)
     step = train_step.lower(
         jax.device_put(init_state(adapters_M, optimizer), whole),
