@@ -29,7 +29,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.processes import deferred_signals, end_with, to_host
 from rdjax.storage.checkpoint import Checkpoints
-from rdjax.storage.metrics import progress, show
+from rdjax.storage.metrics import advance, progress_bar
 
 
 class Trained(NamedTuple):
@@ -99,14 +99,14 @@ def train(job: Job, reached: Progress, checkpoints: Checkpoints) -> Progress:
         reached = validate_start(job, reached)
     profile = Profile(job.members[0].log.path.parent / "profile", job.config.log.profile)
     upcoming = fetch_updates(job.loaders, job.updates[reached.updates :])
-    with deferred_signals() as asked_to_stop, progress(steps, reached.updates, job.stage.name) as bar, profile:
+    with deferred_signals() as asked_to_stop, progress_bar(steps, reached.updates, job.stage.name) as bar, profile:
         for done, fetched in enumerate(upcoming, start=reached.updates + 1):
             previous = metrics
             update = put_update(job.loaders, fetched)
             profile.before(done)
             state, metrics = job.step(reached.state, job.model.base, update, job.seeds_M)
             # The metrics of the step before: the device never waits for the log.
-            show(bar, previous)
+            advance(bar, previous)
             reached, stop = reached._replace(state=state, updates=done), asked_to_stop()
             number, rest = divmod(done, job.interval)
             at_end, converged = rest == 0 or done == steps, False

@@ -27,7 +27,7 @@ from rdjax.models.load import LanguageModel
 from rdjax.models.lora import Adapter
 from rdjax.parallel.mesh import row_multiple
 from rdjax.parallel.processes import exists_on_first
-from rdjax.storage.metrics import progress
+from rdjax.storage.metrics import progress_bar
 from rdjax.storage.records import Prediction, check_inputs, read_records, write_records
 
 
@@ -137,7 +137,7 @@ def _divergences(
         "base": {name: system for name, system in systems.items() if not system.with_rule},
     }
     found: dict[str, dict[str, dict[str, Divergence]]] = {"base_with_rule": {}, "base": {}}
-    with progress(sum(map(len, pairs.values())), 0, "comparing predictions", "row") as bar:
+    with progress_bar(sum(map(len, pairs.values())), 0, "comparing predictions", "row") as bar:
         for name, split in needed:
             own = pairs[name, split]
             found[name][split] = divergence(model, references[name], compared[name], own, shapes[name, split], options)

@@ -22,7 +22,7 @@ from rdjax.rulebook.model import decoder_config, forward, init_model, write_mode
 from rdjax.rulebook.probes import probe
 from rdjax.rulebook.tokenizer import build_tokenizer
 from rdjax.storage.checkpoint import Checkpoints
-from rdjax.storage.metrics import MetricsLog, progress, show
+from rdjax.storage.metrics import MetricsLog, advance, progress_bar
 from rdjax.storage.workdir import check_workdir, open_workdir
 
 TOKENIZER_DOCUMENTS = 4000
@@ -106,11 +106,11 @@ def train(config: config_dict.ConfigDict, workdir: pathlib.Path) -> pathlib.Path
     log.truncate("rulebook", start)
     began, steps = time.monotonic() - seconds, config.train.steps
     batches = fetch_ahead(functools.partial(make_batch, config, setup.tokenizer), range(start, steps))
-    with progress(steps, start, "rulebook") as bar:
+    with progress_bar(steps, start, "rulebook") as bar:
         for done, batch in enumerate(batches, start=start + 1):
             params, moments, loss = train_step(setup.graph, setup.optimizer, **state, batch=batch)
             state = {"params": params, "moments": moments}
-            show(bar, {"loss": loss})
+            advance(bar, {"loss": loss})
             if is_due(config.train.probe_every, done, done == steps):
                 scalars = {"loss": float(loss), **probe(setup.graph, params, config, setup.tokenizer)}
                 log.write("rulebook", done, {**scalars, "seconds": time.monotonic() - began})

@@ -16,8 +16,8 @@ from rdjax.evaluation.divergence import GAP_NEAR_ZERO
 from rdjax.generation.inputs import Rejected, Writer, can_write, write_inputs
 from rdjax.parallel.processes import exists_on_first
 from rdjax.run.experiment import Experiment
-from rdjax.run.rule_effect import OFF_RULE, Written, divide_by_effect, effect_limit, rule_effects
-from rdjax.storage.metrics import progress
+from rdjax.run.rule_effect import OFF_RULE, MeasuredInputs, divide_by_effect, effect_limit, rule_effects
+from rdjax.storage.metrics import progress_bar
 from rdjax.storage.records import Effects, Input, read_record, read_records, write_record, write_records
 
 LEAST_INPUTS = 8
@@ -43,12 +43,14 @@ def written_task(experiment: Experiment) -> RuleTask:
     taken = [row["input"] for part in splits.values() for row in part]
     writer = InputWriter(experiment, wordings)
     if task.wordings:
-        with_rule = writer.on_rule([row["input"] for row in own], taken)
+        with_rule = writer.write_on_rule([row["input"] for row in own], taken)
     else:
-        with_rule = writer.measured(evenly(own, config.task.written.off_rule), "own")
+        with_rule = writer.measure(evenly(own, config.task.written.off_rule), "own")
         if effect_limit(with_rule.effects) / OFF_RULE < GAP_NEAR_ZERO:
             return task  # the run will warn that there is nothing to distil
-    without = writer.off_rule([*taken, *with_rule.texts]) if needs_off_rule(experiment) else Written([], [])
+    without = (
+        writer.write_off_rule([*taken, *with_rule.texts]) if needs_off_rule(experiment) else MeasuredInputs([], [])
+    )
     on_rule, off_rule, note = divide_by_effect(with_rule, without, are_own=not task.wordings)
     if task.wordings:
         if len(on_rule) < LEAST_INPUTS:
@@ -56,9 +58,9 @@ def written_task(experiment: Experiment) -> RuleTask:
                 f"config.task.inputs = written: the rule changes the answers to only {len(on_rule)} of the inputs that "
                 f"the model wrote ({writer.folder}); give {LEAST_INPUTS} or more that it is about in train.jsonl"
             )
-        splits |= spread(writer.rows(on_rule, "on_rule.jsonl"), splits, config.task.k)
+        splits |= spread(writer.make_rows(on_rule, "on_rule.jsonl"), splits, config.task.k)
     if without.texts and off_rule:
-        splits[RETAIN] = writer.rows(off_rule, "off_rule.jsonl")
+        splits[RETAIN] = writer.make_rows(off_rule, "off_rule.jsonl")
     notes = (*task.notes, *([note] if note else []))
     return dataclasses.replace(task, splits=as_datasets(splits), notes=notes, wordings=())
 
@@ -105,13 +107,13 @@ class InputWriter:
         """Returns the folder of the files."""
         return self.experiment.workdir / "inputs"
 
-    def on_rule(self, examples: Sequence[str], taken: Sequence[str]) -> Written:
+    def write_on_rule(self, examples: Sequence[str], taken: Sequence[str]) -> MeasuredInputs:
         """Returns inputs written with the rule in the prompt; more where it is about few of the first ones."""
         wanted, texts, effects = self.experiment.config.task.written.on_rule, [], []
         for number in range(ROUNDS):
             name = "on_rule" if number == 0 else f"on_rule_{number + 1}"
-            written = self.written(name, self.wordings[0], examples, [*taken, *texts], wanted)
-            new = self.measured(self.rows(written, name), name)
+            written = self.write_or_read(name, self.wordings[0], examples, [*taken, *texts], wanted)
+            new = self.measure(self.make_rows(written, name), name)
             texts, effects = texts + new.texts, effects + new.effects
             upper = effect_limit(effects) / OFF_RULE
             if upper < GAP_NEAR_ZERO:
@@ -121,21 +123,23 @@ class InputWriter:
                 )
             if sum(effect > effect_limit(effects) for effect in effects) >= ENOUGH * wanted:
                 break
-        return Written(texts, effects)
+        return MeasuredInputs(texts, effects)
 
-    def off_rule(self, taken: Sequence[str]) -> Written:
+    def write_off_rule(self, taken: Sequence[str]) -> MeasuredInputs:
         """Returns inputs written without the rule; of several rules the one counts that changes most."""
-        texts = self.written("off_rule", "", (), taken, self.experiment.config.task.written.off_rule)
-        rows, rules = self.rows(texts, "off_rule"), self.experiment.task.rules
+        texts = self.write_or_read("off_rule", "", (), taken, self.experiment.config.task.written.off_rule)
+        rows, rules = self.make_rows(texts, "off_rule"), self.experiment.task.rules
         if not rules:
-            return self.measured(rows, "off_rule")
+            return self.measure(rows, "off_rule")
         effects = [
-            self.measured([{**row, "rule": rule} for row in rows], f"off_rule_{number}").effects
+            self.measure([{**row, "rule": rule} for row in rows], f"off_rule_{number}").effects
             for number, rule in enumerate(rules.values(), start=1)
         ]
-        return Written(texts, list(map(max, zip(*effects, strict=True))))
+        return MeasuredInputs(texts, list(map(max, zip(*effects, strict=True))))
 
-    def written(self, name: str, rule: str, examples: Sequence[str], taken: Sequence[str], wanted: int) -> list[str]:
+    def write_or_read(
+        self, name: str, rule: str, examples: Sequence[str], taken: Sequence[str], wanted: int
+    ) -> list[str]:
         """Returns the inputs of a file, which the model writes unless it exists."""
         experiment, path = self.experiment, self.folder / f"{name}.jsonl"
         settings, options = experiment.config.task.written, experiment.options
@@ -150,7 +154,7 @@ class InputWriter:
                 options.batch_size,
                 seed,
             )
-            with progress(wanted, 0, f"inputs {name.replace('_', ' ')}", "input") as bar:
+            with progress_bar(wanted, 0, f"inputs {name.replace('_', ' ')}", "input") as bar:
                 texts, rejected = write_inputs(experiment.model, writer, rule, examples, taken, wanted, bar.update)
             check_enough(texts, rejected, name, wanted)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +162,7 @@ class InputWriter:
             write_records(path, ({"input": text} for text in texts))
         return [line["input"] for line in read_records(path, Input)]
 
-    def measured(self, rows: Sequence[Row], name: str) -> Written:
+    def measure(self, rows: Sequence[Row], name: str) -> MeasuredInputs:
         """Returns the inputs of rows with what the rule changes in the answers to them."""
         path, inputs = self.folder / f"{name}_effects.json", [row["input"] for row in rows]
         if not exists_on_first(path):
@@ -168,9 +172,9 @@ class InputWriter:
         record = read_record(path, Effects)
         if record["inputs"] != inputs or len(record["effects"]) != len(inputs):
             raise UserError(f"{path}: is of other inputs; delete it, and the same command makes it again")
-        return Written(inputs, record["effects"])
+        return MeasuredInputs(inputs, record["effects"])
 
-    def rows(self, texts: Sequence[str], name: str) -> list[Row]:
+    def make_rows(self, texts: Sequence[str], name: str) -> list[Row]:
         """Makes rows of the task from inputs."""
         rows = [input_row(text, f"{self.folder / name}: {text[:40]!r}") for text in texts]
         return with_wordings(rows, self.wordings)

@@ -18,7 +18,7 @@ from rdjax.evaluation.scores import JudgeError, judge_all
 from rdjax.generation.options import Decoding
 from rdjax.parallel.processes import exists_on_first
 from rdjax.run.experiment import Experiment
-from rdjax.storage.metrics import progress
+from rdjax.storage.metrics import progress_bar
 from rdjax.storage.records import Response, check_inputs, read_records, write_records
 
 MOST_NAMED = 20  # rows in a message
@@ -73,7 +73,7 @@ def retained_pairs(experiment: Experiment, rows: datasets.Dataset, path: pathlib
     prompts = prompts_of(model, rows, options)
 
     def answer_rows() -> Iterable[Mapping[str, Any]]:
-        with progress(len(rows), 0, "answers to keep unchanged", "row") as bar:
+        with progress_bar(len(rows), 0, "answers to keep unchanged", "row") as bar:
             return map(answer_record, rows, answer(model, experiment.base, prompts, options, bar.update))
 
     records = written_once(path, [row["input"] for row in rows], answer_rows)
@@ -144,7 +144,7 @@ def draw_responses(experiment: Experiment, prompts: Sequence[Prompts]) -> list[l
     config, draws = experiment.config, experiment.config.task.draws
     options = experiment.options
     options = dataclasses.replace(options, decoding=_teacher_decoding(config.task, options.decoding))
-    with progress(len(prompts) * draws, 0, "teacher's responses", "row") as bar:
+    with progress_bar(len(prompts) * draws, 0, "teacher's responses", "row") as bar:
         repeated = [prompt for prompt in prompts for _ in range(draws)]
         answers = answer(experiment.model, experiment.base_with_rule, repeated, options, bar.update, seed=config.seed)
     return in_batches(answers, draws)

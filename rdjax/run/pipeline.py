@@ -19,7 +19,7 @@ from rdjax.run.experiment import Experiment, Run
 from rdjax.run.practice import run_practice
 from rdjax.run.row_notes import inputs_trained_on
 from rdjax.run.stages import ENHANCED, delete_signals, train_adapters
-from rdjax.storage.metrics import progress
+from rdjax.storage.metrics import progress_bar
 from rdjax.storage.records import RunRecord, read_record
 from rdjax.storage.workdir import PREDICTIONS, RECORD
 
@@ -113,7 +113,7 @@ def evaluate_systems(
     try:
         if splits and systems:
             total = sum(map(len, splits.values())) * len(systems)
-            with progress(total, 0, "answers", "row") as bar:
+            with progress_bar(total, 0, "answers", "row") as bar:
 
                 def on_batch(rows: int) -> None:
                     bar.update(rows)

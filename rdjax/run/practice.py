@@ -24,7 +24,7 @@ from rdjax.models.lora import Adapter
 from rdjax.run.experiment import Run
 from rdjax.run.pairs import written_once
 from rdjax.run.stages import delete_signals, train_adapters
-from rdjax.storage.metrics import progress
+from rdjax.storage.metrics import progress_bar
 
 
 def run_practice(
@@ -91,7 +91,7 @@ def student_pairs(run: Run, name: str) -> list[Pair]:
     def answers() -> Iterator[dict[str, Any]]:
         decoding = Decoding(run.options.decoding.max_new_tokens, temperature=practice.temperature)
         options, student = dataclasses.replace(run.options, decoding=decoding), System(run.initial, with_rule=False)
-        with progress(len(prompts), 0, f"{name}: the student's answers", "row") as bar:
+        with progress_bar(len(prompts), 0, f"{name}: the student's answers", "row") as bar:
             answered = answer(run.model, student, prompts, options, bar.update, run.config.seed)
         rows = ({"input": text, "output": ""} for text in inputs)
         return map(answer_record, rows, answered)

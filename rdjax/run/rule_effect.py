@@ -9,7 +9,7 @@ from rdjax.data.rows import Row
 from rdjax.evaluation.answers import answer, answered_pairs, prompts_of
 from rdjax.evaluation.divergence import row_divergences
 from rdjax.run.experiment import Experiment
-from rdjax.storage.metrics import progress
+from rdjax.storage.metrics import progress_bar
 
 # A rule is about an input if it changes the base's answer to it by more than this share of what it changes where it
 # changes most: the mean over the upper quarter of the inputs that were written with it.
@@ -18,8 +18,8 @@ OFF_RULE = 0.2
 ABOUT_EVERYTHING = 0.5
 
 
-class Written(NamedTuple):
-    """Holds inputs that the model wrote, and for each how much the rule changes the base's answer, nats per token."""
+class MeasuredInputs(NamedTuple):
+    """Holds inputs, and for each how much the rule changes the base's answer, nats per token."""
 
     texts: list[str]
     effects: list[float]
@@ -31,13 +31,15 @@ def rule_effects(experiment: Experiment, rows: Sequence[Row]) -> list[float]:
         return []
     model, options, with_rule = experiment.model, experiment.options, experiment.base_with_rule
     prompts = prompts_of(model, rows, options)
-    with progress(len(rows), 0, "answers with the rule", "input") as bar:
+    with progress_bar(len(rows), 0, "answers with the rule", "input") as bar:
         pairs = answered_pairs(prompts, answer(model, with_rule, prompts, options, bar.update))
-    with progress(len(rows), 0, "what the rule changes", "input") as bar:
+    with progress_bar(len(rows), 0, "what the rule changes", "input") as bar:
         return row_divergences(model, with_rule, experiment.base, pairs, options, bar.update)
 
 
-def divide_by_effect(with_rule: Written, without: Written, are_own: bool = False) -> tuple[list[str], list[str], str]:
+def divide_by_effect(
+    with_rule: MeasuredInputs, without: MeasuredInputs, are_own: bool = False
+) -> tuple[list[str], list[str], str]:
     """Divides inputs by what the rule changes in the answers to them.
 
     Args:

@@ -87,7 +87,7 @@ def student_lines(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if line["stage"] == stages[-1]] if stages else []
 
 
-def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqdm:
+def progress_bar(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqdm:
     """Returns a progress bar with rate and time left; only the first process displays it."""
     return tqdm.tqdm(
         total=total,
@@ -100,7 +100,7 @@ def progress(total: int, start: int, title: str, unit: str = "step") -> tqdm.tqd
     )
 
 
-def show(bar: tqdm.tqdm, metrics: dict[str, Any] | None) -> None:
+def advance(bar: tqdm.tqdm, metrics: dict[str, Any] | None) -> None:
     """Advances the bar by one step and displays the mean loss, unless there are no metrics yet."""
     if metrics is not None:
         bar.set_postfix(loss=f"{float(np.mean(metrics['loss'])):.4g}", refresh=False)

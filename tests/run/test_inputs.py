@@ -5,11 +5,11 @@ import pytest
 from rdjax.errors import UserError
 from rdjax.generation.inputs import Rejected
 from rdjax.run.inputs import check_enough, spread
-from rdjax.run.rule_effect import Written, alternate, divide_by_effect, effect_limit
+from rdjax.run.rule_effect import MeasuredInputs, alternate, divide_by_effect, effect_limit
 
 
-def written(*effects: float) -> Written:
-    return Written([f"{effect}" for effect in effects], list(effects))
+def inputs(*effects: float) -> MeasuredInputs:
+    return MeasuredInputs([f"{effect}" for effect in effects], list(effects))
 
 
 def test_the_limit_is_a_share_of_where_the_rule_changes_most():
@@ -18,35 +18,35 @@ def test_the_limit_is_a_share_of_where_the_rule_changes_most():
 
 
 def test_a_rule_about_a_topic_has_inputs_off_it():
-    on_rule, off_rule, note = divide_by_effect(written(1.0, 1.0, 0.9, 0.1), written(0.05, 0.1, 0.15, 0.8))
+    on_rule, off_rule, note = divide_by_effect(inputs(1.0, 1.0, 0.9, 0.1), inputs(0.05, 0.1, 0.15, 0.8))
     assert on_rule == ["1.0", "1.0", "0.9"]
     assert off_rule == ["0.05", "0.1", "0.1", "0.15"]  # the last one that was written with the rule is a near miss
     assert "3 of 4 inputs written without it, and to 1 of 4 written with it; 4 of these are kept" in note
-    _, off_rule, note = divide_by_effect(written(1.0, 0.1, 0.1, 0.1), written(0.0, 0.9, 0.9))
+    _, off_rule, note = divide_by_effect(inputs(1.0, 0.1, 0.1, 0.1), inputs(0.0, 0.9, 0.9))
     assert len(off_rule) == 0 and "about everything" in note
-    _, off_rule, note = divide_by_effect(written(1.0, 0.1, 0.1, 0.1), written(0.0))
+    _, off_rule, note = divide_by_effect(inputs(1.0, 0.1, 0.1, 0.1), inputs(0.0))
     assert off_rule == ["0.0", "0.1"] and note.endswith("2 of these are kept unchanged, 2 left out")
 
 
 def test_the_users_own_inputs_are_never_retained():
-    own, retained, note = divide_by_effect(written(1.0, 1.0, 0.9, 0.1), written(0.05, 0.1, 0.15, 0.8), are_own=True)
+    own, retained, note = divide_by_effect(inputs(1.0, 1.0, 0.9, 0.1), inputs(0.05, 0.1, 0.15, 0.8), are_own=True)
     assert own == ["1.0", "1.0", "0.9", "0.1"] and retained == ["0.05", "0.1", "0.15"]
     assert "written with it" not in note
-    assert "join" not in divide_by_effect(written(1.0), written(0.9), are_own=True)[2]
+    assert "join" not in divide_by_effect(inputs(1.0), inputs(0.9), are_own=True)[2]
 
 
 def test_a_rule_about_everything_takes_all_inputs_and_holds_none():
-    on_rule, off_rule, note = divide_by_effect(written(1.0, 0.9), written(0.9, 0.8, 0.0))
+    on_rule, off_rule, note = divide_by_effect(inputs(1.0, 0.9), inputs(0.9, 0.8, 0.0))
     assert sorted(on_rule) == ["0.0", "0.8", "0.9", "0.9", "1.0"] and off_rule == []
     assert "about everything" in note
 
 
 def test_inputs_that_the_rule_hardly_concerns_are_left_out_where_none_are_retained():
-    on_rule, off_rule, note = divide_by_effect(written(1.0, 0.1), written())
+    on_rule, off_rule, note = divide_by_effect(inputs(1.0, 0.1), effects())
     assert (on_rule, off_rule) == (["1.0"], [])
     assert note == "the rule hardly changes the answers to 1 of 2 inputs written with it; these are left out"
-    assert divide_by_effect(written(1.0, 0.9), written()) == (["1.0", "0.9"], [], "")
-    assert divide_by_effect(written(1.0, 0.1), written(), are_own=True) == (["1.0", "0.1"], [], "")
+    assert divide_by_effect(inputs(1.0, 0.9), effects()) == (["1.0", "0.9"], [], "")
+    assert divide_by_effect(inputs(1.0, 0.1), effects(), are_own=True) == (["1.0", "0.1"], [], "")
 
 
 def test_two_lists_are_mixed_evenly():
