@@ -42,11 +42,11 @@ def test_a_rule_about_everything_takes_all_inputs_and_holds_none():
 
 
 def test_inputs_that_the_rule_hardly_concerns_are_left_out_where_none_are_retained():
-    on_rule, off_rule, note = divide_by_effect(inputs(1.0, 0.1), effects())
+    on_rule, off_rule, note = divide_by_effect(inputs(1.0, 0.1), inputs())
     assert (on_rule, off_rule) == (["1.0"], [])
     assert note == "the rule hardly changes the answers to 1 of 2 inputs written with it; these are left out"
-    assert divide_by_effect(inputs(1.0, 0.9), effects()) == (["1.0", "0.9"], [], "")
-    assert divide_by_effect(inputs(1.0, 0.1), effects(), are_own=True) == (["1.0", "0.1"], [], "")
+    assert divide_by_effect(inputs(1.0, 0.9), inputs()) == (["1.0", "0.9"], [], "")
+    assert divide_by_effect(inputs(1.0, 0.1), inputs(), are_own=True) == (["1.0", "0.1"], [], "")
 
 
 def test_two_lists_are_mixed_evenly():
