@@ -71,13 +71,9 @@ def run_command(main: Callable[[list[str]], None], *arguments: str) -> int:
     return ended.value.code or 0
 
 
-def run_in(arguments: list[str], cwd: pathlib.Path, **variables: str) -> str:
-    """Runs a program in a folder as a user does and returns what it prints; it must succeed.
-
-    Args:
-      variables: of the environment; by default programs are compiled as users compile them.
-    """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **variables}
+def run_in(arguments: list[str], cwd: pathlib.Path) -> str:
+    """Runs a program in a folder as a user does and returns what it prints; it must succeed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout

@@ -23,6 +23,12 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the files with slow tests to the front, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
     """Lets go of a file's compiled programs.

@@ -15,7 +15,7 @@ from tests.faults.runs import adapter_of, arguments, write_task
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ON_CPU = {"JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def start(model, root, workdir, *options: str, limit: int | None = None, **envir
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=os.environ | QUICK | environment,
+        env=os.environ | ON_CPU | environment,
         preexec_fn=restrict,
     )
 
@@ -132,7 +132,7 @@ def test_no_home_and_no_user_name_do_not_matter(model, whole, tmp_path):
     code += "def missing(uid): raise KeyError(uid)\npwd.getpwuid = missing\n"
     code += f"sys.argv = {['rdjax.train', *arguments(model, root, tmp_path / 'run')]!r}\n"
     code += "runpy.run_module('rdjax.train', run_name='__main__', alter_sys=True)\n"
-    environment = os.environ | QUICK | {"JAX_ENABLE_COMPILATION_CACHE": "true"}
+    environment = os.environ | ON_CPU | {"JAX_ENABLE_COMPILATION_CACHE": "true"}
     environment.pop("XDG_CACHE_HOME", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
