@@ -72,8 +72,12 @@ def run_command(main: Callable[[list[str]], None], *arguments: str) -> int:
 
 
 def run_in(arguments: list[str], cwd: pathlib.Path) -> str:
-    """Runs a program in a folder as a user does and returns what it prints; it must succeed."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    """Runs a program in a folder as a user does and returns what it prints; it must succeed.
+
+    Compiled programs are kept for the next programs in this folder.
+    """
+    cache = {"JAX_ENABLE_COMPILATION_CACHE": "true", "XDG_CACHE_HOME": str(cwd / ".cache")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **cache}
     done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
