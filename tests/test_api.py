@@ -1,4 +1,4 @@
-"""What the Python API asks of the model; tests/test_user_commands.py has whole runs of it."""
+"""Checks which prompts the Python API gives to the model; tests/test_user_commands.py has whole runs of the API."""
 
 import types
 

@@ -173,6 +173,14 @@ def render_chat(template: Template, messages: Sequence[Message], generate: bool 
     return text
 
 
+def render_conversation(template: Template, messages: Sequence[Message], where: str, *, generate: bool = True) -> str:
+    """Renders the conversation of a row, as `render_chat` does; an error names the row."""
+    try:
+        return render_chat(template, messages, generate=generate)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Ends a `with` block with TimeoutError after some time; in threads, which no signal reaches, it does nothing."""
@@ -242,10 +250,7 @@ def check_conversation(template: Template, messages: Sequence[Message], prompt: 
     Raises:
       UserError: names the row: the template fails, or where the two texts part.
     """
-    try:
-        whole = render_chat(template, [*messages, _assistant(response)], generate=False)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+    whole = render_conversation(template, [*messages, _assistant(response)], where, generate=False)
     learnt = prompt + template.lead + response + template.trail
     if not whole.startswith(learnt):
         parts = next((at for at, pair in enumerate(zip(learnt, whole, strict=False)) if pair[0] != pair[1]), len(whole))

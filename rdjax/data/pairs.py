@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rdjax.data.chat import chat_template, check_conversation, render_chat, row_messages, with_rule
+from rdjax.data.chat import chat_template, check_conversation, render_conversation, row_messages, with_rule
 from rdjax.data.templates import Template, alpaca_prompt, join_instruction
 from rdjax.errors import UserError
 
@@ -72,10 +72,7 @@ def render(template: Template, row: Mapping[str, str], rule: str) -> str:
       UserError: the template fails, or has no place for the turns of a conversation; names the row.
     """
     if template.name == "chat":
-        try:
-            return render_chat(template, with_rule(template, row_messages(row), rule))
-        except UserError as error:
-            raise UserError(f"{row['where']}: {error}") from error
+        return render_conversation(template, with_rule(template, row_messages(row), rule), row["where"])
     if row.get("history"):
         raise UserError(f"{row['where']}: several messages need config.task.template = chat")
     return alpaca_prompt(join_instruction(rule, row["instruction"]), row["input"])

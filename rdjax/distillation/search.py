@@ -78,7 +78,8 @@ def retry(
       reason: for the log.
     """
     rates = [rate * factor for factor in TRIALS]
-    print(f"{stage.name}: {reason}; trying the rates {', '.join(f'{other:.2g}' for other in rates)}")
+    listed = ", ".join(f"{other:.2g}" for other in rates)
+    print(f"{stage.name}: {reason}; trying the rates {listed}")
     short = with_rate(config, rate)
     length = "epochs" if short.train.epochs else "updates"
     short.train[length] = max(short.train[length] // TRIAL_SHARE, 1)
@@ -91,8 +92,7 @@ def retry(
             continue
         losses[other] = tried.valid_loss
     if not losses:
-        tried = ", ".join(f"{other:.2g}" for other in rates)
-        raise UserError(f"{stage.name}: {reason}; so at the rates {tried}; set config.optimizer.learning_rate by hand")
+        raise UserError(f"{stage.name}: {reason}; so at the rates {listed}; set config.optimizer.learning_rate by hand")
     best = min(losses, key=lambda other: (losses[other], other))  # without validations the lowest that stays finite
     start = math.inf if result is None else result.start_loss
     if not has_learnt(Trained(member.initial, losses[best], start, best)):
@@ -106,8 +106,8 @@ def retry(
         if result is None:
             raise
         print(f"{again.name}: the loss is not finite after all; what was learnt before is kept")
-        found = result
-    if result is None or found.valid_loss < result.valid_loss:
-        return found
+    else:
+        if result is None or found.valid_loss < result.valid_loss:
+            return found
     member.log.truncate(again.name, -1)  # the report shows the last stage of the student
     return result

@@ -171,7 +171,7 @@ def _generated_pairs(experiment: Experiment, gold: Sequence[str]) -> dict[str, l
     """Returns the pairs whose responses the model writes: those without gold outputs, and those off the rule."""
     task, folder, pairs = experiment.task, experiment.workdir / "responses", {}
     folder.mkdir(exist_ok=True)
-    for split in train_and_valid_splits(task):
+    for split in _train_and_valid_splits(task):
         if split not in gold:
             pairs[split] = teacher_pairs(experiment, task.splits[split], folder / f"{split}.jsonl")
     for split in (part for part in map(train_part, RETAINED) if part in task.splits):
@@ -193,7 +193,7 @@ def task_judges(config: config_dict.ConfigDict, task: RuleTask) -> dict[str, Jud
     return judges_of(config.task.name, outputs, config.eval.judges, config.eval.classifier)
 
 
-def train_and_valid_splits(task: RuleTask) -> list[str]:
+def _train_and_valid_splits(task: RuleTask) -> list[str]:
     """Returns those of train and valid that the task has."""
     return [split for split in TRAIN_AND_VALID if split in task.splits]
 
@@ -206,7 +206,7 @@ def _splits_with_gold(config: config_dict.ConfigDict, task: RuleTask) -> list[st
     uses_gold = {"train": config.responses == "gold"}
     if "valid" in task.splits:
         uses_gold["valid"] = all(task.splits["valid"]["output"]) and not config.remove_rule
-    return [split for split in train_and_valid_splits(task) if uses_gold[split]]
+    return [split for split in _train_and_valid_splits(task) if uses_gold[split]]
 
 
 def _check_prompts(experiment: Experiment, gold: Sequence[str]) -> None:
@@ -216,9 +216,8 @@ def _check_prompts(experiment: Experiment, gold: Sequence[str]) -> None:
       gold: splits whose own outputs are used; their lengths are checked with these outputs, elsewhere.
     """
     task, options = experiment.task, experiment.options
-    if experiment.config.task.only_confirmed:
-        judged = TRAIN in experiment.judges
-        needed = [split for split in train_and_valid_splits(task) if not judged and split not in gold]
+    if experiment.config.task.only_confirmed and TRAIN not in experiment.judges:
+        needed = [split for split in _train_and_valid_splits(task) if split not in gold]
         for row in (row for split in needed for row in task.splits[split]):
             if not row["output"]:
                 raise UserError(

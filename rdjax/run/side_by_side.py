@@ -78,17 +78,24 @@ def finish_runs(
         for name, group in groups.items():
             release_programs()
             for run, adapters in train_runs(group, checkpoints, name, failures):
-                try:
-                    if not exists_on_first(run.workdir / RESULTS):
-                        before_evaluation(run)
-                        write_record(run.workdir / RESULTS, evaluate_all(run, adapters))
-                except Exception as error:  # a judge fails or memory runs out: the other runs continue
-                    raise_if_others_wait(error)
-                    failures[run.workdir.name] = first_line(error)
+                evaluate_run(run, adapters, before_evaluation, failures)
     finally:
         for run in runs:
             run.log.close()
     return failures
+
+
+def evaluate_run(
+    run: Run, adapters: dict[str, Adapter], before_evaluation: Callable[[Run], None], failures: dict[str, str]
+) -> None:
+    """Evaluates a run that is not finished; `failures` gets its error, and the other runs continue."""
+    try:
+        if not exists_on_first(run.workdir / RESULTS):
+            before_evaluation(run)
+            write_record(run.workdir / RESULTS, evaluate_all(run, adapters))
+    except Exception as error:  # such as a judge that fails, or memory that runs out
+        raise_if_others_wait(error)
+        failures[run.workdir.name] = first_line(error)
 
 
 def group_name(run: Run) -> str:

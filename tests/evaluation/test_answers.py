@@ -1,4 +1,4 @@
-"""Checks what becomes of the tokens that a model answers with."""
+"""Checks how the tokens of an answer become its text."""
 
 import types
 

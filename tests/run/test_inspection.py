@@ -1,4 +1,4 @@
-"""The time that an inspection expects of a run."""
+"""Checks how long `rdjax.inspect` expects a run to take."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Which adapters a run trains, and which serve twice."""
+"""Checks which adapters a run trains, and when one adapter is used under two names."""
 
 import types
 

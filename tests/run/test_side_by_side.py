@@ -1,4 +1,4 @@
-"""Runs that train side by side: which of them can, and what becomes of their logs."""
+"""Checks which runs train side by side, and that the logs of all are closed."""
 
 import types
 
@@ -8,7 +8,7 @@ from rdjax.run.side_by_side import finish_runs, group_name
 
 
 def run_of(folder, name: str = "a", **changes):
-    """A run of which only what decides about company is known."""
+    """Returns a run that has only what decides with which others it trains."""
     log = types.SimpleNamespace(closed=0)
     log.close = lambda: setattr(log, "closed", log.closed + 1)
     fields = {"train": [1, 2], "valid": [1], "retained": {"retain": [1]}, "valid_is_gold": False}

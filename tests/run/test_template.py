@@ -1,4 +1,4 @@
-"""The template of a run, whose tokenizer other runs share."""
+"""Checks that runs which share a tokenizer keep their own chat templates."""
 
 from configs import base
 from rdjax.run.template import task_template
